@@ -1,0 +1,38 @@
+# Two commands: `make sweep` and `make test`. Both make .venv first; nothing else needs to be installed.
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: help sweep test check ui wheel clean
+
+help: ## list the targets
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+
+sweep: $(VENV)/installed ## run the first sweep, about 4 minutes on two cores
+	$(BIN)/python -m tdrs.sweep +experiment=sqa_ablation
+
+test: $(VENV)/installed-dev ## run the tests
+	$(BIN)/python -m pytest -q
+
+check: $(VENV)/installed-dev ## ruff and mypy
+	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
+
+ui: $(VENV)/installed ## open the logged runs at http://127.0.0.1:5000
+	$(BIN)/mlflow ui --host 127.0.0.1 --backend-store-uri sqlite:///$(CURDIR)/outputs/mlflow.db
+
+wheel: $(VENV)/installed ## build dist/tdrs-*.whl
+	$(BIN)/python -m pip wheel -q --no-deps -w dist .
+
+clean: ## remove .venv and build files; outputs are kept
+	rm -rf $(VENV) build dist *.egg-info
+
+$(VENV)/bin/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/installed: $(VENV)/bin/python pyproject.toml constraints.txt
+	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e .
+	touch $@
+
+$(VENV)/installed-dev: $(VENV)/installed
+	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	touch $@
