@@ -1,0 +1,82 @@
+"""Settings: checked values, and errors of one line that name the setting, its value and what is allowed."""
+
+import math
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from dataclasses import MISSING, fields, is_dataclass
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+
+class SettingError(ValueError):
+    """A setting has a value that is not allowed. The message is one line: name, value, what is allowed."""
+
+    def __init__(self, name: str, value: object, allowed: str) -> None:
+        self.name, self.value, self.allowed = name, value, allowed
+        super().__init__(f"{name} = {value!r}: {allowed}")
+
+    def under(self, prefix: str) -> "SettingError":
+        """The same error with the path of the enclosing setting in front of the name."""
+        return SettingError(f"{prefix}.{self.name}", self.value, self.allowed)
+
+
+def check_choice(name: str, value: object, choices: Sequence[str]) -> None:
+    """Raises SettingError unless `value` is one of `choices`."""
+    if value not in choices:
+        raise SettingError(name, value, f"must be one of {', '.join(choices)}")
+
+
+def check_number(name: str, value: object, low: float, *, above: bool = False, whole: bool = False) -> None:
+    """Raises SettingError unless `value` is a finite number (a whole one if asked) at least, or above, `low`."""
+    kind = "a whole number" if whole else "a finite number"
+    bound = f"{'above' if above else 'of at least'} {low:g}"
+    good = isinstance(value, int if whole else int | float) and not isinstance(value, bool)
+    if not good or not math.isfinite(value) or value < low or (above and value == low):  # type: ignore[arg-type, operator]
+        raise SettingError(name, value, f"must be {kind} {bound}")
+
+
+def build(kind: type[T], values: Mapping[str, Any]) -> T:
+    """A settings dataclass from plain values, nested dataclasses included; it checks itself in `__post_init__`.
+
+    Raises:
+        SettingError: a name is unknown or missing, or a value has the wrong type or is out of range.
+    """
+    hints = typing.get_type_hints(kind)
+    known = [field.name for field in fields(kind)]  # type: ignore[arg-type]
+    for name in values:
+        if name not in known:
+            raise SettingError(str(name), values[name], f"unknown setting; known are {', '.join(known)}")
+    arguments: dict[str, Any] = {}
+    for field in fields(kind):  # type: ignore[arg-type]
+        if field.name in values:
+            arguments[field.name] = _convert(field.name, values[field.name], hints[field.name])
+        elif field.default is MISSING and field.default_factory is MISSING:
+            raise SettingError(field.name, None, "is required")
+    return kind(**arguments)
+
+
+def _convert(name: str, value: Any, hint: Any) -> Any:
+    options = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+    if value is None and type(None) in options:
+        return None
+    for option in options:
+        origin = typing.get_origin(option) or option
+        if is_dataclass(option):
+            if not isinstance(value, Mapping):
+                raise SettingError(name, value, f"must be a group of settings{' or null' if None in options else ''}")
+            try:
+                return build(typing.cast(type[Any], option), value)
+            except SettingError as error:
+                raise error.under(name) from None
+        if origin is tuple and isinstance(value, Sequence) and not isinstance(value, str):
+            return tuple(value)
+        if origin is dict and isinstance(value, Mapping):
+            return dict(value)
+        if option is float and isinstance(value, int | float) and not isinstance(value, bool):
+            return float(value)
+        if isinstance(origin, type) and isinstance(value, origin) and (option is bool or not isinstance(value, bool)):
+            return value
+    names = " or ".join("null" if o is type(None) else getattr(o, "__name__", str(o)) for o in options)
+    raise SettingError(name, value, f"must be of type {names}")

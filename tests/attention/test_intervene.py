@@ -1,0 +1,281 @@
+"""`intervene` on whole models: stock when off, restored after, padding, cache, other architectures, refusals."""
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from transformers import (
+    LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+    StaticCache,
+)
+from transformers.models.gpt2 import GPT2Config, GPT2LMHeadModel
+
+import tdrs
+from tdrs import DC, RE, TDRS
+from tdrs.attention import core
+from tdrs.attention.intervene import _SESSIONS, Session
+from tdrs.backbones import Backbone
+from tdrs.settings import SettingError
+from tests.conftest import tiny_llama
+
+IDS = torch.randint(3, 50, (2, 37), generator=torch.Generator().manual_seed(1))
+STRONG = TDRS(dc=DC(w_min=300.0, weight=0.7), re=RE(w_min=500.0, weight=1.3))
+ROW = TDRS(dc=DC(w_min=300.0, weight=0.7), re=RE(w_min=500.0, weight=1.3), stats_scope="row")
+OFF = TDRS(sd=False, dc=None, re=None)
+
+
+@pytest.fixture(params=["sdpa", "eager"])
+def model(request: pytest.FixtureRequest) -> LlamaForCausalLM:
+    made = tiny_llama()
+    made.set_attn_implementation(request.param)
+    return made
+
+
+@torch.no_grad()
+def logits(model: Any, ids: torch.Tensor = IDS, **inputs: Any) -> torch.Tensor:
+    return model(ids, **inputs).logits  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("padded", [False, True])
+def test_all_off_is_stock_bit_for_bit(model: LlamaForCausalLM, padded: bool) -> None:
+    mask = torch.ones_like(IDS)
+    if padded:
+        mask[0, :9] = 0
+    stock = logits(model, attention_mask=mask)
+    with tdrs.intervene(model, OFF):
+        assert torch.equal(logits(model, attention_mask=mask), stock)
+    with tdrs.intervene(model, STRONG):
+        assert not torch.equal(logits(model, attention_mask=mask), stock)
+    assert torch.equal(logits(model, attention_mask=mask), stock)
+
+
+def test_inactive_layers_run_the_stock_attention(model: LlamaForCausalLM) -> None:
+    """A layer's input does not depend on later layers: with layer 1 edited, layer 1's input is stock's bit for bit."""
+    stock = model(IDS, output_hidden_states=True).hidden_states
+    with tdrs.intervene(model, TDRS(layers=[1])):
+        edited = model(IDS, output_hidden_states=True).hidden_states
+    assert torch.equal(stock[1], edited[1])
+    assert not torch.equal(stock[2], edited[2])
+
+
+def test_the_model_is_restored_after_an_exception(model: LlamaForCausalLM) -> None:
+    before = copy.deepcopy(model.config.to_dict())
+    implementation = model.config._attn_implementation
+    stock = logits(model)
+
+    def fail() -> None:
+        with tdrs.intervene(model, STRONG):
+            logits(model)
+            raise RuntimeError("inside")
+
+    with pytest.raises(RuntimeError, match="inside"):
+        fail()
+    assert model.config._attn_implementation == implementation
+    assert model.config.to_dict() == before
+    assert not any(module._forward_pre_hooks for module in model.modules())
+    assert not any(module in _SESSIONS for module in model.modules())
+    assert torch.equal(logits(model), stock)
+
+
+def test_blocked_equals_reference(model: LlamaForCausalLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(core.BLOCK_ELEMENTS, "cpu", 301)
+    mask = torch.ones_like(IDS)
+    mask[1, :14] = 0
+    outputs = {}
+    for execution in ("reference", "blocked"):
+        with tdrs.intervene(model, STRONG, execution):
+            outputs[execution] = logits(model, attention_mask=mask)
+    torch.testing.assert_close(outputs["blocked"][0], outputs["reference"][0], atol=2e-4, rtol=1e-4)
+    torch.testing.assert_close(outputs["blocked"][1, 14:], outputs["reference"][1, 14:], atol=2e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("features", ["pre_rope", "post_rope"])
+def test_cached_decoding_equals_the_full_pass_under_row_statistics(llama: LlamaForCausalLM, features: str) -> None:
+    """Also shows that past keys are un-rotated with their own positions."""
+    method = TDRS(dc=ROW.dc, re=ROW.re, stats_scope="row", features=features)
+    mask = torch.ones_like(IDS)
+    mask[0, :5] = 0
+    positions = (mask.cumsum(-1) - 1).clamp_min(0)
+    with tdrs.intervene(llama, method), torch.no_grad():
+        full = logits(llama, attention_mask=mask, position_ids=positions)
+        out = llama(IDS[:, :30], attention_mask=mask[:, :30], position_ids=positions[:, :30], use_cache=True)
+        steps = [out.logits]
+        for t in range(30, 37):
+            out = llama(
+                IDS[:, t : t + 1],
+                attention_mask=mask[:, : t + 1],
+                position_ids=positions[:, t : t + 1],
+                past_key_values=out.past_key_values,
+            )
+            steps.append(out.logits)
+    cached = torch.cat(steps, dim=1)
+    torch.testing.assert_close(cached[0, 5:], full[0, 5:], atol=3e-4, rtol=1e-4)
+    torch.testing.assert_close(cached[1], full[1], atol=3e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("scope", ["call", "row"])
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_a_sample_does_not_depend_on_its_padding(llama: LlamaForCausalLM, scope: str, side: str) -> None:
+    method = TDRS(dc=STRONG.dc, re=STRONG.re, stats_scope=scope)
+    alone = IDS[:1, :25]
+    mask = torch.ones_like(IDS)
+    both = IDS.clone()
+    where = slice(12, 37) if side == "left" else slice(0, 25)
+    mask[0] = 0
+    mask[0, where] = 1
+    both[0, where] = alone[0]
+    positions = (mask.cumsum(-1) - 1).clamp_min(0)
+    with tdrs.intervene(llama, method):
+        single = logits(llama, alone)
+        batched = logits(llama, both, attention_mask=mask, position_ids=positions)
+    torch.testing.assert_close(batched[:1, where], single, atol=3e-4, rtol=1e-4)
+
+
+def test_generate_runs_inside(mini_llava: Backbone) -> None:
+    """The README's example, on the embedded model, left-padded."""
+    from tdrs import benchmarks
+
+    samples = benchmarks.load(benchmarks.from_settings({"name": "mini_scienceqa", "gap": 20}), "tuning", 5)
+    inputs = mini_llava.inputs(samples)
+    assert (inputs["attention_mask"] == 0).any()
+    method = tdrs.TDRS(sd=True, dc=tdrs.DC(w_min=3.0, weight=1.0), re=tdrs.RE(w_min=2.0, weight=0.8), gain="logits")
+    stock = mini_llava.model.generate(**inputs, max_new_tokens=4, do_sample=False)
+    with tdrs.intervene(mini_llava.model, method):
+        edited = mini_llava.model.generate(**inputs, max_new_tokens=4, do_sample=False)
+    assert edited.shape[0] == stock.shape[0] == 5
+    assert torch.equal(mini_llava.model.generate(**inputs, max_new_tokens=4, do_sample=False), stock)
+
+
+def test_the_vision_tower_is_never_touched(mini_llava: Backbone, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Image features are equal bit for bit inside, and no attention call of the tower reaches the core."""
+    from tdrs import benchmarks
+
+    seen = []
+    original = Session.attend
+    monkeypatch.setattr(
+        Session,
+        "attend",
+        lambda self, module, *a, **k: seen.append(module) or original(self, module, *a, **k),  # type: ignore[func-returns-value]
+    )
+    samples = benchmarks.load(benchmarks.from_settings({"name": "mini_scienceqa", "gap": 0}), "tuning", 2)
+    inputs = mini_llava.inputs(samples)
+    model: Any = mini_llava.model
+    stock = model(**inputs).image_hidden_states
+    with tdrs.intervene(model, STRONG):
+        assert torch.equal(model(**inputs).image_hidden_states, stock)
+    decoder = set(model.get_decoder().modules())
+    assert len(seen) == 4
+    assert all(module in decoder for module in seen)
+
+
+@pytest.mark.parametrize(
+    "rope",
+    [
+        {"rope_type": "default", "rope_theta": 10_000.0},
+        {"rope_type": "linear", "factor": 4.0, "rope_theta": 10_000.0},
+        {"rope_type": "yarn", "factor": 4.0, "rope_theta": 10_000.0, "original_max_position_embeddings": 32},
+    ],
+    ids=lambda rope: rope["rope_type"],
+)
+def test_vectors_before_rotation_are_recovered(rope: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Against the projections' own outputs, past keys in the cache included."""
+    model = tiny_llama(rope_parameters=rope)
+    projected: dict[str, list[torch.Tensor]] = {"q": [], "k": []}
+    attention = model.model.layers[1].self_attn
+    for name in projected:
+        getattr(attention, f"{name}_proj").register_forward_hook(
+            lambda m, a, out, name=name: projected[name].append(out)
+        )
+    calls = []
+    blocked = core.EXECUTIONS["blocked"]
+    monkeypatch.setitem(
+        core.EXECUTIONS,
+        "blocked",
+        lambda call, method: calls.append(call) or blocked(call, method),  # type: ignore[func-returns-value]
+    )
+    with tdrs.intervene(model, TDRS(layers=[1])), torch.no_grad():
+        out = model(IDS[:, :36], use_cache=True)
+        model(IDS[:, 36:], past_key_values=out.past_key_values)
+    q, k = calls[1].unrotated
+    shape = (2, 37, 2, 16)
+    torch.testing.assert_close(k, torch.cat(projected["k"], dim=1).view(shape).transpose(1, 2), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(q, projected["q"][1].view(2, 1, 4, 16).transpose(1, 2), atol=1e-5, rtol=1e-5)
+
+
+def test_half_precision_models_run() -> None:
+    model = tiny_llama().to(torch.bfloat16)
+    with tdrs.intervene(model, STRONG):
+        out = logits(model)
+    assert out.dtype == torch.bfloat16
+    assert torch.isfinite(out).all()
+
+
+def test_another_architecture() -> None:
+    torch.manual_seed(0)
+    config = Qwen2Config(
+        vocab_size=50,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+    )
+    model = Qwen2ForCausalLM(config).eval()
+    stock = logits(model)
+    with tdrs.intervene(model, STRONG):
+        assert not torch.equal(logits(model), stock)
+
+
+def test_refusals_leave_the_model_as_it_was(llama: LlamaForCausalLM) -> None:
+    with (
+        pytest.raises(SettingError, match="execution = 'fast': must be one of blocked, reference"),
+        tdrs.intervene(llama, STRONG, "fast"),
+    ):
+        pass
+    with pytest.raises(ValueError, match="layers 0 to 1"), tdrs.intervene(llama, TDRS(layers=[0, 7])):
+        pass
+    with (
+        tdrs.intervene(llama, STRONG),
+        pytest.raises(ValueError, match="another intervene"),
+        tdrs.intervene(llama, STRONG),
+    ):
+        pass
+    assert llama.config._attn_implementation == "sdpa"
+    small = {
+        "vocab_size": 50,
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+    }
+    windowed = MistralForCausalLM(MistralConfig(**small, num_key_value_heads=2, sliding_window=8))
+    with pytest.raises(ValueError, match="sliding"), tdrs.intervene(windowed, STRONG):
+        pass
+    gpt2 = GPT2LMHeadModel(GPT2Config(n_embd=32, n_layer=1, n_head=2, vocab_size=50))
+    with pytest.raises(ValueError, match=r"AttentionInterface|self_attn"), tdrs.intervene(gpt2, STRONG):
+        pass
+
+
+def test_foreign_and_fixed_size_caches_are_refused(llama: LlamaForCausalLM) -> None:
+    out = llama(IDS[:, :20], use_cache=True)
+    with tdrs.intervene(llama, STRONG), pytest.raises(ValueError, match="holds 20 tokens, 0 of which"):
+        llama(IDS[:, 20:21], past_key_values=out.past_key_values)
+    with tdrs.intervene(llama, STRONG):
+        out = llama(IDS[:, :20], use_cache=True)
+        out.past_key_values.crop(-9)
+        with pytest.raises(ValueError, match="do not crop"):
+            llama(IDS[:, 20:21], past_key_values=out.past_key_values)
+    with tdrs.intervene(llama, STRONG), pytest.raises(ValueError, match="StaticCache"):
+        llama(IDS, past_key_values=StaticCache(config=llama.config, max_cache_len=64))
+
+
+def test_a_prompt_in_pieces_warns_under_call_statistics(llama: LlamaForCausalLM) -> None:
+    with tdrs.intervene(llama, STRONG):
+        out = llama(IDS[:, :20], use_cache=True)
+        with pytest.warns(UserWarning, match="in pieces"):
+            llama(IDS[:, 20:], past_key_values=out.past_key_values)

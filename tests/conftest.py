@@ -1,0 +1,46 @@
+"""Small random models of real architectures, and the embedded model, shared by all tests."""
+
+import os
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test may look for anything on a hub
+
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from tdrs import backbones
+from tdrs.backbones import Backbone
+from tdrs.configuration import compose, plain
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _two_threads() -> None:
+    torch.set_num_threads(2)
+
+
+def tiny_llama(**settings: object) -> LlamaForCausalLM:
+    """A random Llama of two layers with grouped queries."""
+    torch.manual_seed(0)
+    values: dict[str, object] = {
+        "vocab_size": 50,
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 16,
+        "initializer_range": 0.3,
+        "max_position_embeddings": 512,
+    }
+    return LlamaForCausalLM(LlamaConfig(**{**values, **settings})).eval()
+
+
+@pytest.fixture
+def llama() -> LlamaForCausalLM:
+    return tiny_llama()
+
+
+@pytest.fixture(scope="session")
+def mini_llava() -> Backbone:
+    config = plain(compose("evaluate", []))
+    return backbones.load(backbones.from_settings(config["backbone"]))
