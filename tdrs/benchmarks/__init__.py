@@ -1,0 +1,43 @@
+"""Benchmarks: where samples come from, how they are asked, how answers are scored.
+
+`DATASETS` maps the names used in `conf/dataset` to their settings; each of them can `load` a split.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from tdrs.benchmarks.mini_scienceqa import MiniScienceQA
+from tdrs.benchmarks.scienceqa import Sample, ScienceQA
+from tdrs.settings import SettingError, build, check_choice
+
+DATASETS: dict[str, type[Any]] = {"mini_scienceqa": MiniScienceQA, "scienceqa": ScienceQA}
+SPLITS = ("tuning", "held_out")
+
+
+def from_settings(values: Mapping[str, Any]) -> ScienceQA | MiniScienceQA:
+    """The benchmark that `values["name"]` names, with the other values as its settings.
+
+    Raises:
+        SettingError: unknown benchmark, unknown setting, or a value out of range.
+    """
+    settings = dict(values)
+    name = settings.pop("name", None)
+    try:
+        check_choice("name", name, list(DATASETS))
+        dataset: ScienceQA | MiniScienceQA = build(DATASETS[str(name)], settings)
+    except SettingError as error:
+        raise error.under("dataset") from None
+    return dataset
+
+
+def load(dataset: ScienceQA | MiniScienceQA, split: str, limit: int | None) -> list[Sample]:
+    """The first `limit` samples (all of them for None) of the `tuning` or `held_out` split.
+
+    Raises:
+        SettingError: the source or a column is missing, a row has no image, or fewer rows exist than asked for.
+    """
+    check_choice("split", split, SPLITS)
+    try:
+        return dataset.load(split, limit)
+    except SettingError as error:
+        raise error.under("dataset") from None

@@ -1,0 +1,118 @@
+"""mini_scienceqa: the embedded twin of ScienceQA-IMG, generated from a seed.
+
+Rows carry exactly the columns of `lmms-lab/ScienceQA` (ScienceQA-IMG): a picture of 3-5 coloured objects, a question
+with 2-5 choices, the index of the right one, and a hint. The hint is `gap` tokens of unrelated text, so that it only
+puts distance between the image and the question. Four questions share an image.
+
+Three kinds of question, told apart by `topic`: `color` ("What color is the circle?"), `shape` ("What shape is the red
+object?"), `presence` ("Which shape is in the picture?"). The wrong choices of the first two prefer what other objects
+of the same picture show, so that seeing *what* is there does not answer *which*.
+"""
+
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import datasets
+import numpy as np
+from PIL import Image
+
+from tdrs.benchmarks.filler import filler
+from tdrs.benchmarks.scenes import COLORS, SHAPES, Object, draw, sample_objects
+from tdrs.benchmarks.scienceqa import FEATURES, Sample, to_samples
+from tdrs.settings import SettingError, check_number
+
+QUESTIONS_PER_IMAGE = 4
+SPLITS = {"train": 0, "tuning": 1, "held_out": 2}  # the first word of each split's seeds: they share no random number
+SIZES = {"tuning": 1000, "held_out": 2000}
+TOPICS = ("color", "shape", "presence")
+LECTURE = "An object has a color and a shape."
+
+
+def ask(objects: list[Object], topic: str, rng: np.random.Generator) -> dict[str, Any]:
+    """A question of the given topic about a scene: `question`, `choices` (list of words) and `answer` (index)."""
+    thing = objects[rng.integers(len(objects))]
+    if topic == "presence":
+        attribute = "shape" if rng.random() < 0.5 else "color"
+        question = f"Which {attribute} is in the picture?"
+    else:
+        attribute = topic
+        question = (
+            f"What color is the {thing.shape}?" if topic == "color" else f"What shape is the {thing.color} object?"
+        )
+    words = list(COLORS) if attribute == "color" else list(SHAPES)
+    gold = getattr(thing, attribute)
+    shown = [getattr(other, attribute) for other in objects if other is not thing]
+    absent = [word for word in words if word != gold and word not in shown]
+    rng.shuffle(shown)
+    rng.shuffle(absent)
+    wrong = absent if topic == "presence" else shown + absent
+    choices = [gold, *wrong[: int(rng.integers(1, 5))]]
+    rng.shuffle(choices)
+    return {"question": question, "choices": choices, "answer": choices.index(gold)}
+
+
+def rows(split: str, count: int, gap: int, seed: int = 0) -> list[dict[str, Any]]:
+    """The first `count` rows of a split, in the columns of the real set (`image` as a uint8 array).
+
+    A row depends on (split, seed, its image, its number) alone: another `gap` changes the hint and nothing else, so
+    runs at two gaps are paired.
+    """
+    if split not in SPLITS:
+        raise ValueError(f"split must be one of {', '.join(SPLITS)}, got {split!r}")
+    result = []
+    for number in range(count):
+        image_number, turn = divmod(number, QUESTIONS_PER_IMAGE)
+        if turn == 0:
+            scene_rng = np.random.default_rng([SPLITS[split], seed, image_number, 0])
+            objects = sample_objects(scene_rng)
+            image = draw(objects, scene_rng)
+        rng = np.random.default_rng([SPLITS[split], seed, number, 1])
+        topic = str(rng.choice(TOPICS, p=(0.4, 0.4, 0.2)))
+        hint = filler(gap, np.random.default_rng([SPLITS[split], seed, number, 2]))
+        result.append(
+            {
+                "image": image,
+                **ask(objects, topic, rng),
+                "hint": hint,
+                "task": "closed choice",
+                "grade": "grade1",
+                "subject": "natural science",
+                "topic": topic,
+                "category": "Pictures",
+                "skill": "Name what a picture shows",
+                "lecture": LECTURE,
+                "solution": "",
+            }
+        )
+    return result
+
+
+@lru_cache(maxsize=8)
+def dataset(split: str, count: int, gap: int, seed: int = 0) -> datasets.Dataset:
+    """The rows as a `datasets.Dataset` with exactly the columns and types of the real set."""
+    table = [{**row, "image": Image.fromarray(row["image"])} for row in rows(split, count, gap, seed)]
+    return datasets.Dataset.from_list(table, features=FEATURES)
+
+
+@dataclass(frozen=True)
+class MiniScienceQA:
+    """The embedded twin of ScienceQA-IMG.
+
+    Args:
+        gap: tokens of unrelated text (the hint) between image and question, from 0; a word or a full stop is a token.
+        seed: another seed is another draw of both splits.
+    """
+
+    gap: int = 0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        check_number("gap", self.gap, 0, whole=True)
+        check_number("seed", self.seed, 0, whole=True)
+
+    def load(self, split: str, limit: int | None) -> list[Sample]:
+        count = SIZES[split] if limit is None else limit
+        if count > SIZES[split]:
+            raise SettingError("limit", limit, f"mini_scienceqa has {SIZES[split]} samples in {split}")
+        return to_samples(dataset(split, count, self.gap, self.seed), "mini_scienceqa")
