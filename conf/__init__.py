@@ -1,0 +1,1 @@
+"""Hydra configuration groups; `tdrs.configuration` composes them."""

@@ -1,0 +1,91 @@
+"""From the command line to a checked configuration: Hydra composes it, errors become one line.
+
+The folder `conf/` is installed as `tdrs/conf`; entry modules compose `evaluate.yaml` or `sweep.yaml` from it.
+"""
+
+import re
+import sys
+from collections.abc import Callable, Sequence
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from hydra import compose as hydra_compose
+from hydra import initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from tdrs.settings import SettingError
+
+
+def folder() -> Path:
+    """The folder of the configuration groups, in a checkout or installed."""
+    return Path(str(files("tdrs.conf")))
+
+
+def compose(entry: str, overrides: Sequence[str]) -> DictConfig:
+    """The configuration of an entry module under command-line overrides.
+
+    Args:
+        entry: `evaluate` or `sweep`.
+        overrides: in Hydra's grammar, e.g. `backbone=mini_llava`, `dataset.gap=64`, `+experiment=sqa_ablation`.
+
+    Raises:
+        SettingError: an override does not parse, or names an unknown setting or an unknown choice of a group.
+    """
+    with initialize_config_dir(str(folder()), version_base="1.3"):
+        try:
+            config = hydra_compose(entry, list(overrides))
+            OmegaConf.resolve(config)
+        except (HydraException, OmegaConfBaseException) as error:
+            raise _one_line(str(error), overrides) from error
+    return config
+
+
+def _one_line(message: str, overrides: Sequence[str]) -> SettingError:
+    """Hydra's error as ours: which override it was about, and what would have been allowed."""
+    given = {text.lstrip("+~").partition("=")[0]: text.partition("=")[2] for text in overrides}
+    found = re.search(r"Could not find '([\w/]+)/([^/']+)'", message)
+    if found:
+        options = GlobalHydra.instance().config_loader().get_group_options(found[1])
+        return SettingError(found[1], found[2], f"must be one of {', '.join(options)}")
+    found = re.search(r"Could not override '([\w./]+)'", message) or re.search(r"Key '(\w+)' is not in struct", message)
+    if found:
+        name = found[1]
+        return SettingError(name, given.get(name), "no such setting; `--cfg` prints all of them")
+    text = next((o for o in overrides if o in message), " ".join(overrides))
+    return SettingError("command line", text, message.strip().splitlines()[0])
+
+
+def plain(config: Any) -> Any:
+    """A configuration node as plain dicts and lists."""
+    return OmegaConf.to_container(config, resolve=True) if OmegaConf.is_config(config) else config
+
+
+def run(entry: str, function: Callable[[DictConfig], None], usage: str, arguments: Sequence[str] | None = None) -> int:
+    """Compose, then call `function`; returns the exit code.
+
+    0 done; 2 a setting is not allowed (one line says which); 130 stopped by Ctrl-C. `--help` and `--cfg` print.
+    """
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    if "--help" in arguments or "-h" in arguments:
+        print(usage.strip())
+        for group in sorted(path.name for path in folder().iterdir() if path.is_dir() and path.name[0] != "_"):
+            options = sorted(path.stem for path in (folder() / group).glob("*.yaml"))
+            print(f"  {group:13} {', '.join(options)}")
+        return 0
+    try:
+        config = compose(entry, [argument for argument in arguments if argument != "--cfg"])
+        if "--cfg" in arguments:
+            print(OmegaConf.to_yaml(config, resolve=True), end="")
+            return 0
+        function(config)
+    except SettingError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("stopped; what was finished is kept, and the same command continues from there", file=sys.stderr)
+        return 130
+    return 0

@@ -1,0 +1,212 @@
+"""One evaluation: a backbone, a benchmark, an intervention; one record a sample, and metrics with intervals.
+
+    python -m tdrs.evaluate backbone=mini_llava dataset=mini_scienceqa intervention=tdrs limit=200
+
+writes `samples.parquet`, `result.json` and `config.yaml` into a folder under `outputs/evaluate` and logs the run.
+"""
+
+import hashlib
+import json
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import yaml
+from omegaconf import DictConfig
+from tqdm import tqdm
+
+from tdrs import backbones, benchmarks, interventions
+from tdrs.attention.core import EXECUTIONS, Intervention
+from tdrs.attention.intervene import Session, intervene
+from tdrs.backbones import Backbone, BackboneSettings
+from tdrs.benchmarks.mini_scienceqa import MiniScienceQA
+from tdrs.benchmarks.scienceqa import Sample, ScienceQA, score
+from tdrs.configuration import plain, run
+from tdrs.settings import check_choice, check_number
+from tdrs.statistics import accuracy_interval
+from tdrs.tracking import open_tracker
+
+# What decides the records of an evaluation; output and tracking settings do not.
+DECISIVE = ("backbone", "dataset", "intervention", "attention", "split", "limit", "batch_size")
+
+
+@dataclass(frozen=True)
+class Record:
+    """One sample's outcome. `margin`: log-odds of the gold option against the best other one (units: nats)."""
+
+    id: str
+    image_id: str
+    question: str
+    prediction: str
+    gold: str
+    correct: bool
+    margin: float
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A checked configuration of one evaluation; nothing is loaded yet."""
+
+    backbone: BackboneSettings
+    dataset: ScienceQA | MiniScienceQA
+    intervention: Intervention
+    execution: str
+    split: str
+    limit: int | None
+    batch_size: int
+    config: Mapping[str, Any]
+
+    @property
+    def identity(self) -> str:
+        """A hash of what decides the records."""
+        decisive = {name: self.config[name] for name in DECISIVE}
+        return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def plan(config: Mapping[str, Any]) -> Plan:
+    """Check a plain configuration, before anything is loaded.
+
+    Raises:
+        SettingError: a setting is unknown or out of range.
+    """
+    check_choice("split", config["split"], benchmarks.SPLITS)
+    check_choice("attention.execution", config["attention"]["execution"], list(EXECUTIONS))
+    check_number("batch_size", config["batch_size"], 1, whole=True)
+    if config["limit"] is not None:
+        check_number("limit", config["limit"], 1, whole=True)
+    return Plan(
+        backbone=backbones.from_settings(config["backbone"]),
+        dataset=benchmarks.from_settings(config["dataset"]),
+        intervention=interventions.from_settings(config["intervention"]),
+        execution=config["attention"]["execution"],
+        split=config["split"],
+        limit=config["limit"],
+        batch_size=config["batch_size"],
+        config=config,
+    )
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Records of one evaluation, its metrics, how many w_min were clamped, and how long it took (seconds)."""
+
+    records: list[Record]
+    clamped: dict[str, tuple[int, int]]
+    seconds: float
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        accuracy = accuracy_interval([r.correct for r in self.records], [r.image_id for r in self.records])
+        metrics = {"accuracy": accuracy.value, "accuracy_low": accuracy.low, "accuracy_high": accuracy.high}
+        metrics["margin"] = sum(r.margin for r in self.records) / max(len(self.records), 1)
+        metrics |= {f"clamped_{name}": count / max(of, 1) for name, (count, of) in self.clamped.items()}
+        return metrics
+
+    def save(self, folder: Path, config: Mapping[str, Any]) -> None:
+        """Write the three files; `result.json` last, so that a folder with it is complete."""
+        folder.mkdir(parents=True, exist_ok=True)
+        pq.write_table(pa.Table.from_pylist([asdict(record) for record in self.records]), folder / "samples.parquet")
+        (folder / "config.yaml").write_text(yaml.safe_dump(dict(config), sort_keys=False))
+        result = {"metrics": self.metrics, "n": len(self.records), "clamped": self.clamped, "seconds": self.seconds}
+        partial = folder / "result.json.partial"
+        partial.write_text(json.dumps(result, indent=2))
+        partial.replace(folder / "result.json")
+
+    @classmethod
+    def read(cls, folder: Path) -> "Evaluation":
+        """What `save` wrote."""
+        result = json.loads((folder / "result.json").read_text())
+        rows = pq.read_table(folder / "samples.parquet").to_pylist()
+        clamped = {name: (count, of) for name, (count, of) in result["clamped"].items()}
+        return cls([Record(**row) for row in rows], clamped, result["seconds"])
+
+
+def evaluate(
+    backbone: Backbone,
+    samples: Sequence[Sample],
+    intervention: Intervention,
+    batch_size: int = 32,
+    execution: str = "blocked",
+    progress: str | None = None,
+) -> Evaluation:
+    """Answer every sample greedily under the intervention and score the answers.
+
+    Args:
+        progress: the progress bar's text; None for no bar.
+    """
+    start = time.perf_counter()
+    layers = range(backbone.model.get_decoder().config.num_hidden_layers)
+    edited = any(intervention.active(layer) for layer in layers)
+    scope: AbstractContextManager[Session | None] = (
+        intervene(backbone.model, intervention, execution) if edited else nullcontext()
+    )
+    records = []
+    quiet = progress is None or not sys.stderr.isatty()
+    with scope as session, tqdm(total=len(samples), desc=progress, unit="sample", disable=quiet, leave=False) as bar:
+        for first in range(0, len(samples), batch_size):
+            batch = samples[first : first + batch_size]
+            for sample, answer in zip(batch, backbone.answer(batch), strict=True):
+                records.append(
+                    Record(
+                        id=sample.id,
+                        image_id=sample.image_id,
+                        question=sample.question,
+                        prediction=answer.text,
+                        gold=sample.gold,
+                        correct=score(answer.text, sample),
+                        margin=answer.margin,
+                    )
+                )
+            bar.update(len(batch))
+    return Evaluation(records, session.clamped if session else {}, time.perf_counter() - start)
+
+
+def clamped_line(clamped: Mapping[str, tuple[int, int]]) -> str:
+    """A sentence on clamped w_min, or "" where none was."""
+    parts = [f"{name}: {count} of {of}" for name, (count, of) in clamped.items() if count]
+    return f"w_min clamped into (0, 1): {'; '.join(parts)}" if parts else ""
+
+
+def main_evaluate(config: DictConfig) -> None:
+    values = plain(config)
+    planned = plan(values)
+    samples = benchmarks.load(planned.dataset, planned.split, planned.limit)
+    with open_tracker(values["tracking"], Path(values["output"])) as tracker:
+        backbone = backbones.load(planned.backbone)
+        names = [values[part]["name"] for part in ("backbone", "dataset", "intervention")]
+        folder = Path(values["output"]) / "evaluate" / f"{'-'.join(names)}-{planned.identity}"
+        tags = {"identity": planned.identity, "split": planned.split, **dict(zip(DECISIVE, names, strict=False))}
+        with tracker.run("evaluate", " ".join(names), tags) as logged:
+            evaluation = evaluate(
+                backbone, samples, planned.intervention, planned.batch_size, planned.execution, progress=" ".join(names)
+            )
+            evaluation.save(folder, values)
+            logged.result({f"{planned.split}.{k}": v for k, v in evaluation.metrics.items()}, folder)
+        metrics = evaluation.metrics
+        low, high = metrics["accuracy_low"], metrics["accuracy_high"]
+        print(f"{'backbone':18}{'dataset':18}{'intervention':14}{'split':10}{'n':>5}  accuracy [95 % interval]")
+        print(
+            f"{names[0]:18}{names[1]:18}{names[2]:14}{planned.split:10}{len(samples):>5}  "
+            f"{metrics['accuracy']:.3f} [{low:.3f}, {high:.3f}]  in {evaluation.seconds:.0f} s"
+        )
+        if clamped_line(evaluation.clamped):
+            print(clamped_line(evaluation.clamped))
+        print(f"records: {folder}")
+        if tracker.ui_command:
+            print(f"next:    {tracker.ui_command}")
+
+
+USAGE = """
+python -m tdrs.evaluate [GROUP=CHOICE ...] [SETTING=VALUE ...]   (--cfg prints the configuration and stops)
+
+Groups and their choices:
+"""
+
+if __name__ == "__main__":
+    sys.exit(run("evaluate", main_evaluate, USAGE))
