@@ -15,6 +15,7 @@ import matplotlib
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
+from matplotlib.lines import Line2D
 from tdrs.sweeps.study import Outcome
 
 from tdrs.settings import SettingError
@@ -94,6 +95,8 @@ def draw(figure: Sensitivity, folder: Path) -> list[Path]:
         axis.set_title(f"{number}. {panel.label.split(' (')[0]}", fontsize=10)
     axes[0][0].set_ylabel(f"accuracy on the tuning split (n = {figure.n})")
     handles, labels = axes[0][0].get_legend_handles_labels()
+    handles.append(Line2D([], [], linestyle="", marker="o", color="0.3", markersize=11, markerfacecolor="none"))
+    labels.append("chosen, and kept for the next panels")
     canvas.legend(handles, labels, loc="outside lower center", ncols=len(labels), frameon=False, fontsize=9)
     canvas.suptitle(
         f"{figure.title}: each setting in turn, the earlier ones at their best; 95 % intervals", fontsize=11
@@ -108,19 +111,21 @@ def draw(figure: Sensitivity, folder: Path) -> list[Path]:
 def _panel(axis: Axes, panel: Panel, stock: tuple[float, float, float]) -> None:
     value, low, high = stock
     axis.axhspan(low, high, color="0.92", zorder=0)
-    axis.axhline(value, color="0.35", linestyle="--", linewidth=1, label="stock")
+    axis.axhline(value, color="0.35", linestyle="--", linewidth=1, label="stock, with its interval")
     axis.axvline(panel.paper, color="0.6", linestyle=":", linewidth=1.2, label="paper's value", zorder=1)
     if panel.has_zero:
         axis.set_xscale("symlog", linthresh=TICKS_ABOVE, linscale=0.6)
     else:
         axis.set_xscale("log")
-    for (color, marker), series in zip(STYLES, panel.series, strict=False):
+    for number, ((color, marker), series) in enumerate(zip(STYLES, panel.series, strict=False)):
+        shift = 1.05 ** (number - (len(panel.series) - 1) / 2)  # side by side, so that no interval hides another
+        shown = [value * shift for value in series.values]
         errors = [
             [a - b for a, b in zip(series.accuracy, series.low, strict=True)],
             [b - a for a, b in zip(series.accuracy, series.high, strict=True)],
         ]
         axis.errorbar(
-            series.values,
+            shown,
             series.accuracy,
             yerr=errors,
             color=color,
@@ -133,7 +138,7 @@ def _panel(axis: Axes, panel: Panel, stock: tuple[float, float, float]) -> None:
         )
         at = series.values.index(series.best)
         axis.plot(
-            series.best,
+            shown[at],
             series.accuracy[at],
             marker,
             color=color,

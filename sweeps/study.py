@@ -275,16 +275,12 @@ class Outcome:
             )
             for curve in values["curves"]
         ]
-        rows = [
-            Row(
-                **{
-                    **row,
-                    "accuracy": tuple(row["accuracy"]),
-                    "difference": row["difference"] and tuple(row["difference"]),
-                }
-            )
-            for row in values["rows"]
-        ]
+        rows = []
+        for row in values["rows"]:
+            row["accuracy"] = tuple(row["accuracy"])
+            row["difference"] = row["difference"] and tuple(row["difference"])
+            row["clamped"] = {name: tuple(counts) for name, counts in row["clamped"].items()}
+            rows.append(Row(**row))
         return cls(values["name"], values["config"], curves, values["stock"], rows)
 
     def table(self) -> list[str]:

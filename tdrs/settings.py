@@ -65,7 +65,9 @@ def _convert(name: str, value: Any, hint: Any) -> Any:
         origin = typing.get_origin(option) or option
         if is_dataclass(option):
             if not isinstance(value, Mapping):
-                raise SettingError(name, value, f"must be a group of settings{' or null' if None in options else ''}")
+                raise SettingError(
+                    name, value, f"must be a group of settings{' or null' if type(None) in options else ''}"
+                )
             try:
                 return build(typing.cast(type[Any], option), value)
             except SettingError as error:

@@ -39,7 +39,7 @@ def accuracy_interval(correct: Sequence[bool], clusters: Sequence[str]) -> Inter
     effect = 1.0
     if 0 < share < 1 and k > 1:
         clustered = k / (k - 1) * np.sum((sums - share * counts) ** 2) / n**2
-        effect = max(1.0, clustered / (share * (1 - share) / n))
+        effect = max(1.0, clustered / (share * (1 - share) / (n - 1)))
     n_effective = n / effect
     center = (share + Z95**2 / (2 * n_effective)) / (1 + Z95**2 / n_effective)
     spread = share * (1 - share) / n_effective + Z95**2 / (4 * n_effective**2)

@@ -4,6 +4,7 @@ A study is a parent run, its trials are children. Only swept settings are logged
 the samples are artifacts. Runs are addressed by id through `MlflowClient`, never through MLflow's global active run.
 """
 
+import logging
 import signal
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -19,6 +20,8 @@ from mlflow.utils.time import get_current_time_millis
 from tdrs.settings import check_choice
 
 KINDS = ("mlflow", "none")
+for _name in ("mlflow", "alembic"):  # creating the store is no news
+    logging.getLogger(_name).setLevel(logging.WARNING)
 
 
 class Run:

@@ -1,0 +1,109 @@
+"""Every configuration file composes; every bad override is one line that names it, with exit code 2."""
+
+from pathlib import Path
+
+import pytest
+from omegaconf import DictConfig
+from tdrs.sweeps import coordinate
+
+from tdrs.configuration import compose, folder, plain, run
+from tdrs.evaluate import plan
+from tdrs.settings import SettingError
+
+GROUPS = sorted(path.relative_to(folder()) for path in folder().rglob("*.yaml") if path.parent != folder())
+
+
+@pytest.mark.parametrize("path", GROUPS, ids=str)
+def test_every_file_composes(path: Path) -> None:
+    group, name = str(path.parent), path.stem
+    config = plain(compose("sweep", [f"{'+' if group == 'experiment' else ''}{group}={name}"]))
+    if config["intervention"]["name"] != "none":
+        coordinate.from_settings(config["search"])
+    plan({**config, "split": "tuning", "limit": config["preset"]["tuning"]})
+
+
+def test_every_experiment_says_how_to_run_it_and_what_to_expect() -> None:
+    for path in (folder() / "experiment").glob("*.yaml"):
+        head = "".join(line for line in path.read_text().splitlines(keepends=True) if line.startswith("#"))
+        assert f"python -m tdrs.sweep +experiment={path.stem}" in head
+        assert "minutes" in head
+        assert "Expect" in head
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("backbone=lava", "backbone = 'lava': must be one of llava_1_5_7b, mini_llava"),
+        ("dataset=gqa", "dataset = 'gqa': must be one of mini_scienceqa, scienceqa"),
+        ("+experiment=nothing", "experiment = 'nothing': must be one of sqa_ablation"),
+        ("intervention.dc.wmin=2", "intervention.dc.wmin = '2': no such setting; `--cfg` prints all of them"),
+        ("bach_size=3", "bach_size = '3': no such setting; `--cfg` prints all of them"),
+    ],
+)
+def test_unknown_names(override: str, said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    def never(config: DictConfig) -> None:
+        raise AssertionError("reached")
+
+    assert run("sweep", never, "", [override]) == 2
+    assert capsys.readouterr().err == f"error: {said}\n"
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("intervention.dc.weight=-0.5", "intervention.dc.weight = -0.5: must be a finite number of at least 0"),
+        ("intervention.re.w_min=0", "intervention.re.w_min = 0.0: must be a finite number above 0"),
+        ("intervention.dc.w_min=nan", "intervention.dc.w_min = nan: must be a finite number above 0"),
+        ("intervention.gain=both", "intervention.gain = 'both': must be one of logits, weights"),
+        ("intervention.sd=2", "intervention.sd = 2: must be of type bool"),
+        ("intervention.dc=3", "intervention.dc = 3: must be a group of settings or null"),
+        ("dataset.gap=1.5", "dataset.gap = 1.5: must be of type int"),
+        ("dataset.gap=-1", "dataset.gap = -1: must be a whole number of at least 0"),
+        ("batch_size=0", "batch_size = 0: must be a whole number of at least 1"),
+        ("attention.execution=fast", "attention.execution = 'fast': must be one of blocked, reference"),
+        ("backbone.dtype=int8", "backbone.dtype = 'int8': must be one of auto, float32, bfloat16, float16"),
+        ("backbone.source=/no/where", "backbone.source = '/no/where': no such folder, and not a hub id (owner/name)"),
+        ("backbone.source=embedded:x", "backbone.source = 'embedded:x': must be one of embedded:mini_llava"),
+        ("split=test", "split = 'test': must be one of tuning, held_out"),
+        ("limit=0", "limit = 0: must be a whole number of at least 1"),
+    ],
+)
+def test_values_out_of_range(override: str, said: str) -> None:
+    config = plain(compose("evaluate", ["intervention=tdrs", override]))
+    with pytest.raises(SettingError) as error:
+        plan(config)
+    assert str(error.value) == said
+
+
+def test_off_switches() -> None:
+    config = plain(compose("evaluate", ["intervention=tdrs", "intervention.dc=null", "intervention.sd=false"]))
+    method = plan(config).intervention
+    assert method.dc is None
+    assert not method.sd
+    assert method.re is not None
+
+
+def test_identity_follows_what_decides_the_records() -> None:
+    def identity(*overrides: str) -> str:
+        return plan(plain(compose("evaluate", ["intervention=tdrs", *overrides]))).identity
+
+    base = identity()
+    assert identity("output=elsewhere", "tracking=none") == base
+    for override in (
+        "dataset.gap=7",
+        "batch_size=8",
+        "intervention.gain=weights",
+        "backbone.dtype=bfloat16",
+        "limit=9",
+    ):
+        assert identity(override) != base
+
+
+def test_help_and_cfg(capsys: pytest.CaptureFixture[str]) -> None:
+    def never(config: DictConfig) -> None:
+        raise AssertionError("reached")
+
+    assert run("sweep", never, "usage line", ["--help"]) == 0
+    assert "mini_llava" in capsys.readouterr().out
+    assert run("sweep", never, "", ["--cfg", "dataset.gap=77"]) == 0
+    assert "gap: 77" in capsys.readouterr().out
