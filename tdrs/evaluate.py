@@ -21,14 +21,14 @@ import yaml
 from omegaconf import DictConfig
 from tqdm import tqdm
 
-from tdrs import backbones, benchmarks, interventions
+from tdrs import __version__, backbones, benchmarks, interventions
 from tdrs.attention.core import EXECUTIONS, Intervention
 from tdrs.attention.intervene import Session, intervene
 from tdrs.backbones import Backbone, BackboneSettings
 from tdrs.benchmarks.mini_scienceqa import MiniScienceQA
 from tdrs.benchmarks.scienceqa import Sample, ScienceQA, score
 from tdrs.configuration import plain, run
-from tdrs.settings import check_choice, check_number
+from tdrs.settings import SettingError, check_choice, check_number
 from tdrs.statistics import accuracy_interval
 from tdrs.tracking import open_tracker
 
@@ -66,6 +66,7 @@ class Plan:
     def identity(self) -> str:
         """A hash of what decides the records."""
         decisive = {name: self.config[name] for name in DECISIVE}
+        decisive |= {"weights": self.backbone.fingerprint, "version": __version__}
         return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -80,10 +81,15 @@ def plan(config: Mapping[str, Any]) -> Plan:
     check_number("batch_size", config["batch_size"], 1, whole=True)
     if config["limit"] is not None:
         check_number("limit", config["limit"], 1, whole=True)
+    backbone = backbones.from_settings(config["backbone"])
+    intervention = interventions.from_settings(config["intervention"])
+    layers = getattr(intervention, "layers", "all")
+    if layers != "all" and max(layers) >= backbone.layers:
+        raise SettingError("intervention.layers", list(layers), f"must be from 0 to {backbone.layers - 1}")
     return Plan(
-        backbone=backbones.from_settings(config["backbone"]),
+        backbone=backbone,
         dataset=benchmarks.from_settings(config["dataset"]),
-        intervention=interventions.from_settings(config["intervention"]),
+        intervention=intervention,
         execution=config["attention"]["execution"],
         split=config["split"],
         limit=config["limit"],

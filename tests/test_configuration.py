@@ -6,6 +6,7 @@ import pytest
 from omegaconf import DictConfig
 from tdrs.sweeps import coordinate
 
+from tdrs.backbones import BackboneSettings
 from tdrs.configuration import compose, folder, plain, run
 from tdrs.evaluate import plan
 from tdrs.settings import SettingError
@@ -57,6 +58,7 @@ def test_unknown_names(override: str, said: str, capsys: pytest.CaptureFixture[s
         ("intervention.gain=both", "intervention.gain = 'both': must be one of logits, weights"),
         ("intervention.sd=2", "intervention.sd = 2: must be of type bool"),
         ("intervention.dc=3", "intervention.dc = 3: must be a group of settings or null"),
+        ("intervention.layers=[0,4]", "intervention.layers = [0, 4]: must be from 0 to 3"),
         ("dataset.gap=1.5", "dataset.gap = 1.5: must be of type int"),
         ("dataset.gap=-1", "dataset.gap = -1: must be a whole number of at least 0"),
         ("batch_size=0", "batch_size = 0: must be a whole number of at least 1"),
@@ -97,6 +99,15 @@ def test_identity_follows_what_decides_the_records() -> None:
         "limit=9",
     ):
         assert identity(override) != base
+
+
+def test_identity_follows_the_weights(tmp_path: Path) -> None:
+    found = []
+    for name, byte in (("a", b"1"), ("b", b"2"), ("c", b"1")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_bytes(byte)
+        found.append(BackboneSettings("x", str(tmp_path / name)).fingerprint)
+    assert found[0] == found[2] != found[1]
 
 
 def test_help_and_cfg(capsys: pytest.CaptureFixture[str]) -> None:

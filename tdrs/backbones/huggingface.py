@@ -3,13 +3,15 @@
 The embedded models and the hub's take the same path: a folder in the hub's layout, or a hub id.
 """
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedModel
+from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, PreTrainedModel
 
 from tdrs.benchmarks.scienceqa import Sample, letter_options
 from tdrs.settings import SettingError, build, check_choice, check_number
@@ -63,6 +65,18 @@ class BackboneSettings:
         return Path(self.source).expanduser()
 
     @property
+    def fingerprint(self) -> str:
+        """A hash of a local folder's files (of large ones, their size and first MiB); the revision of a hub id."""
+        return _fingerprint(self.folder) if self.folder.is_dir() else str(self.revision)
+
+    @property
+    def layers(self) -> int:
+        """How many decoder layers the model has, read from its configuration alone."""
+        source = str(self.folder) if self.folder.is_dir() else self.source
+        config = AutoConfig.from_pretrained(source, revision=self.revision, trust_remote_code=False)
+        return int(config.get_text_config().num_hidden_layers)
+
+    @property
     def resolved_device(self) -> str:
         if self.device != "auto":
             return self.device
@@ -74,6 +88,16 @@ class BackboneSettings:
             return torch.bfloat16 if self.resolved_device == "cuda" else torch.float32
         dtype: torch.dtype = getattr(torch, self.dtype)
         return dtype
+
+
+@lru_cache
+def _fingerprint(folder: Path) -> str:
+    digest = hashlib.sha256()
+    for path in sorted(path for path in folder.iterdir() if path.is_file()):
+        digest.update(f"{path.name} {path.stat().st_size} ".encode())
+        with path.open("rb") as file:
+            digest.update(file.read(1 << 24 if path.stat().st_size <= 1 << 24 else 1 << 20))
+    return digest.hexdigest()[:16]
 
 
 def from_settings(values: Mapping[str, Any]) -> BackboneSettings:
