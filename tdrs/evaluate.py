@@ -84,7 +84,7 @@ def plan(config: Mapping[str, Any]) -> Plan:
     backbone = backbones.from_settings(config["backbone"])
     intervention = interventions.from_settings(config["intervention"])
     layers = getattr(intervention, "layers", "all")
-    if layers != "all" and max(layers) >= backbone.layers:
+    if layers != "all" and max(int(n) for n in layers) >= backbone.layers:
         raise SettingError("intervention.layers", list(layers), f"must be from 0 to {backbone.layers - 1}")
     return Plan(
         backbone=backbone,

@@ -116,7 +116,7 @@ def train(recipe: Recipe, folder: Path) -> Path:
         prefetch_factor=8,
         # a batch never spans two stages, whose items differ: stages start at whole batches
     )
-    decoder = partial(_decode, model.model.language_model)
+    decoder: Any = partial(_decode, model.model.language_model)
     if recipe.steps > 200:  # compiling takes half a minute and saves an eighth of each step
         decoder = torch.compile(decoder, dynamic=False)
     log = (folder / "log.jsonl").open("a")
