@@ -102,14 +102,7 @@ class Study:
             self._plan(settings, "tuning")
         for split in benchmarks.SPLITS:
             planned = self._stock(split)
-            try:
-                self._samples[split] = benchmarks.load(planned.dataset, split, planned.limit)
-            except SettingError as error:
-                raise (
-                    SettingError(f"preset.{split}", error.value, error.allowed)
-                    if error.name.endswith("limit")
-                    else error
-                ) from None
+            self._samples[split] = benchmarks.load(planned.dataset, split, planned.limit, limit_name=f"preset.{split}")
 
     def run(self) -> "Outcome":
         """Run or resume the whole study; returns its curves and its held-out table, also written to `study.json`."""
@@ -119,8 +112,7 @@ class Study:
         self.optuna = optuna.create_study(
             storage=storage, study_name=self.name, direction="maximize", load_if_exists=True
         )
-        for trial in self.optuna.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-            self.optuna.tell(trial.number, state=TrialState.FAIL)  # a process was killed in the middle of it
+        self._fail_abandoned_trials()
         parent = self.optuna.user_attrs.get("mlflow_run")
         known = parent if self.tracker.resume(parent) else None
         if known:
@@ -134,16 +126,23 @@ class Study:
                 curves = coordinate.run(self.search, self._score)
             outcome = Outcome(self.name, dict(self.config), curves, stock.metrics, self._held_out(curves))
             outcome.save(self.folder / "study.json")
-            best = max((row for row in outcome.rows if row.difference), key=lambda r: r.accuracy[0])
-            self._run.metrics(
-                {
-                    "held_out.stock": outcome.rows[0].accuracy[0],
-                    "held_out.best": best.accuracy[0],
-                    "held_out.difference": best.difference[0] if best.difference else 0.0,
-                }
-            )
-            self._run.describe("\n".join(outcome.table()))
+            for row in outcome.rows:
+                name = f"held_out.{row.name.replace(', ', '.')}"
+                self._run.metrics({f"{name}.accuracy": row.accuracy[0]})
+                if row.difference:
+                    low_high = dict(
+                        zip(("difference", "difference_low", "difference_high"), row.difference, strict=True)
+                    )
+                    self._run.metrics({f"{name}.{key}": value for key, value in low_high.items()})
+            self._run.describe("```\n" + "\n".join(outcome.table()) + "\n```")
         return outcome
+
+    def _fail_abandoned_trials(self) -> None:
+        """Trials a killed process left running or waiting; what they asked for is asked again."""
+        for trial in self.optuna.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+            self.optuna.tell(trial.number, state=TrialState.FAIL)
+        while self.optuna.get_trials(deepcopy=False, states=(TrialState.WAITING,)):
+            self.optuna.tell(self.optuna.ask(), state=TrialState.FAIL)
 
     def attach(self, *files: Path) -> None:
         """Log files, such as figures, as artifacts of the study's run."""
@@ -208,6 +207,7 @@ class Study:
                     planned.intervention,
                     planned.batch_size,
                     planned.execution,
+                    progress=name,
                 )
                 evaluation.save(folder, planned.config)
             child.result({f"{planned.split}.{key}": value for key, value in evaluation.metrics.items()}, folder)
@@ -220,7 +220,7 @@ class Study:
         cases: list[tuple[str, Settings, Plan]] = [("stock", {}, stock_plan)]
         for series in self.search.series:
             paper, best = self.search.paper(series), coordinate.best_settings(curves, series)
-            cases.append((f"{series}, paper's", paper, self._plan(paper, "held_out")))
+            cases.append((f"{series}, paper", paper, self._plan(paper, "held_out")))
             cases.append((f"{series}, tuned", best, self._plan(best, "held_out")))
         rows: list[Row] = []
         stock: list[bool] = []

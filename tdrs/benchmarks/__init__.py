@@ -30,7 +30,7 @@ def from_settings(values: Mapping[str, Any]) -> ScienceQA | MiniScienceQA:
     return dataset
 
 
-def load(dataset: ScienceQA | MiniScienceQA, split: str, limit: int | None) -> list[Sample]:
+def load(dataset: ScienceQA | MiniScienceQA, split: str, limit: int | None, limit_name: str = "limit") -> list[Sample]:
     """The first `limit` samples (all of them for None) of the `tuning` or `held_out` split.
 
     Raises:
@@ -40,4 +40,6 @@ def load(dataset: ScienceQA | MiniScienceQA, split: str, limit: int | None) -> l
     try:
         return dataset.load(split, limit)
     except SettingError as error:
+        if error.name == "limit":
+            raise SettingError(limit_name, error.value, error.allowed) from None
         raise error.under("dataset") from None

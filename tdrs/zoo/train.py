@@ -93,9 +93,9 @@ def train(recipe: Recipe, folder: Path) -> Path:
     processor = mini_llava.processor()
     model = mini_llava.untrained()
     torch.nn.Module.to(model.train(), device)
-    decay = [p for p in model.parameters() if p.ndim > 1]
-    plain = [p for p in model.parameters() if p.ndim <= 1]
-    groups = [{"params": decay, "weight_decay": 0.02}, {"params": plain, "weight_decay": 0.0}]
+    matrices = [p for p in model.parameters() if p.ndim > 1]
+    vectors = [p for p in model.parameters() if p.ndim <= 1]
+    groups = [{"params": matrices, "weight_decay": 0.02}, {"params": vectors, "weight_decay": 0.0}]
     optimizer = torch.optim.AdamW(groups, lr=recipe.learning_rate, betas=(0.9, 0.98), fused=True)
     checkpoint = folder / "checkpoint.pt"
     first = 0

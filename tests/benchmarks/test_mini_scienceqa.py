@@ -79,7 +79,7 @@ def test_gold_letters_are_balanced() -> None:
 def test_limits() -> None:
     mini = benchmarks.from_settings({"name": "mini_scienceqa"})
     assert len(benchmarks.load(mini, "tuning", 6)) == 6
-    with pytest.raises(SettingError, match=r"dataset.limit = 5000: mini_scienceqa has 2000"):
+    with pytest.raises(SettingError, match=r"^limit = 5000: mini_scienceqa has 2000"):
         benchmarks.load(mini, "held_out", 5000)
     with pytest.raises(SettingError, match=r"dataset.gap = -3: must be a whole number of at least 0"):
         benchmarks.from_settings({"name": "mini_scienceqa", "gap": -3})

@@ -56,7 +56,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Outcome]:
 def test_a_finished_study(finished: tuple[Path, Outcome]) -> None:
     output, outcome = finished
     assert [row.name for row in outcome.rows] == [
-        "stock", "logits, paper's", "logits, tuned", "weights, paper's", "weights, tuned"
+        "stock", "logits, paper", "logits, tuned", "weights, paper", "weights, tuned"
     ]  # fmt: skip
     assert outcome.rows[0].difference is None
     for row in outcome.rows[1:]:
