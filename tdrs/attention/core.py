@@ -16,7 +16,7 @@ from typing import Protocol
 import torch
 
 # Elements of one (batch, head, row, key) block: a few arrays of this size stay in a core's cache, or fill a GPU.
-BLOCK_ELEMENTS = {"cpu": 1 << 18, "cuda": 1 << 25}
+BLOCK_ELEMENTS = {"cpu": 1 << 19, "cuda": 1 << 25}
 
 
 @dataclass
