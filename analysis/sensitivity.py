@@ -76,10 +76,10 @@ def numbers(outcome: Outcome) -> Sensitivity:
         )
     config = outcome.config
     gap = config["dataset"].get("gap")
-    where = f"{config['backbone']['name']} on {config['dataset']['name']}" + (f", gap {gap} tokens" if gap else "")
+    where = f"{config['backbone']['name']}, {config['dataset']['name']}" + (f" at a gap of {gap} tokens" if gap else "")
     stock = outcome.stock
     return Sensitivity(
-        title=f"T-DRS on {where}",
+        title=f"T-DRS in {where}",
         n=config["preset"]["tuning"],
         stock=(stock["accuracy"], stock["accuracy_low"], stock["accuracy_high"]),
         panels=list(panels.values()),
@@ -117,8 +117,11 @@ def _panel(axis: Axes, panel: Panel, stock: tuple[float, float, float]) -> None:
         axis.set_xscale("symlog", linthresh=TICKS_ABOVE, linscale=0.6)
     else:
         axis.set_xscale("log")
+    positive = [value for series in panel.series for value in series.values if value > 0]
+    width = max(positive) / min(positive)
     for number, ((color, marker), series) in enumerate(zip(STYLES, panel.series, strict=False)):
-        shift = 1.05 ** (number - (len(panel.series) - 1) / 2)  # side by side, so that no interval hides another
+        # side by side, so that no interval hides another
+        shift = width ** (0.012 * (number - (len(panel.series) - 1) / 2))
         shown = [value * shift for value in series.values]
         errors = [
             [a - b for a, b in zip(series.accuracy, series.low, strict=True)],

@@ -204,8 +204,7 @@ def main_evaluate(config: DictConfig) -> None:
         if clamped_line(evaluation.clamped):
             print(clamped_line(evaluation.clamped))
         print(f"records: {folder}")
-        if tracker.ui_command:
-            print(f"next:    {tracker.ui_command}")
+        print("\n".join(tracker.next_steps("evaluate")))
 
 
 USAGE = """

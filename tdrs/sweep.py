@@ -35,8 +35,7 @@ def main_sweep(config: DictConfig) -> None:
         print(f"{study.evaluated} evaluations run, {study.reused} found done, in {seconds:.0f} s")
         print(f"figure:  {figures[0]}")
         print(f"redraw:  python -m tdrs.analysis.sensitivity study={study.name} output={values['output']}")
-        if tracker.ui_command:
-            print(f"next:    {tracker.ui_command}")
+        print("\n".join(tracker.next_steps(study.name)))
 
 
 USAGE = """

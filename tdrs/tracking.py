@@ -59,20 +59,33 @@ class Tracker:
 
     def __init__(self, kind: str, output: Path) -> None:
         self.client: MlflowClient | None = None
-        self.ui_command = ""
+        self._ui_command = ""
         self._root = output.resolve()
         if kind == "mlflow":
             self._root.mkdir(parents=True, exist_ok=True)
             uri = f"sqlite:///{self._root}/mlflow.db"
             self.client = MlflowClient(tracking_uri=uri)
-            self.ui_command = f"mlflow ui --backend-store-uri {uri}"
+            self._ui_command = f"mlflow ui --host 127.0.0.1 --backend-store-uri {uri}"
+
+    def next_steps(self, experiment: str) -> list[str]:
+        """What to type and open to look at an experiment's runs; nothing without a store."""
+        if not self.client:
+            return []
+        page = f"#/experiments/{self._experiment(experiment)}/runs?workflowType=machine_learning"
+        return [f"next:    {self._ui_command}", f"         then open http://127.0.0.1:5000/{page}"]
 
     def _experiment(self, name: str) -> str:
         assert self.client
         found = self.client.get_experiment_by_name(name)
         if found:
             return str(found.experiment_id)
-        return str(self.client.create_experiment(name, artifact_location=(self._root / "mlartifacts" / name).as_uri()))
+        return str(
+            self.client.create_experiment(
+                name,
+                artifact_location=(self._root / "mlartifacts" / name).as_uri(),
+                tags={"mlflow.experimentKind": "custom_model_development"},  # opens at its runs, not at LLM traces
+            )
+        )
 
     def resume(self, run_id: str | None) -> bool:
         """Whether a run of this id is in the store; its children left RUNNING by a killed process become KILLED."""
