@@ -6,8 +6,10 @@ An evaluation is found again by its identity, a hash of what decides its records
 """
 
 import copy
+import fcntl
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -106,7 +108,23 @@ class Study:
 
     def run(self) -> "Outcome":
         """Run or resume the whole study; returns its curves and its held-out table, also written to `study.json`."""
+        with self._alone():
+            return self._run_or_resume()
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Hold the study's folder; the lock goes with the process, however that ends."""
         self.folder.mkdir(parents=True, exist_ok=True)
+        with (self.folder / "lock").open("w") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                raise SettingError(
+                    "study.name", self.name, "is being run by another process; wait, or name another"
+                ) from None
+            yield
+
+    def _run_or_resume(self) -> "Outcome":
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         storage = JournalStorage(JournalFileBackend(str(self.folder / "study.journal")))
         self.optuna = optuna.create_study(

@@ -66,7 +66,7 @@ class BackboneSettings:
 
     @property
     def fingerprint(self) -> str:
-        """A hash of a local folder's files (of large ones, their size and first MiB); the revision of a hub id."""
+        """A hash of a local folder's files but its card (of large ones, size and first MiB); a hub id's revision."""
         return _fingerprint(self.folder) if self.folder.is_dir() else str(self.revision)
 
     @property
@@ -93,7 +93,7 @@ class BackboneSettings:
 @lru_cache
 def _fingerprint(folder: Path) -> str:
     digest = hashlib.sha256()
-    for path in sorted(path for path in folder.iterdir() if path.is_file()):
+    for path in sorted(path for path in folder.iterdir() if path.is_file() and path.suffix != ".md"):
         digest.update(f"{path.name} {path.stat().st_size} ".encode())
         with path.open("rb") as file:
             digest.update(file.read(1 << 24 if path.stat().st_size <= 1 << 24 else 1 << 20))

@@ -159,6 +159,12 @@ def test_bad_values_are_found_before_anything_is_written(tmp_path: Path, monkeyp
     assert not list(tmp_path.iterdir())
 
 
+def test_a_study_that_is_running_is_left_alone(tmp_path: Path) -> None:
+    first, second = (Study(small(tmp_path), Tracker("none", tmp_path)) for _ in range(2))
+    with first._alone(), pytest.raises(SettingError, match=r"study.name = 'small': is being run by another process"):
+        second.run()
+
+
 def test_apply_sets_dotted_keys_on_a_copy() -> None:
     config = {"a": {"b": 1}}
     assert apply(config, {"a.b": 2}) == {"a": {"b": 2}}
