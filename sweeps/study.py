@@ -211,7 +211,8 @@ class Study:
         if not done and self._backbone is None:
             self._backbone = backbones.load(planned.backbone)
         tags = {"identity": planned.identity, "series": name, "split": planned.split}
-        with self.tracker.run(self.name, f"{name} {planned.split} {planned.identity[:6]}", tags, self._run.id) as child:
+        values = " / ".join(f"{value:g}" for value in settings.values() if isinstance(value, int | float))
+        with self.tracker.run(self.name, f"{name}: {values}" if values else name, tags, self._run.id) as child:
             child.params(settings)
             if done:
                 self.reused += 1

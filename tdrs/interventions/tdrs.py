@@ -18,6 +18,7 @@ With t = (d / (d_max scale))² and c = −ln w, as computed here, r_dc = exp(−
 What the paper leaves open is a setting of `TDRS`, called a reading; the class defaults are the formulas as printed.
 """
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -79,6 +80,18 @@ class Statistics:
     span: torch.Tensor
 
 
+def _layer_numbers(layers: str | Sequence[int]) -> tuple[int, ...]:
+    """The layer numbers a list or a range such as "4-17" names; raises SettingError otherwise."""
+    if isinstance(layers, str):
+        ends = re.fullmatch(r"(\d+)-(\d+)", layers)
+        numbers = tuple(range(int(ends[1]), int(ends[2]) + 1)) if ends else ()
+    else:
+        numbers = tuple(layers)
+    if not numbers or not all(type(n) is int and n >= 0 for n in numbers):
+        raise SettingError("layers", layers, "must be 'all', a list of layer numbers from 0, or a range like '4-17'")
+    return numbers
+
+
 @dataclass(frozen=True)
 class TDRS:
     """The three stages and the readings.
@@ -95,7 +108,7 @@ class TDRS:
             1 + sem_pos (`one_plus`); 1 (`none`). At least 1e-6.
         stats_scope: |A|_min and d_max over the whole map of this forward call, per sample (`call`), or over row i alone
             (`row`): then a row depends on its past only, and cached decoding equals the full forward pass.
-        layers: `all`, or the numbers of the decoder layers that are edited.
+        layers: the decoder layers that are edited: `all`, a list of numbers from 0, or a range, "4-17" (both included).
 
     Raises:
         SettingError: a value is not allowed.
@@ -118,9 +131,7 @@ class TDRS:
         check_choice("scale", self.scale, SCALES)
         check_choice("stats_scope", self.stats_scope, SCOPES)
         if self.layers != "all":
-            numbers = () if isinstance(self.layers, str) else tuple(self.layers)
-            if not numbers or not all(type(n) is int and n >= 0 for n in numbers):
-                raise SettingError("layers", self.layers, "must be 'all' or a list of layer numbers from 0")
+            object.__setattr__(self, "layers", _layer_numbers(self.layers))
 
     @property
     def _kernels(self) -> bool:

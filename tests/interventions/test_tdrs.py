@@ -211,6 +211,12 @@ def test_clamped_end_points_are_counted() -> None:
     assert counts.tolist() == [2 * HEADS, 2 * HEADS]
 
 
+@pytest.mark.parametrize("layers", ["1-3", [1, 2, 3], range(1, 4)])
+def test_layers_by_list_and_by_range(layers: object) -> None:
+    method = TDRS(layers=layers)
+    assert [method.active(n) for n in range(5)] == [False, True, True, True, False]
+
+
 @pytest.mark.parametrize(
     ("make", "named"),
     [
@@ -219,7 +225,9 @@ def test_clamped_end_points_are_counted() -> None:
         (lambda: RE(w_min=math.nan), "w_min = nan"),
         (lambda: RE(weight=math.inf), "weight = inf"),
         (lambda: TDRS(gain="both"), "gain = 'both': must be one of logits, weights"),
-        (lambda: TDRS(layers=[0, -1]), "layers"),
+        (lambda: TDRS(layers=[0, -1]), "layers = [0, -1]: must be 'all', a list"),
+        (lambda: TDRS(layers="3-1"), "layers = '3-1'"),
+        (lambda: TDRS(layers="first"), "layers = 'first'"),
         (lambda: TDRS(scale="median"), "scale"),
     ],
 )
