@@ -57,6 +57,21 @@ def build(kind: type[T], values: Mapping[str, Any]) -> T:
     return kind(**arguments)
 
 
+def build_named(group: str, kinds: Mapping[str, type[T]], values: Mapping[str, Any]) -> T:
+    """The dataclass of `kinds` that `values["name"]` names, from the other values; errors name the group.
+
+    Raises:
+        SettingError: the name is unknown, or as `build` raises.
+    """
+    settings = dict(values)
+    name = settings.pop("name", None)
+    check_choice(f"{group}.name", name, list(kinds))
+    try:
+        return build(kinds[str(name)], settings)
+    except SettingError as error:
+        raise error.under(group) from None
+
+
 def _convert(name: str, value: Any, hint: Any) -> Any:
     options = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
     if value is None and type(None) in options:

@@ -8,7 +8,7 @@ from typing import Any
 
 from tdrs.benchmarks.mini_scienceqa import MiniScienceQA
 from tdrs.benchmarks.scienceqa import Sample, ScienceQA
-from tdrs.settings import SettingError, build, check_choice
+from tdrs.settings import SettingError, build_named, check_choice
 
 DATASETS: dict[str, type[Any]] = {"mini_scienceqa": MiniScienceQA, "scienceqa": ScienceQA}
 SPLITS = ("tuning", "held_out")
@@ -20,13 +20,7 @@ def from_settings(values: Mapping[str, Any]) -> ScienceQA | MiniScienceQA:
     Raises:
         SettingError: unknown benchmark, unknown setting, or a value out of range.
     """
-    settings = dict(values)
-    name = settings.pop("name", None)
-    try:
-        check_choice("name", name, list(DATASETS))
-        dataset: ScienceQA | MiniScienceQA = build(DATASETS[str(name)], settings)
-    except SettingError as error:
-        raise error.under("dataset") from None
+    dataset: ScienceQA | MiniScienceQA = build_named("dataset", DATASETS, values)
     return dataset
 
 

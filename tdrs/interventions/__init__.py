@@ -6,7 +6,7 @@ from typing import Any
 from tdrs.attention.core import Intervention
 from tdrs.interventions.none import Stock
 from tdrs.interventions.tdrs import TDRS
-from tdrs.settings import SettingError, build, check_choice
+from tdrs.settings import build_named
 
 METHODS: dict[str, type[Any]] = {"none": Stock, "tdrs": TDRS}
 
@@ -17,11 +17,5 @@ def from_settings(values: Mapping[str, Any]) -> Intervention:
     Raises:
         SettingError: unknown method, unknown setting, or a value out of range.
     """
-    settings = dict(values)
-    name = settings.pop("name", None)
-    try:
-        check_choice("name", name, list(METHODS))
-        method: Intervention = build(METHODS[str(name)], settings)
-    except SettingError as error:
-        raise error.under("intervention") from None
+    method: Intervention = build_named("intervention", METHODS, values)
     return method
