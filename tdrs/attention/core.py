@@ -15,6 +15,8 @@ from typing import Protocol
 
 import torch
 
+from tdrs.attention.rope import unrotate
+
 # Elements of one (batch, head, row, key) block: a few arrays of this size stay in a core's cache, or fill a GPU.
 BLOCK_ELEMENTS = {"cpu": 1 << 19, "cuda": 1 << 25}
 
@@ -31,7 +33,10 @@ class Call:
         mask: what transformers' mask function made: None (causal, no padding), boolean (True = may be seen) or
             additive, (B, 1, Q, K).
         rotation: (cos, sin) of all K positions, (B or 1, K, D), where the method asks for unrotated vectors.
-        layer: the layer's number.
+        block_elements: the size of a block; None is `BLOCK_ELEMENTS` of the device.
+
+    Attributes:
+        clamped: for each w_min that was turned into a kernel, tensors (clamped, of how many).
     """
 
     query: torch.Tensor
@@ -40,7 +45,6 @@ class Call:
     scaling: float
     mask: torch.Tensor | None = None
     rotation: tuple[torch.Tensor, torch.Tensor] | None = None
-    layer: int = 0
     block_elements: int | None = None
     clamped: dict[str, list[torch.Tensor]] = field(default_factory=dict)
 
@@ -65,8 +69,6 @@ class Call:
     @cached_property
     def unrotated(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Queries and keys before rotation, float32, (B, H, Q, D) and (B, Hₖ, K, D)."""
-        from tdrs.attention.rope import unrotate
-
         assert self.rotation is not None
         cos, sin = self.rotation
         return unrotate(self.query, cos[:, self.past :], sin[:, self.past :]), unrotate(self.key, cos, sin)

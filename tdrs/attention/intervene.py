@@ -99,7 +99,7 @@ class Session:
                 "a prompt fed in pieces: under stats_scope=call the result depends on the pieces, under row not",
                 stacklevel=2,
             )
-        call = Call(query, key, value, scaling, mask, self._joined, layer)
+        call = Call(query, key, value, scaling, mask, self._joined)
         output = EXECUTIONS[self.execution](call, self.intervention)
         for name, counts in call.clamped.items():
             self._clamped[name] = self._clamped.get(name, 0) + torch.stack(counts).sum(dim=0)
