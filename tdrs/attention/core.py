@@ -90,7 +90,7 @@ class Call:
         return self.query.float() * self.scaling, self.key.float(), self.value.float()
 
     def product(self, query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
-        """q·k for every query head with the key head of its group: (B, H, R, D) × (B, Hₖ, K, D) → (B, H, R, K)."""
+        """Products of each query head with its group's key head: (B, H, R, D) × (B, Hₖ, K, D) → (B, H, R, K)."""
         batch, heads, rows, width = query.shape
         groups = key.shape[1]
         grouped = query.reshape(batch, groups, heads // groups * rows, width)
@@ -155,18 +155,21 @@ class Block:
         return self.call.product(query[:, :, self.start : self.stop], key[:, :, : self.keys])
 
     @cached_property
-    def distance(self) -> torch.Tensor:
-        """|i − j| in tokens, (1, 1, R, K), float32."""
+    def _offset(self) -> torch.Tensor:
+        """i − j, (1, 1, R, K)."""
         device = self.call.query.device
         rows = torch.arange(self.call.past + self.start, self.call.past + self.stop, device=device)
-        return (rows[:, None] - torch.arange(self.keys, device=device)).abs().float()[None, None]
+        return (rows[:, None] - torch.arange(self.keys, device=device))[None, None]
+
+    @cached_property
+    def distance(self) -> torch.Tensor:
+        """|i − j| in tokens, (1, 1, R, K), float32."""
+        return self._offset.abs().float()
 
     @cached_property
     def hidden(self) -> torch.Tensor:
         """Pairs not in V, (B or 1, 1, R, K) boolean."""
-        device = self.call.query.device
-        rows = torch.arange(self.call.past + self.start, self.call.past + self.stop, device=device)
-        future = (torch.arange(self.keys, device=device) > rows[:, None])[None, None]
+        future = self._offset < 0
         if self.call.visible is None:
             return future
         return future | ~self.call.visible[:, :, self.start : self.stop, : self.keys]
@@ -205,18 +208,14 @@ class Intervention(Protocol):
 
 def _attend(call: Call, intervention: Intervention, whole: bool) -> torch.Tensor:
     statistics = intervention.statistics(call, whole)
-    value = call._float[2]
-    batch, heads, _, width = call.query.shape
-    groups = value.shape[1]
+    value = call._float[2].transpose(-1, -2)
     parts = []
     for block in call.blocks(whole):
         edited = intervention.edit(block, statistics).masked_fill_(block.hidden, -math.inf)
         weights = edited.softmax(dim=-1)
         if call.visible is not None:  # a row without a visible key is NaN here; its output is 0, and nobody reads it
             weights.nan_to_num_(nan=0.0)
-        rows = block.stop - block.start
-        grouped = weights.view(batch, groups, heads // groups * rows, block.keys) @ value[:, :, : block.keys]
-        parts.append(grouped.view(batch, heads, rows, width))
+        parts.append(call.product(weights, value[..., : block.keys]))
     return torch.cat(parts, dim=2).to(call.query.dtype)
 
 

@@ -38,8 +38,8 @@ class Session:
         self.base = base
         self.layers = {layer.self_attn: number for number, layer in enumerate(_layers(decoder))}
         self._clamped: dict[str, torch.Tensor] = {}
-        self._rotations: list[tuple[torch.Tensor, torch.Tensor]] = []
-        self._joined: tuple[torch.Tensor, torch.Tensor] | None = None
+        self._rotation: tuple[torch.Tensor, torch.Tensor] | None = None  # cos and sin of all tokens so far
+        self._rotation_due = False  # this forward pass has not shown its own yet
         self._past = 0
 
     @property
@@ -55,30 +55,28 @@ class Session:
             )
         self._past = cache.get_seq_length() if cache is not None else 0
         if self._past == 0:
-            self._rotations = []
-        known = sum(cos.shape[1] for cos, _ in self._rotations)
+            self._rotation = None
+        known = self._rotation[0].shape[1] if self._rotation else 0
         if self.intervention.needs_rotation and known != self._past:
             raise ValueError(
                 f"the cache holds {self._past} tokens, {known} of which passed through this intervene block: "
                 "fill the cache inside the block, and do not crop it"
             )
-        self._joined = None
+        self._rotation_due = self.intervention.needs_rotation
 
     def enter_attention(self, module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Forward pre-hook of each attention layer: the first one of a forward pass shows this pass's rotation."""
-        if self._joined is not None or not self.intervention.needs_rotation:
+        if not self._rotation_due:
             return
         if kwargs.get("position_embeddings") is None:
             raise ValueError(f"{type(module).__name__} is not given position_embeddings: use features=post_rope")
         cos, sin = kwargs["position_embeddings"]
-        if not self._rotations:
+        if self._rotation is None:
             check_rotation(cos, module.head_dim)  # type: ignore[arg-type]
-        self._rotations.append((cos, sin))
-        if len(self._rotations) > 1:  # batch sizes may differ where positions are shared
-            batch = max(c.shape[0] for c, _ in self._rotations)
-            pairs = [(c.expand(batch, -1, -1), s.expand(batch, -1, -1)) for c, s in self._rotations]
-            self._rotations = [(torch.cat([c for c, _ in pairs], dim=1), torch.cat([s for _, s in pairs], dim=1))]
-        self._joined = self._rotations[0]
+            self._rotation = cos, sin
+        else:
+            self._rotation = _join(self._rotation[0], cos), _join(self._rotation[1], sin)
+        self._rotation_due = False
 
     def attend(
         self,
@@ -99,11 +97,17 @@ class Session:
                 "a prompt fed in pieces: under stats_scope=call the result depends on the pieces, under row not",
                 stacklevel=2,
             )
-        call = Call(query, key, value, scaling, mask, self._joined)
+        call = Call(query, key, value, scaling, mask, self._rotation)
         output = EXECUTIONS[self.execution](call, self.intervention)
         for name, counts in call.clamped.items():
             self._clamped[name] = self._clamped.get(name, 0) + torch.stack(counts).sum(dim=0)
         return output.transpose(1, 2).contiguous(), None
+
+
+def _join(past: torch.Tensor, new: torch.Tensor) -> torch.Tensor:
+    """Along the tokens; where all samples share positions, the batch is 1."""
+    batch = max(past.shape[0], new.shape[0])
+    return torch.cat((past.expand(batch, -1, -1), new.expand(batch, -1, -1)), dim=1)
 
 
 def _layers(decoder: PreTrainedModel) -> Any:
