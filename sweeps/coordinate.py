@@ -73,12 +73,7 @@ def from_settings(values: Mapping[str, Any]) -> Coordinate:
         SettingError: a name is unknown, a list is empty, or the paper's value is not in it.
     """
     try:
-        steps = []
-        for number, step in enumerate(values.get("steps") or ()):
-            try:
-                steps.append(build(Step, step))
-            except SettingError as error:
-                raise error.under(f"steps[{number}]") from None
+        steps = [build(Step, step, f"steps[{number}]") for number, step in enumerate(values.get("steps") or ())]
         search = build(Coordinate, {**values, "steps": tuple(steps)})
         if search.protocol != "coordinate":
             raise SettingError("protocol", search.protocol, "must be coordinate")

@@ -59,9 +59,9 @@ def _one_line(message: str, overrides: Sequence[str]) -> SettingError:
     return SettingError("command line", text, message.strip().splitlines()[0])
 
 
-def plain(config: Any) -> Any:
-    """A configuration node as plain dicts and lists."""
-    return OmegaConf.to_container(config, resolve=True) if OmegaConf.is_config(config) else config
+def plain(config: DictConfig) -> Any:
+    """A configuration as plain dicts and lists."""
+    return OmegaConf.to_container(config, resolve=True)
 
 
 def run(entry: str, function: Callable[[DictConfig], None], usage: str, arguments: Sequence[str] | None = None) -> int:

@@ -37,12 +37,22 @@ def check_number(name: str, value: object, low: float, *, above: bool = False, w
         raise SettingError(name, value, f"must be {kind} {bound}")
 
 
-def build(kind: type[T], values: Mapping[str, Any]) -> T:
+def build(kind: type[T], values: Mapping[str, Any], group: str = "") -> T:
     """A settings dataclass from plain values, nested dataclasses included; it checks itself in `__post_init__`.
+
+    Args:
+        group: the name of the enclosing setting, which errors put in front of theirs.
 
     Raises:
         SettingError: a name is unknown or missing, or a value has the wrong type or is out of range.
     """
+    try:
+        return _build(kind, values)
+    except SettingError as error:
+        raise (error.under(group) if group else error) from None
+
+
+def _build(kind: type[T], values: Mapping[str, Any]) -> T:
     hints = typing.get_type_hints(kind)
     known = [field.name for field in fields(kind)]  # type: ignore[arg-type]
     for name in values:
@@ -66,10 +76,7 @@ def build_named(group: str, kinds: Mapping[str, type[T]], values: Mapping[str, A
     settings = dict(values)
     name = settings.pop("name", None)
     check_choice(f"{group}.name", name, list(kinds))
-    try:
-        return build(kinds[str(name)], settings)
-    except SettingError as error:
-        raise error.under(group) from None
+    return build(kinds[str(name)], settings, group)
 
 
 def _convert(name: str, value: Any, hint: Any) -> Any:
@@ -83,10 +90,7 @@ def _convert(name: str, value: Any, hint: Any) -> Any:
                 raise SettingError(
                     name, value, f"must be a group of settings{' or null' if type(None) in options else ''}"
                 )
-            try:
-                return build(typing.cast(type[Any], option), value)
-            except SettingError as error:
-                raise error.under(name) from None
+            return build(typing.cast(type[Any], option), value, name)
         if origin is tuple and isinstance(value, Sequence) and not isinstance(value, str):
             return tuple(value)
         if origin is dict and isinstance(value, Mapping):

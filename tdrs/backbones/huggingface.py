@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, PreTrainedModel
 
-from tdrs.benchmarks.scienceqa import Sample, letter_options
+from tdrs.benchmarks.scienceqa import Sample
 from tdrs.settings import SettingError, build, check_choice, check_number
 
 EMBEDDED = Path(__file__).parent.parent / "zoo" / "models"
@@ -102,10 +102,7 @@ def _fingerprint(folder: Path) -> str:
 
 def from_settings(values: Mapping[str, Any]) -> BackboneSettings:
     """Checked settings; raises SettingError under the name `backbone`."""
-    try:
-        return build(BackboneSettings, values)
-    except SettingError as error:
-        raise error.under("backbone") from None
+    return build(BackboneSettings, values, "backbone")
 
 
 @dataclass(frozen=True)
@@ -165,7 +162,7 @@ class Backbone:
         first = output.logits[0].float().log_softmax(dim=-1).cpu()
         answers = []
         for row, (sample, text) in enumerate(zip(samples, texts, strict=True)):
-            score = {letter: float(first[row, self._letter(letter)]) for letter in letter_options(sample)}
+            score = {letter: float(first[row, self._letter(letter)]) for letter in sample.letters}
             others = [value for letter, value in score.items() if letter != sample.gold]
             answers.append(Answer(text.strip(), score[sample.gold] - max(others, default=0.0)))
         return answers

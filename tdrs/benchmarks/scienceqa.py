@@ -6,7 +6,6 @@ Data: P. Lu et al., "Learn to Explain", NeurIPS 2022. Prompt and rule are those 
 import hashlib
 import io
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -49,6 +48,11 @@ class Sample:
     prompt: str
     choices: tuple[str, ...]
     gold: str
+
+    @property
+    def letters(self) -> str:
+        """The letters its options carry."""
+        return LETTERS[: len(self.choices)]
 
 
 def parse_letter(prediction: str) -> str | None:
@@ -139,8 +143,3 @@ class ScienceQA:
         if limit is not None:
             rows = rows.select(range(min(limit, len(rows))))
         return to_samples(rows, self.source)
-
-
-def letter_options(sample: Sample) -> Sequence[str]:
-    """The letters a sample's options carry."""
-    return LETTERS[: len(sample.choices)]

@@ -39,7 +39,17 @@ SCALE_FLOOR = 1e-6
 
 
 @dataclass(frozen=True)
-class DC:
+class _Stage:
+    w_min: float
+    weight: float
+
+    def __post_init__(self) -> None:
+        check_number("w_min", self.w_min, 0, above=True)
+        check_number("weight", self.weight, 0)
+
+
+@dataclass(frozen=True)
+class DC(_Stage):
     """Distance-aware control (stage 2).
 
     Args:
@@ -50,13 +60,9 @@ class DC:
     w_min: float = 3.0
     weight: float = 1.0
 
-    def __post_init__(self) -> None:
-        check_number("w_min", self.w_min, 0, above=True)
-        check_number("weight", self.weight, 0)
-
 
 @dataclass(frozen=True)
-class RE:
+class RE(_Stage):
     """Re-reinforcement of the distant (stage 3).
 
     Args:
@@ -66,10 +72,6 @@ class RE:
 
     w_min: float = 2.0
     weight: float = 0.8
-
-    def __post_init__(self) -> None:
-        check_number("w_min", self.w_min, 0, above=True)
-        check_number("weight", self.weight, 0)
 
 
 @dataclass(frozen=True)

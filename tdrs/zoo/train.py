@@ -171,10 +171,7 @@ def train(recipe: Recipe, folder: Path) -> Path:
 def main_train(config: DictConfig) -> None:
     values = plain(config)
     check_choice("backbone", values["backbone"], ["mini_llava"])
-    try:
-        recipe = build(Recipe, values["recipe"])
-    except SettingError as error:
-        raise error.under("recipe") from None
+    recipe = build(Recipe, values["recipe"], "recipe")
     folder = Path(values["output"]) / "zoo" / f"{values['backbone']}-seed{recipe.seed}"
     model = train(recipe, folder)
     print(f"model:   {model}")
