@@ -51,6 +51,15 @@ def apply(config: Mapping[str, Any], settings: Settings) -> dict[str, Any]:
     return result
 
 
+def _shown(settings: Settings) -> str:
+    """The numbers among settings, for people: "dc.w_min=3 dc.weight=1"."""
+    return " ".join(
+        f"{key.removeprefix('intervention.')}={value:g}"
+        for key, value in settings.items()
+        if isinstance(value, int | float)
+    )
+
+
 @dataclass(frozen=True)
 class Row:
     """One row of the held-out table; `difference` is against stock on the same samples, with its 95 % interval."""
@@ -89,21 +98,18 @@ class Study:
         self._run = Run(None, "")
         self.check()
 
-    def _plan(self, settings: Settings, split: str) -> Plan:
-        values = apply(self.config, settings)
-        return plan({**values, "split": split, "limit": self.config["preset"][split]})
-
-    def _stock(self, split: str) -> Plan:
-        values = {**self.config, "intervention": {"name": "none"}}
+    def _plan(self, settings: Settings | None, split: str) -> Plan:
+        """The evaluation of settings, or of the stock model for None, on a split."""
+        stock = {**self.config, "intervention": {"name": "none"}}
+        values = stock if settings is None else apply(self.config, settings)
         return plan({**values, "split": split, "limit": self.config["preset"][split]})
 
     def check(self) -> None:
         """Build every trial's settings and load both splits, so that no error waits behind the model."""
-        self._stock("tuning")
         for settings in self.search.possible():
             self._plan(settings, "tuning")
         for split in benchmarks.SPLITS:
-            planned = self._stock(split)
+            planned = self._plan(None, split)
             self._samples[split] = benchmarks.load(planned.dataset, split, planned.limit, limit_name=f"preset.{split}")
 
     def run(self) -> "Outcome":
@@ -139,19 +145,17 @@ class Study:
         tags = dict(zip(("backbone", "dataset", "intervention"), names, strict=True))
         with self.tracker.run(self.name, f"{self.name}: {' '.join(names)}", tags, run_id=known) as self._run:
             self.optuna.set_user_attr("mlflow_run", self._run.id)
-            stock = self._measure("stock", {}, self._stock("tuning"))
+            stock = self._measure("stock", {}, self._plan(None, "tuning"))
             with tqdm(total=self.search.trials, desc="tuning", unit="trial") as self._bar:
                 curves = coordinate.run(self.search, self._score)
             outcome = Outcome(self.name, dict(self.config), curves, stock.metrics, self._held_out(curves))
             outcome.save(self.folder / "study.json")
             for row in outcome.rows:
                 name = f"held_out.{row.name.replace(', ', '.')}"
-                self._run.metrics({f"{name}.accuracy": row.accuracy[0]})
+                values = {"accuracy": row.accuracy[0]}
                 if row.difference:
-                    low_high = dict(
-                        zip(("difference", "difference_low", "difference_high"), row.difference, strict=True)
-                    )
-                    self._run.metrics({f"{name}.{key}": value for key, value in low_high.items()})
+                    values |= zip(("difference", "difference_low", "difference_high"), row.difference, strict=True)
+                self._run.metrics({f"{name}.{key}": value for key, value in values.items()})
             self._run.describe("```\n" + "\n".join(outcome.table()) + "\n```")
         return outcome
 
@@ -171,12 +175,7 @@ class Study:
     def _score(self, series: str, settings: Settings) -> dict[str, float]:
         """Metrics on the tuning split: one trial of the Optuna study."""
         planned = self._plan(settings, "tuning")
-        short = {key.removeprefix("intervention."): value for key, value in settings.items()}
-        self._bar.set_postfix_str(
-            " ".join(
-                f"{key}={value:g}" if isinstance(value, int | float) else f"{value}" for key, value in short.items()
-            )
-        )
+        self._bar.set_postfix_str(f"{_shown(settings)} {series}")
         done = {
             trial.user_attrs.get("identity")
             for trial in self.optuna.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
@@ -235,8 +234,7 @@ class Study:
 
     def _held_out(self, curves: Sequence[coordinate.Curve]) -> list[Row]:
         """Stock, and for each series the paper's settings and the best ones, on the held-out split."""
-        stock_plan = self._stock("held_out")
-        cases: list[tuple[str, Settings, Plan]] = [("stock", {}, stock_plan)]
+        cases: list[tuple[str, Settings, Plan]] = [("stock", {}, self._plan(None, "held_out"))]
         for series in self.search.series:
             paper, best = self.search.paper(series), coordinate.best_settings(curves, series)
             cases.append((f"{series}, paper", paper, self._plan(paper, "held_out")))
@@ -312,10 +310,5 @@ class Outcome:
         for row in self.rows:
             accuracy = "{:.3f} [{:.3f}, {:.3f}]".format(*row.accuracy)
             difference = "{:+.3f} [{:+.3f}, {:+.3f}]".format(*row.difference) if row.difference else "-"
-            settings = " ".join(
-                f"{key.removeprefix('intervention.')}={value:g}"
-                for key, value in row.settings.items()
-                if isinstance(value, int | float)
-            )
-            lines.append(f"{row.name:20}{accuracy:22}{difference:38}{settings}")
+            lines.append(f"{row.name:20}{accuracy:22}{difference:38}{_shown(row.settings)}")
         return lines

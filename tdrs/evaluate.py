@@ -12,6 +12,7 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -106,7 +107,7 @@ class Evaluation:
     clamped: dict[str, tuple[int, int]]
     seconds: float
 
-    @property
+    @cached_property
     def metrics(self) -> dict[str, float]:
         accuracy = accuracy_interval([r.correct for r in self.records], [r.image_id for r in self.records])
         metrics = {"accuracy": accuracy.value, "accuracy_low": accuracy.low, "accuracy_high": accuracy.high}
