@@ -1,8 +1,26 @@
 """tdrs: does this inference-time edit of a vision-language model's attention help, and how sure are we?"""
 
 from tdrs.attention.intervene import intervene
+from tdrs.interventions.key_bias import KeyBias
+from tdrs.interventions.method import Method
+from tdrs.interventions.middle_layers import MiddleLayers
 from tdrs.interventions.none import Stock
+from tdrs.interventions.pai import PAI
 from tdrs.interventions.tdrs import DC, RE, TDRS
+from tdrs.interventions.temperature import Temperature
+from tdrs.interventions.vaf import VAF
 
-__all__ = ["DC", "RE", "TDRS", "Stock", "intervene"]
+__all__ = [
+    "DC",
+    "PAI",
+    "RE",
+    "TDRS",
+    "VAF",
+    "KeyBias",
+    "Method",
+    "MiddleLayers",
+    "Stock",
+    "Temperature",
+    "intervene",
+]
 __version__ = "0.1.0"

@@ -25,11 +25,12 @@ from tqdm import tqdm
 from tdrs import __version__, backbones, benchmarks, interventions
 from tdrs.attention.core import EXECUTIONS, Intervention
 from tdrs.attention.intervene import Session, intervene
+from tdrs.attention.selection import names_numbers, resolve
 from tdrs.backbones import Backbone, BackboneSettings
 from tdrs.benchmarks.mini_scienceqa import MiniScienceQA
 from tdrs.benchmarks.scienceqa import Sample, ScienceQA, score
 from tdrs.configuration import plain, run
-from tdrs.settings import SettingError, check_choice, check_number
+from tdrs.settings import check_choice, check_number
 from tdrs.statistics import accuracy_interval
 from tdrs.tracking import open_tracker
 
@@ -84,9 +85,10 @@ def plan(config: Mapping[str, Any]) -> Plan:
         check_number("limit", config["limit"], 1, whole=True)
     backbone = backbones.from_settings(config["backbone"])
     intervention = interventions.from_settings(config["intervention"])
-    layers = getattr(intervention, "layers", "all")
-    if layers != "all" and max(int(n) for n in layers) >= backbone.layers:
-        raise SettingError("intervention.layers", list(layers), f"must be from 0 to {backbone.layers - 1}")
+    for place, part in enumerate(("layers", "heads")):
+        chosen = getattr(intervention, part)
+        if names_numbers(chosen):
+            resolve(f"intervention.{part}", chosen, backbone.shape[place])
     return Plan(
         backbone=backbone,
         dataset=benchmarks.from_settings(config["dataset"]),
@@ -148,10 +150,8 @@ def evaluate(
         progress: the progress bar's text; None for no bar.
     """
     start = time.perf_counter()
-    layers = range(backbone.model.get_decoder().config.num_hidden_layers)
-    edited = any(intervention.active(layer) for layer in layers)
     scope: AbstractContextManager[Session | None] = (
-        intervene(backbone.model, intervention, execution) if edited else nullcontext()
+        intervene(backbone.model, intervention, execution) if intervention.active else nullcontext()
     )
     records = []
     quiet = progress is None or not sys.stderr.isatty()

@@ -1,14 +1,17 @@
 """Every configuration file composes; every bad override is one line that names it, with exit code 2."""
 
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
 from omegaconf import DictConfig
 from tdrs.sweeps import coordinate
 
+from tdrs import interventions
 from tdrs.backbones import BackboneSettings
 from tdrs.configuration import compose, folder, plain, run
 from tdrs.evaluate import plan
+from tdrs.interventions import METHODS
 from tdrs.settings import SettingError
 
 GROUPS = sorted(path.relative_to(folder()) for path in folder().rglob("*.yaml") if path.parent != folder())
@@ -21,6 +24,14 @@ def test_every_file_composes(path: Path) -> None:
     if config["intervention"]["name"] != "none":
         coordinate.from_settings(config["search"])
     plan({**config, "split": "tuning", "limit": config["preset"]["tuning"]})
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_methods_file_says_its_defaults(name: str) -> None:
+    values = plain(compose("evaluate", [f"intervention={name}"]))["intervention"]
+    assert interventions.from_settings(values) == METHODS[name]()
+    if name != "none":
+        assert {"name", *(field.name for field in fields(METHODS[name]))} == set(values)
 
 
 def test_every_experiment_says_how_to_run_it_and_what_to_expect() -> None:
@@ -58,11 +69,16 @@ def test_unknown_names(override: str, said: str, capsys: pytest.CaptureFixture[s
         ("intervention.gain=both", "intervention.gain = 'both': must be one of logits, weights"),
         ("intervention.sd=2", "intervention.sd = 2: must be of type bool"),
         ("intervention.dc=3", "intervention.dc = 3: must be a group of settings or null"),
-        ("intervention.layers=[0,4]", "intervention.layers = [0, 4]: must be from 0 to 3"),
+        ("intervention.layers=[0,4]", "intervention.layers = [0, 4]: must be from 0 to 3 in this model"),
+        ("intervention.heads=2-9", "intervention.heads = '2-9': must be from 0 to 3 in this model"),
+        (
+            "intervention.dc.w_min_as=absolute",
+            "intervention.dc.w_min = 3.0: must be above 0 and below 1 with w_min_as=absolute",
+        ),
+        ("attention.execution=flash", "attention.execution = 'flash': must be one of auto, blocked, reference"),
         ("dataset.gap=1.5", "dataset.gap = 1.5: must be of type int"),
         ("dataset.gap=-1", "dataset.gap = -1: must be a whole number of at least 0"),
         ("batch_size=0", "batch_size = 0: must be a whole number of at least 1"),
-        ("attention.execution=fast", "attention.execution = 'fast': must be one of blocked, reference"),
         ("backbone.dtype=int8", "backbone.dtype = 'int8': must be one of auto, float32, bfloat16, float16"),
         ("backbone.source=/no/where", "backbone.source = '/no/where': no such folder, and not a hub id (owner/name)"),
         ("backbone.source=embedded:x", "backbone.source = 'embedded:x': must be one of embedded:mini_llava"),

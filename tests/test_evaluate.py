@@ -14,6 +14,7 @@ from tdrs import TDRS, Stock, benchmarks
 from tdrs.backbones import Backbone
 from tdrs.configuration import run
 from tdrs.evaluate import Evaluation, evaluate, main_evaluate
+from tdrs.interventions import METHODS
 
 
 def test_files_and_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -38,6 +39,13 @@ def test_files_and_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
         "result.json",
         "config.yaml",
     }
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_method_runs_from_the_command_line(name: str, tmp_path: Path) -> None:
+    arguments = [f"intervention={name}", "limit=3", "dataset.gap=8", "tracking=none", f"output={tmp_path}"]
+    assert run("evaluate", main_evaluate, "", arguments) == 0
+    assert len(list((tmp_path / "evaluate").glob("*/result.json"))) == 1
 
 
 def test_stock_is_deterministic_and_right_answers_have_positive_margins(mini_llava: Backbone) -> None:

@@ -5,8 +5,10 @@ layers the method is active on and the model's own implementation (sdpa or eager
 hooks on the decoder see the rotations that pass by. On leaving, the name is put back and the hooks are removed.
 """
 
+import inspect
 import sys
 import warnings
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -17,8 +19,9 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedM
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import eager_mask, sdpa_mask
 
-from tdrs.attention.core import EXECUTIONS, Call, Intervention
+from tdrs.attention.core import EXECUTIONS, IMAGE, SYSTEM, TEXT, Call, Intervention
 from tdrs.attention.rope import check_rotation
+from tdrs.attention.selection import resolve
 from tdrs.settings import check_choice
 
 BASES = ("sdpa", "eager")
@@ -32,22 +35,53 @@ class Session:
         clamped: for each w_min, how many kernels' end points were clamped into (0, 1), and of how many.
     """
 
-    def __init__(self, decoder: PreTrainedModel, intervention: Intervention, execution: str, base: str) -> None:
+    def __init__(
+        self, model: PreTrainedModel, decoder: PreTrainedModel, intervention: Intervention, execution: str
+    ) -> None:
         self.intervention = intervention
-        self.execution = execution
-        self.base = base
-        self.layers = {layer.self_attn: number for number, layer in enumerate(_layers(decoder))}
+        self.execute = EXECUTIONS[execution]
+        self.base: str = decoder.config._attn_implementation
+        layers = _layers(decoder)
+        self.layers = {layer.self_attn: number for number, layer in enumerate(layers)}
+        self.edited = resolve("layers", intervention.layers, len(layers)) if intervention.active else frozenset()
+        count = decoder.config.num_attention_heads
+        heads = resolve("heads", intervention.heads, count)
+        self.heads: torch.Tensor | None = None
+        if len(heads) < count:
+            self.heads = torch.tensor([head in heads for head in range(count)]).view(1, -1, 1, 1)
+        self.image_token: int | None = getattr(model.config, "image_token_id", None)
+        self._check_needs(type(model).__name__)
         self._clamped: dict[str, torch.Tensor] = {}
-        self._rotation: tuple[torch.Tensor, torch.Tensor] | None = None  # cos and sin of all tokens so far
-        self._rotation_due = False  # this forward pass has not shown its own yet
+        # What passed by, for all tokens so far, (B or 1, K, …): cos, sin, positions, image (is it an image token)
+        self._tokens: dict[str, torch.Tensor] = {}
+        self._known = 0
         self._past = 0
+        self._image: torch.Tensor | None = None
+        self._cached: weakref.ref[torch.Tensor] | None = None
+        self._rotation_due = False  # this forward pass has not shown its own yet
+
+    def _check_needs(self, name: str) -> None:
+        module = next(iter(self.layers))
+        seen = inspect.signature(type(module).forward).parameters
+        if self.needs("rotation") and "position_embeddings" not in seen:
+            raise ValueError(f"{name}: its layers are not given position_embeddings; use features=post_rope")
+        if self.needs("roles") and self.image_token is None:
+            raise ValueError(f"{name} has no image_token_id, and this method asks which tokens are of the image")
+
+    def needs(self, what: str) -> bool:
+        return what in self.intervention.needs
 
     @property
     def clamped(self) -> dict[str, tuple[int, int]]:
         return {name: (int(c[0]), int(c[1])) for name, c in self._clamped.items()}
 
+    def enter_model(self, module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Forward pre-hook of the whole model: which of the new tokens are of the image?"""
+        ids = kwargs.get("input_ids", args[0] if args else None)
+        self._image = None if ids is None else ids == self.image_token
+
     def enter_decoder(self, module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Forward pre-hook of the decoder: how many tokens does the cache already hold?"""
+        """Forward pre-hook of the decoder: what does the cache hold, and where do the new tokens stand?"""
         cache = kwargs.get("past_key_values")
         if cache is not None and getattr(cache, "is_compileable", False):
             raise ValueError(
@@ -55,14 +89,38 @@ class Session:
             )
         self._past = cache.get_seq_length() if cache is not None else 0
         if self._past == 0:
-            self._rotation = None
-        known = self._rotation[0].shape[1] if self._rotation else 0
-        if self.intervention.needs_rotation and known != self._past:
+            self._tokens, self._known = {}, 0
+        if self.intervention.needs:
+            self._check_cache(cache)
+        given = (kwargs.get("inputs_embeds"), kwargs.get("input_ids"), *args)
+        new: torch.Tensor = next(x for x in given if x is not None)
+        self._known = self._past + new.shape[1]
+        self._rotation_due = self.needs("rotation")
+        if self.needs("positions"):
+            self._add("positions", _positions(kwargs.get("position_ids"), self._past, new))
+        if self.needs("roles"):
+            if self._image is None:
+                raise ValueError("key roles are read off input_ids: call the model with them, not with inputs_embeds")
+            self._add("image", self._image)
+            self._image = None
+
+    def _check_cache(self, cache: Any) -> None:
+        if self._known != self._past:
             raise ValueError(
-                f"the cache holds {self._past} tokens, {known} of which passed through this intervene block: "
+                f"the cache holds {self._past} tokens, {self._known} of which passed through this intervene block: "
                 "fill the cache inside the block, and do not crop it"
             )
-        self._rotation_due = self.intervention.needs_rotation
+        same = self._cached is None or self._cached() is _first_keys(cache)
+        if self._past and not same and not all(torch.equal(x, x[:1].expand_as(x)) for x in self._tokens.values()):
+            raise ValueError(
+                "the cache was reordered or copied, and its samples differ in padding or in where the image is: "
+                "give such samples one at a time"
+            )
+
+    def leave_decoder(self, module: torch.nn.Module, args: Any, kwargs: dict[str, Any], output: Any) -> None:
+        """Forward hook of the decoder: remember the cache by its first keys."""
+        keys = _first_keys(kwargs.get("past_key_values") or getattr(output, "past_key_values", None))
+        self._cached = None if keys is None else weakref.ref(keys)
 
     def enter_attention(self, module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Forward pre-hook of each attention layer: the first one of a forward pass shows this pass's rotation."""
@@ -71,12 +129,19 @@ class Session:
         if kwargs.get("position_embeddings") is None:
             raise ValueError(f"{type(module).__name__} is not given position_embeddings: use features=post_rope")
         cos, sin = kwargs["position_embeddings"]
-        if self._rotation is None:
+        if "cos" not in self._tokens:
             check_rotation(cos, module.head_dim)  # type: ignore[arg-type]
-            self._rotation = cos, sin
-        else:
-            self._rotation = _join(self._rotation[0], cos), _join(self._rotation[1], sin)
+        self._add("cos", cos)
+        self._add("sin", sin)
         self._rotation_due = False
+
+    def _add(self, name: str, new: torch.Tensor) -> None:
+        """Append along the tokens; where all samples are alike, the batch may be 1."""
+        past = self._tokens.get(name)
+        if past is not None:
+            batch = [max(past.shape[0], new.shape[0])] + [-1] * (new.dim() - 1)
+            new = torch.cat((past.expand(batch), new.expand(batch)), dim=1)
+        self._tokens[name] = new
 
     def attend(
         self,
@@ -90,24 +155,48 @@ class Session:
     ) -> tuple[torch.Tensor, None]:
         """What transformers calls in place of its own attention function; returns (B, Q, H, D)."""
         layer = self.layers[module]
-        if not self.intervention.active(layer):
+        phase = "decode" if self._past and query.shape[2] == 1 else "prefill"
+        if layer not in self.edited or self.intervention.phase not in ("both", phase):
             return _base_attention(self.base, module)(module, query, key, value, mask, scaling=scaling, **kwargs)
-        if self._past and query.shape[2] > 1 and getattr(self.intervention, "stats_scope", "row") == "call":
+        if self._past and phase == "prefill" and getattr(self.intervention, "stats_scope", "row") == "call":
             warnings.warn(
                 "a prompt fed in pieces: under stats_scope=call the result depends on the pieces, under row not",
                 stacklevel=2,
             )
-        call = Call(query, key, value, scaling, mask, self._rotation)
-        output = EXECUTIONS[self.execution](call, self.intervention)
+        call = Call(
+            query,
+            key,
+            value,
+            scaling,
+            mask,
+            rotation=(self._tokens["cos"], self._tokens["sin"]) if self.needs("rotation") else None,
+            positions=self._tokens.get("positions"),
+            roles=self._roles() if self.needs("roles") else None,
+            layer=layer,
+            heads=None if self.heads is None else self.heads.to(query.device),
+        )
+        output = self.execute(call, self.intervention)
         for name, counts in call.clamped.items():
             self._clamped[name] = self._clamped.get(name, 0) + torch.stack(counts).sum(dim=0)
         return output.transpose(1, 2).contiguous(), None
 
+    def _roles(self) -> torch.Tensor:
+        """The role of each token so far, (B, K); a sample without an image has no system tokens."""
+        image = self._tokens["image"]
+        before = (image.cumsum(dim=1) == 0) & image.any(dim=1, keepdim=True)
+        return torch.where(image, IMAGE, torch.where(before, SYSTEM, TEXT))
 
-def _join(past: torch.Tensor, new: torch.Tensor) -> torch.Tensor:
-    """Along the tokens; where all samples share positions, the batch is 1."""
-    batch = max(past.shape[0], new.shape[0])
-    return torch.cat((past.expand(batch, -1, -1), new.expand(batch, -1, -1)), dim=1)
+
+def _positions(ids: torch.Tensor | None, past: int, new: torch.Tensor) -> torch.Tensor:
+    """The decoder's position ids, (B or 1, L, axes); M-RoPE's three axes may follow one of text positions."""
+    if ids is None:
+        return torch.arange(past, past + new.shape[1], device=new.device)[None, :, None]
+    return ids.unsqueeze(-1) if ids.dim() == 2 else ids[-3:].permute(1, 2, 0)
+
+
+def _first_keys(cache: Any) -> torch.Tensor | None:
+    layers = getattr(cache, "layers", None)
+    return getattr(layers[0], "keys", None) if layers else None
 
 
 def _layers(decoder: PreTrainedModel) -> Any:
@@ -154,42 +243,41 @@ def text_decoder(model: PreTrainedModel) -> PreTrainedModel:
 
 
 @contextmanager
-def intervene(model: PreTrainedModel, intervention: Intervention, execution: str = "blocked") -> Iterator[Session]:
+def intervene(model: PreTrainedModel, intervention: Intervention, execution: str = "auto") -> Iterator[Session]:
     """Edit the attention of a model's text decoder inside a `with` block; the vision tower is never touched.
 
     Args:
         model: any RoPE model of transformers that dispatches through `AttentionInterface`, with sdpa or eager.
         intervention: the method, such as `tdrs.TDRS(...)`.
-        execution: `blocked`, in blocks of query rows; `reference`, over the whole map at once.
+        execution: `blocked`, in blocks of query rows; `reference`, over the whole map at once; `auto`, the fastest.
 
     Returns:
         The session, whose `clamped` counts end points that were clamped.
 
     Raises:
-        SettingError: unknown execution.
-        ValueError: the model cannot be edited; it is left as it was.
+        SettingError: unknown execution; a layer or a head that the model does not have.
+        ValueError: the model cannot be edited, or cannot tell the method what it needs.
+
+    Whatever is raised, the model is left as it was.
 
     Leaving the block, also by an exception, restores the model. On layers the method is not active on, and with all
     stages off, the model's own attention runs: logits are then equal to the stock model's bit for bit.
     """
     check_choice("execution", execution, list(EXECUTIONS))
     decoder = text_decoder(model)
-    base = decoder.config._attn_implementation
-    session = Session(decoder, intervention, execution, base)
-    layers = getattr(intervention, "layers", "all")
-    unknown = [n for n in layers if int(n) >= len(session.layers)] if layers != "all" else []
-    if unknown:
-        raise ValueError(f"layers = {list(layers)}: the model has layers 0 to {len(session.layers) - 1}")
+    session = Session(model, decoder, intervention, execution)
     handles = []
     try:
+        handles.append(model.register_forward_pre_hook(session.enter_model, with_kwargs=True))
         handles.append(decoder.register_forward_pre_hook(session.enter_decoder, with_kwargs=True))
+        handles.append(decoder.register_forward_hook(session.leave_decoder, with_kwargs=True))
         for module in session.layers:
             handles.append(module.register_forward_pre_hook(session.enter_attention, with_kwargs=True))
             _SESSIONS[module] = session
-        decoder.config._attn_implementation = f"tdrs_{base}"
+        decoder.config._attn_implementation = f"tdrs_{session.base}"
         yield session
     finally:
-        decoder.config._attn_implementation = base
+        decoder.config._attn_implementation = session.base
         for handle in handles:
             handle.remove()
         for module in session.layers:

@@ -34,4 +34,5 @@ def unrotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Ten
     """
     cos, sin = cos.float().unsqueeze(1), sin.float().unsqueeze(1)
     x = x.float()
-    return (x * cos - rotate_half(x) * sin) / (cos.square() + sin.square())
+    result = x * cos  # in place from here on: at thousands of tokens each copy is tens of MiB
+    return result.sub_(rotate_half(x).mul_(sin)).div_(cos.square() + sin.square())

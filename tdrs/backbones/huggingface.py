@@ -70,11 +70,12 @@ class BackboneSettings:
         return _fingerprint(self.folder) if self.folder.is_dir() else str(self.revision)
 
     @property
-    def layers(self) -> int:
-        """How many decoder layers the model has, read from its configuration alone."""
+    def shape(self) -> tuple[int, int]:
+        """How many decoder layers the model has, and how many query heads each; from its configuration alone."""
         source = str(self.folder) if self.folder.is_dir() else self.source
         config = AutoConfig.from_pretrained(source, revision=self.revision, trust_remote_code=False)
-        return int(config.get_text_config().num_hidden_layers)
+        text = config.get_text_config()
+        return int(text.num_hidden_layers), int(text.num_attention_heads)
 
     @property
     def resolved_device(self) -> str:

@@ -3,19 +3,31 @@
 from collections.abc import Mapping
 from typing import Any
 
-from tdrs.attention.core import Intervention
+from tdrs.interventions.key_bias import KeyBias
+from tdrs.interventions.method import Method
+from tdrs.interventions.middle_layers import MiddleLayers
 from tdrs.interventions.none import Stock
+from tdrs.interventions.pai import PAI
 from tdrs.interventions.tdrs import TDRS
+from tdrs.interventions.temperature import Temperature
+from tdrs.interventions.vaf import VAF
 from tdrs.settings import build_named
 
-METHODS: dict[str, type[Any]] = {"none": Stock, "tdrs": TDRS}
+METHODS: dict[str, type[Method]] = {
+    "none": Stock,
+    "tdrs": TDRS,
+    "temperature": Temperature,
+    "pai": PAI,
+    "vaf": VAF,
+    "middle_layers": MiddleLayers,
+    "key_bias": KeyBias,
+}
 
 
-def from_settings(values: Mapping[str, Any]) -> Intervention:
+def from_settings(values: Mapping[str, Any]) -> Method:
     """The method that `values["name"]` names, with the other values as its settings.
 
     Raises:
         SettingError: unknown method, unknown setting, or a value out of range.
     """
-    method: Intervention = build_named("intervention", METHODS, values)
-    return method
+    return build_named("intervention", METHODS, values)

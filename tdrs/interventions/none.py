@@ -1,25 +1,23 @@
-"""No edit: the stock model, the row every table has."""
+"""No edit: the stock model, the row every table has.
+
+A' = A
+"""
 
 from dataclasses import dataclass
 
 import torch
 
-from tdrs.attention.core import Block, Call
+from tdrs.attention.core import Block
+from tdrs.interventions.method import Method
 
 
-@dataclass(frozen=True)
-class Stock:
-    """A' = A. No layer is active, so the model's own attention runs, bit for bit."""
+@dataclass(frozen=True, kw_only=True)
+class Stock(Method):
+    """Never active, so the model's own attention runs, bit for bit."""
 
     @property
-    def needs_rotation(self) -> bool:
+    def active(self) -> bool:
         return False
-
-    def active(self, layer: int) -> bool:
-        return False
-
-    def statistics(self, call: Call, whole: bool) -> None:
-        return None
 
     def edit(self, block: Block, statistics: object) -> torch.Tensor:
         return block.logits

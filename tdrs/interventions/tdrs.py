@@ -12,40 +12,49 @@ Resilience Strategies", AAAI 2026, arXiv 2511.09868.
           r_re  = (1 + d² / (2 (σ scale)²))^(−α)
 
 w_dc and w_re are multiples of |A|_min, the smallest visible |A|: at scale = 1 both kernels fall to their w at d_max.
-With t = (d / (d_max scale))² and c = −ln w, as computed here, r_dc = exp(−c t), r_re = (1 + c t)^(−α),
-α = c / ln(1 + c).
+As computed here, with t = (d / (d_max scale))², c = −ln w and b = d_max² / (2 σ²), which is c as printed:
+r_dc = exp(−c t), r_re = (1 + b t)^(−α), α = c / ln(1 + b).
 
 What the paper leaves open is a setting of `TDRS`, called a reading; the class defaults are the formulas as printed.
 """
 
-import re
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 
-from tdrs.attention.core import Block, Call
+from tdrs.attention.core import IMAGE, Block, Call
+from tdrs.interventions.method import Method
 from tdrs.settings import SettingError, check_choice, check_number
 
+W_MIN_AS = ("multiple", "absolute")
 GAINS = ("logits", "weights")
 SD_FORMS = ("bias", "full")
 FEATURES = ("pre_rope", "post_rope")
 SCALES = ("mean", "max", "one_plus", "none")
+A_MIN_OF = ("logits", "weights")
+A_MIN_PER = ("head", "layer")
 SCOPES = ("call", "row")
+DISTANCES = ("index", "position")
+PAIRS = ("all", "text_to_image", "cross_modal")
 
-LOGIT_FLOOR = 1e-6  # |A|_min is an extreme value near float32 rounding: floored before the multiple is taken
+LOGIT_FLOOR = 1e-6  # the smallest logit is an extreme value near float32 rounding: floored before the multiple is taken
 W_RANGE = (1e-12, 1 - 1e-6)  # a kernel's end point lies inside (0, 1); beyond it is clamped, and counted
 SCALE_FLOOR = 1e-6
+SIGMA_RANGE = (1e-3, 1e3)  # beyond, reRD's kernel no longer changes: above it is the Gaussian, below a power of d
 
 
 @dataclass(frozen=True)
 class _Stage:
     w_min: float
     weight: float
+    w_min_as: str = "multiple"
 
     def __post_init__(self) -> None:
+        check_choice("w_min_as", self.w_min_as, W_MIN_AS)
         check_number("w_min", self.w_min, 0, above=True)
         check_number("weight", self.weight, 0)
+        if self.w_min_as == "absolute" and self.w_min >= 1:
+            raise SettingError("w_min", self.w_min, "must be above 0 and below 1 with w_min_as=absolute")
 
 
 @dataclass(frozen=True)
@@ -55,6 +64,7 @@ class DC(_Stage):
     Args:
         w_min: the Gaussian's value at d_max, as a multiple of |A|_min; above 0. The paper: 3.
         weight: λ_dc, at least 0; 0 turns the stage off. The paper: 1.
+        w_min_as: `multiple` of |A|_min, the paper's; or `absolute`, w_min itself, below 1.
     """
 
     w_min: float = 3.0
@@ -68,6 +78,7 @@ class RE(_Stage):
     Args:
         w_min: the rational quadratic's value at d_max, as a multiple of |A|_min; above 0. The paper: 2.
         weight: λ_re, at least 0; 0 turns the stage off. The paper: 0.8 on ScienceQA-IMG, 1 on POPE.
+        w_min_as: `multiple` of |A|_min, the paper's; or `absolute`, w_min itself, below 1.
     """
 
     w_min: float = 2.0
@@ -76,26 +87,15 @@ class RE(_Stage):
 
 @dataclass(frozen=True)
 class Statistics:
-    """What the kernels need of V: `smallest` = |A|_min, (B, H, R or 1, 1); `span` = d_max, (B or 1, 1, R or 1, 1)."""
+    """What the kernels need of V: `smallest` = |A|_min, (B, H or 1, R or 1, 1), None if no w_min is a multiple of it;
+    `span` = d_max, (B or 1, 1, R or 1, 1)."""
 
-    smallest: torch.Tensor
+    smallest: torch.Tensor | None
     span: torch.Tensor
 
 
-def _layer_numbers(layers: str | Sequence[int]) -> tuple[int, ...]:
-    """The layer numbers a list or a range such as "4-17" names; raises SettingError otherwise."""
-    if isinstance(layers, str):
-        ends = re.fullmatch(r"(\d+)-(\d+)", layers)
-        numbers = tuple(range(int(ends[1]), int(ends[2]) + 1)) if ends else ()
-    else:
-        numbers = tuple(layers)
-    if not numbers or not all(type(n) is int and n >= 0 for n in numbers):
-        raise SettingError("layers", layers, "must be 'all', a list of layer numbers from 0, or a range like '4-17'")
-    return numbers
-
-
-@dataclass(frozen=True)
-class TDRS:
+@dataclass(frozen=True, kw_only=True)
+class TDRS(Method):
     """The three stages and the readings.
 
     Args:
@@ -108,9 +108,17 @@ class TDRS:
         features: the vectors of the cosine, before (`pre_rope`) or after (`post_rope`) rotation.
         scale: sem_pos over its mean over the row's visible keys (`mean`), or over its maximum (`max`);
             1 + sem_pos (`one_plus`); 1 (`none`). At least 1e-6.
+        a_min_of: what |A|_min is the smallest of: |A| over the visible `logits`, at least 1e-6; or softmax(A) over the
+            visible `weights`, which lies many orders below.
+        a_min_per: |A|_min of each query `head`, or one for all heads of the `layer`.
         stats_scope: |A|_min and d_max over the whole map of this forward call, per sample (`call`), or over row i alone
             (`row`): then a row depends on its past only, and cached decoding equals the full forward pass.
-        layers: the decoder layers that are edited: `all`, a list of numbers from 0, or a range, "4-17" (both included).
+        sigma_re: reRD's σ as a share of d_max, 0.001 to 1000; `tied` is 1 / sqrt(−2 ln w_re), which is DC's σ0 for the
+            same w_min.
+        distance: d counts tokens (`index`), or differences of the model's own `position` ids; where these have three
+            axes (M-RoPE), the largest of the three.
+        pairs: where terms are added: `all`; `text_to_image`, text queries on image keys; `cross_modal`, also image
+            queries on text keys. Statistics run over all visible pairs whatever is chosen here.
 
     Raises:
         SettingError: a value is not allowed.
@@ -123,87 +131,123 @@ class TDRS:
     sd_form: str = "bias"
     features: str = "pre_rope"
     scale: str = "mean"
+    a_min_of: str = "logits"
+    a_min_per: str = "head"
     stats_scope: str = "call"
-    layers: str | Sequence[int] = "all"
+    sigma_re: float | str = "tied"
+    distance: str = "index"
+    pairs: str = "all"
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_choice("gain", self.gain, GAINS)
         check_choice("sd_form", self.sd_form, SD_FORMS)
         check_choice("features", self.features, FEATURES)
         check_choice("scale", self.scale, SCALES)
+        check_choice("a_min_of", self.a_min_of, A_MIN_OF)
+        check_choice("a_min_per", self.a_min_per, A_MIN_PER)
         check_choice("stats_scope", self.stats_scope, SCOPES)
-        if self.layers != "all":
-            object.__setattr__(self, "layers", _layer_numbers(self.layers))
+        check_choice("distance", self.distance, DISTANCES)
+        check_choice("pairs", self.pairs, PAIRS)
+        low, high = SIGMA_RANGE
+        if self.sigma_re != "tied" and (isinstance(self.sigma_re, str) or not low <= self.sigma_re <= high):
+            raise SettingError("sigma_re", self.sigma_re, f"must be 'tied' or a share of d_max, {low:g} to {high:g}")
 
     @property
-    def _kernels(self) -> bool:
-        """Whether DC or reRD adds anything; a stage of weight 0 is off."""
-        return any(stage is not None and stage.weight > 0 for stage in (self.dc, self.re))
+    def _stages(self) -> list[DC | RE]:
+        """Of DC and reRD those that add anything; a stage of weight 0 is off."""
+        return [stage for stage in (self.dc, self.re) if stage is not None and stage.weight > 0]
 
     @property
     def _similarity(self) -> bool:
-        return self.sd or (self._kernels and self.scale != "none")
+        return self.sd or (bool(self._stages) and self.scale != "none")
 
     @property
-    def needs_rotation(self) -> bool:
-        return self._similarity and self.features == "pre_rope"
+    def needs(self) -> frozenset[str]:
+        needs = {
+            "rotation": self._similarity and self.features == "pre_rope",
+            "positions": bool(self._stages) and self.distance == "position",
+            "roles": self.pairs != "all",
+        }
+        return frozenset(name for name, needed in needs.items() if needed)
 
-    def active(self, layer: int) -> bool:
-        return (self.sd or self._kernels) and (self.layers == "all" or layer in self.layers)
+    @property
+    def active(self) -> bool:
+        return self.sd or bool(self._stages)
 
-    def statistics(self, call: Call, whole: bool) -> Statistics | None:
-        if self.stats_scope == "row" or not self._kernels:
+    def statistics(self, call: Call) -> Statistics | None:
+        if self.stats_scope == "row" or not self._stages:
             return None
-        return Statistics(call.smallest_logit(whole), call.spans)
+        smallest = call.smallest(self._smallest) if self._relative else None
+        return Statistics(smallest, call.largest(lambda block: block.span(self.distance)))
+
+    @property
+    def _relative(self) -> bool:
+        return any(stage.w_min_as == "multiple" for stage in self._stages)
+
+    def _smallest(self, block: Block) -> torch.Tensor:
+        """|A|_min of each row, (B, H or 1, R, 1)."""
+        smallest = block.smallest_logit if self.a_min_of == "logits" else block.smallest_weight
+        return smallest if self.a_min_per == "head" else smallest.amin(dim=1, keepdim=True)
 
     def edit(self, block: Block, statistics: object) -> torch.Tensor:
         sem_pos = block.cosine(self.features).add_(1).mul_(0.5) if self._similarity else None
-        gain = self._gain(block, sem_pos, statistics) if self._kernels else None
+        gain = self._gain(block, sem_pos, statistics) if self._stages else None
         logits = block.logits
         result = logits
         if gain is not None:
-            result = logits.mul(gain.add_(1)) if self.gain == "logits" else logits + gain.log1p_()
-        if self.sd and self.sd_form == "full":
-            result = result + logits
+            result = logits * gain.add_(1) if self.gain == "logits" else logits + gain.log1p_()
         if self.sd:
             assert sem_pos is not None
             result = sem_pos.add_(result)
-        return result
+            if self.sd_form == "full":
+                result = result.add_(logits)
+        if self.pairs == "all":
+            return result
+        image_query, image_key = block.queries(IMAGE), block.keys_of(IMAGE)
+        chosen = ~image_query & image_key if self.pairs == "text_to_image" else image_query ^ image_key
+        return torch.where(chosen, result, logits)
 
     def _gain(self, block: Block, sem_pos: torch.Tensor | None, statistics: object) -> torch.Tensor:
         """λ_dc r_dc + λ_re r_re of the block's pairs."""
         if isinstance(statistics, Statistics):
             smallest, span = statistics.smallest, statistics.span
         else:
-            smallest, span = block.smallest_logit, block.call.row_spans[:, :, block.start : block.stop]
-        t = (block.distance / span.clamp_min(1)).square()  # d_max = 0: d = 0 too, so t = 0 and r = 1
+            smallest, span = self._smallest(block) if self._relative else None, block.span(self.distance)
+        # d_max = 0: d = 0 too, so t = 0 and r = 1
+        t = (block.distance(self.distance) / torch.where(span > 0, span, 1)).square()
         if sem_pos is not None and self.scale != "none":
             t = t / self._scale(sem_pos, block).square_()
         terms = []
         if self.dc is not None and self.dc.weight > 0:
-            c = self._decay("dc.w_min", self.dc.w_min, smallest, block)
+            c = self._decay("dc.w_min", self.dc, smallest, block)
             terms.append((t * -c).exp_().mul_(self.dc.weight))
         if self.re is not None and self.re.weight > 0:
-            c = self._decay("re.w_min", self.re.w_min, smallest, block)
-            alpha = c / torch.log1p(c)
-            terms.append((t * c).log1p_().mul_(-alpha).exp_().mul_(self.re.weight))
-        return terms[0] if len(terms) == 1 else terms[0].add_(terms[1])
+            c = self._decay("re.w_min", self.re, smallest, block)
+            b = c if isinstance(self.sigma_re, str) else torch.full_like(c, 0.5 / self.sigma_re**2)
+            alpha = c / torch.log1p(b)
+            terms.append((t * b).log1p_().mul_(-alpha).exp_().mul_(self.re.weight))
+        return terms[0] if len(terms) == 1 else terms[0] + terms[1]
 
     def _scale(self, sem_pos: torch.Tensor, block: Block) -> torch.Tensor:
         if self.scale == "one_plus":
             return sem_pos + 1
         if self.scale == "mean":
-            norm = sem_pos.masked_fill(block.hidden, 0).sum(dim=-1, keepdim=True) / block.counts
+            norm = block.row_mean(sem_pos)
         else:
             norm = sem_pos.masked_fill(block.hidden, 0).amax(dim=-1, keepdim=True)
         return (sem_pos / norm.clamp_min(SCALE_FLOOR)).clamp_min_(SCALE_FLOOR)
 
-    def _decay(self, name: str, multiple: float, smallest: torch.Tensor, block: Block) -> torch.Tensor:
-        """c = −ln w for w = multiple · |A|_min clamped into (0, 1); what was clamped is counted on the call."""
-        w = multiple * smallest.clamp_min(LOGIT_FLOOR)
-        inside = w.clamp(*W_RANGE)
-        if block.start == 0 or self.stats_scope == "row":
+    def _decay(self, name: str, stage: DC | RE, smallest: torch.Tensor | None, block: Block) -> torch.Tensor:
+        """c = −ln w for w = w_min or w_min · |A|_min, clamped into (0, 1); what was clamped is counted on the call."""
+        if stage.w_min_as == "absolute":
+            w, real = block.logits.new_full((1, 1, 1, 1), stage.w_min), None
+        else:
+            assert smallest is not None
             real = torch.isfinite(smallest)
+            w = stage.w_min * (smallest.clamp_min(LOGIT_FLOOR) if self.a_min_of == "logits" else smallest)
+        inside = w.clamp(*W_RANGE)
+        if real is not None and (block.start == 0 or self.stats_scope == "row"):
             counts = torch.stack([((w != inside) & real).sum(), real.sum()])
             block.call.clamped.setdefault(name, []).append(counts)
         return -inside.log()

@@ -1,0 +1,94 @@
+"""The core itself: how much memory an edit takes, blocks, and what it refuses to guess."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+from tdrs import TDRS
+from tdrs.attention.core import Call, blocked
+from tdrs.attention.rope import rotate_half
+from tdrs.interventions import METHODS, Method
+from tests.interventions.calls import make, rotation
+
+MIB = 1 << 20
+
+
+def peak(run: "object") -> float:
+    """The most memory, in MiB, that torch held at once for what `run` allocated; PyTorch's own temporaries included."""
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as trace:
+        run()  # type: ignore[operator]
+    changes = [(e.start_ns(), e.nbytes()) for e in trace.profiler.kineto_results.events() if e.name() == "[memory]"]  # type: ignore[union-attr]
+    held = most = 0
+    for _, change in sorted(changes):
+        held += change
+        most = max(most, held)
+    return most / MIB
+
+
+def large(length: int = 4096, heads: int = 8, width: int = 64, padded: bool = False) -> Call:
+    generator = torch.Generator().manual_seed(0)
+    q, k, v = (torch.randn(1, heads, length, width, generator=generator) for _ in range(3))
+    cos, sin = rotation(torch.arange(length)[None], width)
+    q, k = (x * cos[:, None] + rotate_half(x) * sin[:, None] for x in (q, k))
+    mask = None
+    if padded:
+        mask = torch.ones(length, length, dtype=torch.bool).tril()[None, None]
+        mask[..., :5] = False
+    positions = torch.arange(length)[None, :, None].expand(-1, -1, 3)
+    roles = (torch.arange(length) > 600).long()[None] + 1
+    return Call(q, k, v, width**-0.5, mask, (cos, sin), positions, roles)
+
+
+HEAVY = {
+    "tdrs": TDRS(),
+    "tdrs, most asked for": TDRS(a_min_of="weights", distance="position", pairs="cross_modal", gain="weights"),
+    "middle_layers": METHODS["middle_layers"](),
+}
+
+
+@pytest.mark.parametrize("name", HEAVY)
+def test_extra_memory_stays_below_64_mib(name: str) -> None:
+    """At 4096 tokens and 8 heads, where the whole map alone is 512 MiB; the output's 8 MiB are in it."""
+    call = large(padded=name != "middle_layers")
+    assert 4 < peak(lambda: blocked(call, HEAVY[name])) <= 64
+
+
+def test_the_measurement_sees_the_whole_map() -> None:
+    """The same measurement on a map of 512 tokens: A alone is 8 MiB."""
+    call = large(length=512)
+    whole = peak(lambda: blocked(replace(call, block_elements=1 << 30), METHODS["temperature"]()))
+    assert whole > 16
+
+
+@pytest.mark.parametrize("past", [0, 13])
+@pytest.mark.parametrize("size", [1, 50, 333, 10_000])
+def test_blocks_cover_all_rows_once(past: int, size: int) -> None:
+    call = replace(make(29, past).call, block_elements=size)
+    blocks = list(call.blocks())
+    assert [row for block in blocks for row in range(block.start, block.stop)] == list(range(29))
+    assert all(block.keys == past + block.stop for block in blocks)
+    elements = 2 * 4
+    assert all(elements * (b.stop - b.start) * b.keys <= size or b.stop - b.start == 1 for b in blocks)
+
+
+def test_an_edit_leaves_the_logits_it_was_given() -> None:
+    """Methods may share a block's arrays, so none may write into them."""
+    for name, kind in METHODS.items():
+        block = next(make(12, padding="left").call.blocks())
+        before = block.logits.clone()
+        method: Method = kind()
+        method.edit(block, method.statistics(block.call))
+        assert torch.equal(block.logits, before), name
+
+
+def test_a_method_that_does_not_say_what_it_needs_is_told() -> None:
+    call = replace(make(5).call, roles=None, rotation=None, positions=None)
+    for method, what in (
+        (METHODS["pai"](), "roles"),
+        (TDRS(), "rotation"),
+        (TDRS(features="post_rope", distance="position"), "positions"),
+    ):
+        with pytest.raises(AssertionError, match=f"must list '{what}' in its needs"):
+            blocked(call, method)

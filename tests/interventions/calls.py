@@ -1,0 +1,109 @@
+"""Random attention calls, and how far an execution of a method lies from the float64 oracle on one."""
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+
+from tdrs import TDRS
+from tdrs.attention.core import IMAGE, SYSTEM, TEXT, Call, blocked, reference
+from tdrs.attention.rope import rotate_half
+from tests.interventions.oracle import peer, softmax, tdrs_head
+
+HEADS, GROUPS, WIDTH = 4, 2, 16
+
+
+def rotation(positions: torch.Tensor, width: int = WIDTH) -> tuple[torch.Tensor, torch.Tensor]:
+    """cos and sin as a Llama computes them, (B, L, width)."""
+    frequencies = 1.0 / (10_000 ** (torch.arange(0, width, 2) / width))
+    angles = positions[..., None].float() * frequencies
+    angles = torch.cat((angles, angles), dim=-1)
+    return angles.cos(), angles.sin()
+
+
+@dataclass
+class Sample:
+    """A call, the vectors before rotation, and V, (B, Q, K)."""
+
+    call: Call
+    q0: torch.Tensor
+    k0: torch.Tensor
+    visible: np.ndarray
+
+
+def make(length: int, past: int = 0, padding: str | None = None, batch: int = 2, seed: int = 0) -> Sample:
+    """Random vectors, three-axis positions and roles (system, image, text); padding shortens sample 0 by a third."""
+    generator = torch.Generator().manual_seed(seed * 10_000 + length * 7 + past)
+    keys = past + length
+    q0 = torch.randn(batch, HEADS, length, WIDTH, generator=generator)
+    k0 = torch.randn(batch, GROUPS, keys, WIDTH, generator=generator)
+    value = torch.randn(batch, GROUPS, keys, WIDTH, generator=generator)
+    real = torch.ones(batch, keys, dtype=torch.bool)
+    missing = length // 3 if padding else 0
+    if missing:
+        real[0, slice(0, missing) if padding == "left" else slice(keys - missing, keys)] = False
+    cos, sin = rotation((real.long().cumsum(-1) - 1).clamp_min(0))
+    q = q0 * cos[:, None, past:] + rotate_half(q0) * sin[:, None, past:]
+    k = k0 * cos[:, None] + rotate_half(k0) * sin[:, None]
+    causal = torch.ones(length, keys, dtype=torch.bool).tril(past)
+    mask = (causal & real[:, None, :])[:, None] if padding else None
+    positions = torch.randint(0, 9, (batch, keys, 3), generator=generator)
+    roles = torch.full((batch, keys), TEXT)
+    roles[:, : keys // 2] = IMAGE
+    roles[1:, : keys // 4] = SYSTEM
+    call = Call(q, k, value, WIDTH**-0.5, mask, (cos, sin), positions, roles)
+    visible = (causal & real[:, None, :] & real[:, past:, None]).numpy()
+    return Sample(call, q0, k0, visible)
+
+
+def found_a_min(call: Call, method: TDRS) -> np.ndarray:
+    """|A|_min as the software finds it in this call, (B, H, 1) or, for row statistics, (B, H, Q)."""
+    rows = torch.cat([method._smallest(block) for block in call.blocks()], dim=2)
+    found = rows.amin(dim=2, keepdim=True) if method.stats_scope == "call" else rows
+    return found.expand(-1, HEADS, -1, -1)[..., 0].double().numpy()
+
+
+def oracle_output(sample: Sample, call: Call, name: str, method: Any, heads: frozenset[int]) -> np.ndarray:
+    """The attention output in float64; heads that are not edited keep their logits."""
+    result = np.zeros(call.query.shape)
+    a_min = found_a_min(call, method) if name == "tdrs" else None
+    q, k, v = (x.double().numpy() for x in (call.query, call.key, call.value))
+    assert call.positions is not None
+    assert call.roles is not None
+    for b in range(len(q)):
+        positions, roles, visible = call.positions[b].numpy(), call.roles[b].numpy(), sample.visible[b]
+        logits = np.stack([q[b, h] @ k[b, h // (HEADS // GROUPS)].T / WIDTH**0.5 for h in range(HEADS)])
+        edited = logits if name == "tdrs" else peer(name, method, logits, visible, roles)
+        for h, g in ((h, h // (HEADS // GROUPS)) for h in range(HEADS)):
+            if h not in heads:
+                here = logits[h]
+            elif name == "tdrs":
+                assert a_min is not None
+                q0, k0 = sample.q0[b, h].double().numpy(), sample.k0[b, g].double().numpy()
+                if method.features == "post_rope":
+                    q0, k0 = q[b, h], k[b, g]
+                here = tdrs_head(q[b, h], k[b, g], q0, k0, visible, a_min[b, h], positions, roles, method)
+            else:
+                here = edited[h]
+            result[b, h] = softmax(np.where(visible, here, np.nan)) @ v[b, g]
+    return result
+
+
+def deviation(name: str, method: Any, sample: Sample, heads: frozenset[int] = frozenset(range(HEADS))) -> float:
+    """The largest |output − oracle| of both executions; outputs are means of standard normal values."""
+    chosen = None
+    if len(heads) < HEADS:
+        chosen = torch.tensor([h in heads for h in range(HEADS)])[None, :, None, None]
+    worst = 0.0
+    for execute, size in ((reference, None), (blocked, 97)):
+        call = replace(sample.call, block_elements=size, heads=chosen, clamped={})
+        output = execute(call, method).double().numpy()
+        assert np.isfinite(output).all()
+        worst = max(worst, float(np.abs(output - oracle_output(sample, call, name, method, heads)).max()))
+    return worst
+
+
+def each_padding(length: int) -> list[Sample]:
+    """One call unpadded, left- and right-padded, and one with a filled cache."""
+    return [make(length, padding=padding) for padding in (None, "left", "right")] + [make(3, past=length)]
