@@ -1,6 +1,7 @@
 """Small random models of real architectures, and the embedded model, shared by all tests."""
 
 import os
+from typing import Any
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test may look for anything on a hub
 
@@ -9,6 +10,8 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from tdrs import backbones
+from tdrs.attention import core
+from tdrs.attention.core import Call
 from tdrs.backbones import Backbone
 from tdrs.configuration import compose, plain
 
@@ -44,3 +47,17 @@ def llama() -> LlamaForCausalLM:
 def mini_llava() -> Backbone:
     config = plain(compose("evaluate", []))
     return backbones.load(backbones.from_settings(config["backbone"]))
+
+
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch) -> list[Call]:
+    """Every call that reaches the core."""
+    found: list[Call] = []
+    execute = core.EXECUTIONS["auto"]
+
+    def record(call: Call, method: Any) -> torch.Tensor:
+        found.append(call)
+        return execute(call, method)
+
+    monkeypatch.setitem(core.EXECUTIONS, "auto", record)
+    return found

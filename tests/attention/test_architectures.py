@@ -21,20 +21,6 @@ def name(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
-@pytest.fixture
-def calls(monkeypatch: pytest.MonkeyPatch) -> list[Call]:
-    """Every call that reaches the core."""
-    found: list[Call] = []
-    execute = core.EXECUTIONS["auto"]
-
-    def record(call: Call, method: Any) -> torch.Tensor:
-        found.append(call)
-        return execute(call, method)
-
-    monkeypatch.setitem(core.EXECUTIONS, "auto", record)
-    return found
-
-
 @torch.no_grad()
 def logits(model: Any, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
     return model(**inputs).logits[inputs["attention_mask"].bool()]

@@ -45,19 +45,6 @@ def logits(model: Any, ids: torch.Tensor = IDS, **inputs: Any) -> torch.Tensor:
     return model(ids, **inputs).logits  # type: ignore[no-any-return]
 
 
-def spy(monkeypatch: pytest.MonkeyPatch) -> list[Call]:
-    """Every call that reaches the core from now on."""
-    calls: list[Call] = []
-    execute = core.EXECUTIONS["auto"]
-
-    def record(call: Call, method: Any) -> torch.Tensor:
-        calls.append(call)
-        return execute(call, method)
-
-    monkeypatch.setitem(core.EXECUTIONS, "auto", record)
-    return calls
-
-
 @pytest.mark.parametrize("padded", [False, True])
 def test_all_off_is_stock_bit_for_bit(model: LlamaForCausalLM, padded: bool) -> None:
     mask = torch.ones_like(IDS)
@@ -185,7 +172,7 @@ def test_generate_runs_inside(mini_llava: Backbone) -> None:
     ],
     ids=lambda rope: rope["rope_type"],
 )
-def test_vectors_before_rotation_are_recovered(rope: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_vectors_before_rotation_are_recovered(rope: dict[str, Any], calls: list[Call]) -> None:
     """Against the projections' own outputs, past keys in the cache included."""
     model = tiny_llama(rope_parameters=rope)
     projected: dict[str, list[torch.Tensor]] = {"q": [], "k": []}
@@ -194,7 +181,6 @@ def test_vectors_before_rotation_are_recovered(rope: dict[str, Any], monkeypatch
         getattr(attention, f"{name}_proj").register_forward_hook(
             lambda m, a, out, name=name: projected[name].append(out)
         )
-    calls = spy(monkeypatch)
     with tdrs.intervene(model, TDRS(layers=[1])), torch.no_grad():
         out = model(IDS[:, :36], use_cache=True)
         model(IDS[:, 36:], past_key_values=out.past_key_values)
@@ -205,9 +191,8 @@ def test_vectors_before_rotation_are_recovered(rope: dict[str, Any], monkeypatch
 
 
 @pytest.mark.parametrize("phase", ["prefill", "decode", "both"])
-def test_phase(llama: LlamaForCausalLM, phase: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_phase(llama: LlamaForCausalLM, phase: str, calls: list[Call]) -> None:
     """Which calls reach the core; on all others the model's own attention runs."""
-    calls = spy(monkeypatch)
     with tdrs.intervene(llama, TDRS(phase=phase, stats_scope="row")), torch.no_grad():
         out = llama(IDS[:, :20], use_cache=True)
         out = llama(IDS[:, 20:30], past_key_values=out.past_key_values)
@@ -217,8 +202,7 @@ def test_phase(llama: LlamaForCausalLM, phase: str, monkeypatch: pytest.MonkeyPa
     assert rows == {"prefill": prefill, "decode": decode, "both": prefill + decode}[phase]
 
 
-def test_layers_and_heads_reach_the_core(llama: LlamaForCausalLM, monkeypatch: pytest.MonkeyPatch) -> None:
-    calls = spy(monkeypatch)
+def test_layers_and_heads_reach_the_core(llama: LlamaForCausalLM, calls: list[Call]) -> None:
     stock = logits(llama)
     with tdrs.intervene(llama, TDRS(layers="50%-100%", heads=[1, 3])):
         assert not torch.equal(logits(llama), stock)
@@ -379,13 +363,12 @@ def test_roles_need_input_ids(mini_llava: Backbone) -> None:
         model(inputs_embeds=torch.zeros(1, 4, model.config.text_config.hidden_size))
 
 
-def test_roles_of_tokens(mini_llava: Backbone, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_roles_of_tokens(mini_llava: Backbone, calls: list[Call]) -> None:
     """System before the image, then image, then text; known while decoding too, left padding included."""
     from tdrs import benchmarks
 
     samples = benchmarks.load(benchmarks.from_settings({"name": "mini_scienceqa", "gap": 0}), "tuning", 3)
     inputs = mini_llava.inputs(samples)
-    calls = spy(monkeypatch)
     with tdrs.intervene(mini_llava.model, PAI(layers=[0])):
         mini_llava.model.generate(**inputs, max_new_tokens=2, do_sample=False, eos_token_id=-1)
     assert len(calls) == 2
