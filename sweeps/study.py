@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from tdrs import backbones, benchmarks
 from tdrs.backbones import Backbone
-from tdrs.benchmarks.scienceqa import Sample
+from tdrs.benchmarks import Samples
 from tdrs.evaluate import Evaluation, Plan, evaluate, plan
 from tdrs.settings import SettingError
 from tdrs.statistics import paired_difference
@@ -92,7 +92,7 @@ class Study:
         self.search = coordinate.from_settings(config["search"])
         self.evaluated = 0
         self.reused = 0
-        self._samples: dict[str, list[Sample]] = {}
+        self._samples: dict[str, Samples] = {}
         self._backbone: Backbone | None = None
         self._logged: set[str] = set()
         self._run = Run(None, "")
@@ -110,7 +110,8 @@ class Study:
             self._plan(settings, "tuning")
         for split in benchmarks.SPLITS:
             planned = self._plan(None, split)
-            self._samples[split] = benchmarks.load(planned.dataset, split, planned.limit, limit_name=f"preset.{split}")
+            style = planned.backbone.prompt_style
+            self._samples[split] = benchmarks.load(planned.dataset, split, planned.limit, style, f"preset.{split}")
 
     def run(self) -> "Outcome":
         """Run or resume the whole study; returns its curves and its held-out table, also written to `study.json`."""
@@ -221,6 +222,7 @@ class Study:
                 assert self._backbone
                 evaluation = evaluate(
                     self._backbone,
+                    planned.dataset,
                     self._samples[planned.split],
                     planned.intervention,
                     planned.batch_size,
@@ -240,22 +242,23 @@ class Study:
             cases.append((f"{series}, paper", paper, self._plan(paper, "held_out")))
             cases.append((f"{series}, tuned", best, self._plan(best, "held_out")))
         rows: list[Row] = []
-        stock: list[bool] = []
+        stock: list[float] = []
         for name, settings, planned in tqdm(cases, desc="held-out", unit="run"):
             evaluation = self._measure(name, settings, planned)
-            correct = [record.correct for record in evaluation.records]
+            scores = [record.score for record in evaluation.records]
             if not rows:
-                stock = correct
+                stock = scores
             images = [record.image_id for record in evaluation.records]
+            weights = [record.weight for record in evaluation.records]
             m = evaluation.metrics
             rows.append(
                 Row(
                     name=name,
                     settings=dict(settings),
                     identity=planned.identity,
-                    n=len(correct),
+                    n=len(scores),
                     accuracy=(m["accuracy"], m["accuracy_low"], m["accuracy_high"]),
-                    difference=paired_difference(stock, correct, images) if rows else None,
+                    difference=paired_difference(stock, scores, images, weights) if rows else None,
                     clamped=evaluation.clamped,
                 )
             )

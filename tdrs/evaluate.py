@@ -7,12 +7,12 @@ writes `samples.parquet`, `result.json` and `config.yaml` into a folder under `o
 
 import hashlib
 import json
+import math
 import sys
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, dataclass
-from functools import cached_property
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +27,7 @@ from tdrs.attention.core import EXECUTIONS, Intervention
 from tdrs.attention.intervene import Session, intervene
 from tdrs.attention.selection import names_numbers, resolve
 from tdrs.backbones import Backbone, BackboneSettings
-from tdrs.benchmarks.mini_scienceqa import MiniScienceQA
-from tdrs.benchmarks.scienceqa import Sample, ScienceQA, score
+from tdrs.benchmarks import Benchmark, Record, Sample, Samples
 from tdrs.configuration import plain, run
 from tdrs.settings import check_choice, check_number
 from tdrs.statistics import accuracy_interval
@@ -39,24 +38,11 @@ DECISIVE = ("backbone", "dataset", "intervention", "attention", "split", "limit"
 
 
 @dataclass(frozen=True)
-class Record:
-    """One sample's outcome. `margin`: log-odds of the gold option against the best other one (units: nats)."""
-
-    id: str
-    image_id: str
-    question: str
-    prediction: str
-    gold: str
-    correct: bool
-    margin: float
-
-
-@dataclass(frozen=True)
 class Plan:
     """A checked configuration of one evaluation; nothing is loaded yet."""
 
     backbone: BackboneSettings
-    dataset: ScienceQA | MiniScienceQA
+    dataset: Benchmark
     intervention: Intervention
     execution: str
     split: str
@@ -103,26 +89,34 @@ def plan(config: Mapping[str, Any]) -> Plan:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Records of one evaluation, its metrics, how many w_min were clamped, and how long it took (seconds)."""
+    """One evaluation.
+
+    Attributes:
+        records: one a sample.
+        metrics: the benchmark's, and the accuracy's 95 % limits, the mean margin, the share of clamped w_min.
+        notes: what a reader of the metrics should know.
+        clamped: how many w_min were clamped, and of how many.
+        seconds: how long it took.
+    """
 
     records: list[Record]
+    metrics: dict[str, float]
+    notes: list[str]
     clamped: dict[str, tuple[int, int]]
     seconds: float
-
-    @cached_property
-    def metrics(self) -> dict[str, float]:
-        accuracy = accuracy_interval([r.correct for r in self.records], [r.image_id for r in self.records])
-        metrics = {"accuracy": accuracy.value, "accuracy_low": accuracy.low, "accuracy_high": accuracy.high}
-        metrics["margin"] = sum(r.margin for r in self.records) / max(len(self.records), 1)
-        metrics |= {f"clamped_{name}": count / max(of, 1) for name, (count, of) in self.clamped.items()}
-        return metrics
 
     def save(self, folder: Path, config: Mapping[str, Any]) -> None:
         """Write the three files; `result.json` last, so that a folder with it is complete."""
         folder.mkdir(parents=True, exist_ok=True)
         pq.write_table(pa.Table.from_pylist([asdict(record) for record in self.records]), folder / "samples.parquet")
         (folder / "config.yaml").write_text(yaml.safe_dump(dict(config), sort_keys=False))
-        result = {"metrics": self.metrics, "n": len(self.records), "clamped": self.clamped, "seconds": self.seconds}
+        result = {
+            "metrics": {name: None if math.isnan(value) else value for name, value in self.metrics.items()},
+            "n": len(self.records),
+            "notes": self.notes,
+            "clamped": self.clamped,
+            "seconds": self.seconds,
+        }
         partial = folder / "result.json.partial"
         partial.write_text(json.dumps(result, indent=2))
         partial.replace(folder / "result.json")
@@ -133,11 +127,24 @@ class Evaluation:
         result = json.loads((folder / "result.json").read_text())
         rows = pq.read_table(folder / "samples.parquet").to_pylist()
         clamped = {name: (count, of) for name, (count, of) in result["clamped"].items()}
-        return cls([Record(**row) for row in rows], clamped, result["seconds"])
+        metrics = {name: math.nan if value is None else value for name, value in result["metrics"].items()}
+        return cls([Record(**row) for row in rows], metrics, result["notes"], clamped, result["seconds"])
+
+
+def _metrics(
+    benchmark: Benchmark, records: Sequence[Record], clamped: Mapping[str, tuple[int, int]]
+) -> dict[str, float]:
+    metrics = benchmark.metrics(records)
+    weights = [record.weight for record in records]
+    interval = accuracy_interval([r.score for r in records], [r.image_id for r in records], weights)
+    metrics |= {"accuracy_low": interval.low, "accuracy_high": interval.high}
+    metrics["margin"] = sum(r.margin * r.weight for r in records) / sum(weights) if records else math.nan
+    return metrics | {f"clamped_{name}": count / max(of, 1) for name, (count, of) in clamped.items()}
 
 
 def evaluate(
     backbone: Backbone,
+    benchmark: Benchmark,
     samples: Sequence[Sample],
     intervention: Intervention,
     batch_size: int = 32,
@@ -158,20 +165,12 @@ def evaluate(
     with scope as session, tqdm(total=len(samples), desc=progress, unit="sample", disable=quiet, leave=False) as bar:
         for first in range(0, len(samples), batch_size):
             batch = samples[first : first + batch_size]
-            for sample, answer in zip(batch, backbone.answer(batch), strict=True):
-                records.append(
-                    Record(
-                        id=sample.id,
-                        image_id=sample.image_id,
-                        question=sample.question,
-                        prediction=answer.text,
-                        gold=sample.gold,
-                        correct=score(answer.text, sample),
-                        margin=answer.margin,
-                    )
-                )
+            for sample, answer in zip(batch, backbone.answer(batch, benchmark.real), strict=True):
+                records.append(replace(benchmark.score(answer.text, sample), margin=answer.margin))
             bar.update(len(batch))
-    return Evaluation(records, session.clamped if session else {}, time.perf_counter() - start)
+    clamped = session.clamped if session else {}
+    notes = [*(samples.notes if isinstance(samples, Samples) else ()), *benchmark.notes(records)]
+    return Evaluation(records, _metrics(benchmark, records, clamped), notes, clamped, time.perf_counter() - start)
 
 
 def clamped_line(clamped: Mapping[str, tuple[int, int]]) -> str:
@@ -183,7 +182,7 @@ def clamped_line(clamped: Mapping[str, tuple[int, int]]) -> str:
 def main_evaluate(config: DictConfig) -> None:
     values = plain(config)
     planned = plan(values)
-    samples = benchmarks.load(planned.dataset, planned.split, planned.limit)
+    samples = benchmarks.load(planned.dataset, planned.split, planned.limit, planned.backbone.prompt_style)
     with open_tracker(values["tracking"], Path(values["output"])) as tracker:
         backbone = backbones.load(planned.backbone)
         names = [values[part]["name"] for part in ("backbone", "dataset", "intervention")]
@@ -191,7 +190,13 @@ def main_evaluate(config: DictConfig) -> None:
         tags = {"identity": planned.identity, "split": planned.split, **dict(zip(DECISIVE, names, strict=False))}
         with tracker.run("evaluate", " ".join(names), tags) as logged:
             evaluation = evaluate(
-                backbone, samples, planned.intervention, planned.batch_size, planned.execution, progress=" ".join(names)
+                backbone,
+                planned.dataset,
+                samples,
+                planned.intervention,
+                planned.batch_size,
+                planned.execution,
+                progress=" ".join(names),
             )
             evaluation.save(folder, values)
             logged.result({f"{planned.split}.{k}": v for k, v in evaluation.metrics.items()}, folder)
@@ -202,8 +207,11 @@ def main_evaluate(config: DictConfig) -> None:
             f"{names[0]:18}{names[1]:18}{names[2]:14}{planned.split:10}{len(samples):>5}  "
             f"{metrics['accuracy']:.3f} [{low:.3f}, {high:.3f}]  in {evaluation.seconds:.0f} s"
         )
-        if clamped_line(evaluation.clamped):
-            print(clamped_line(evaluation.clamped))
+        others = {k: v for k, v in metrics.items() if k in planned.dataset.shown}
+        if others:
+            print("  ".join(f"{name} {value:.3f}" for name, value in others.items()))
+        for line in filter(None, [clamped_line(evaluation.clamped), *evaluation.notes]):
+            print(line)
         print(f"records: {folder}")
         print("\n".join(tracker.next_steps("evaluate")))
 

@@ -28,12 +28,14 @@ def check_choice(name: str, value: object, choices: Sequence[str]) -> None:
         raise SettingError(name, value, f"must be one of {', '.join(choices)}")
 
 
-def check_number(name: str, value: object, low: float, *, above: bool = False, whole: bool = False) -> None:
-    """Raises SettingError unless `value` is a finite number (a whole one if asked) at least, or above, `low`."""
+def check_number(
+    name: str, value: object, low: float, high: float = math.inf, *, above: bool = False, whole: bool = False
+) -> None:
+    """Raises SettingError unless `value` is a finite (or whole) number from `low`, or above it, to `high`."""
     kind = "a whole number" if whole else "a finite number"
-    bound = f"{'above' if above else 'of at least'} {low:g}"
+    bound = f"{'above' if above else 'of at least'} {low:g}" if high == math.inf else f"from {low:g} to {high:g}"
     good = isinstance(value, int if whole else int | float) and not isinstance(value, bool)
-    if not good or not math.isfinite(value) or value < low or (above and value == low):  # type: ignore[arg-type, operator]
+    if not good or not math.isfinite(value) or not low <= value <= high or (above and value == low):  # type: ignore[arg-type, operator]
         raise SettingError(name, value, f"must be {kind} {bound}")
 
 

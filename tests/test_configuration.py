@@ -46,7 +46,11 @@ def test_every_experiment_says_how_to_run_it_and_what_to_expect() -> None:
     ("override", "said"),
     [
         ("backbone=lava", "backbone = 'lava': must be one of llava_1_5_7b, mini_llava"),
-        ("dataset=gqa", "dataset = 'gqa': must be one of mini_scienceqa, scienceqa"),
+        (
+            "dataset=vqa",
+            "dataset = 'vqa': must be one of gqa, mini_gqa, mini_pope, mini_scienceqa, mini_textvqa, pope, scienceqa, "
+            "textvqa",
+        ),
         ("+experiment=nothing", "experiment = 'nothing': must be one of sqa_ablation"),
         ("intervention.dc.wmin=2", "intervention.dc.wmin = '2': no such setting; `--cfg` prints all of them"),
         ("bach_size=3", "bach_size = '3': no such setting; `--cfg` prints all of them"),
@@ -77,7 +81,7 @@ def test_unknown_names(override: str, said: str, capsys: pytest.CaptureFixture[s
         ),
         ("attention.execution=flash", "attention.execution = 'flash': must be one of auto, blocked, reference"),
         ("dataset.gap=1.5", "dataset.gap = 1.5: must be of type int"),
-        ("dataset.gap=-1", "dataset.gap = -1: must be a whole number of at least 0"),
+        ("dataset.gap=-1", "dataset.gap = -1: must be a whole number from 0 to 2048"),
         ("batch_size=0", "batch_size = 0: must be a whole number of at least 1"),
         ("backbone.dtype=int8", "backbone.dtype = 'int8': must be one of auto, float32, bfloat16, float16"),
         ("backbone.source=/no/where", "backbone.source = '/no/where': no such folder, and not a hub id (owner/name)"),

@@ -1,17 +1,23 @@
 """One evaluation on the embedded default, from the command line to its files and its run."""
 
 import json
+import math
 import subprocess
 import sys
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+import torch
 import yaml
 from mlflow.tracking import MlflowClient
+from PIL import Image
 
 from tdrs import TDRS, Stock, benchmarks
 from tdrs.backbones import Backbone
+from tdrs.benchmarks import Benchmark, Record
+from tdrs.benchmarks.benchmark import Picture, mean_score
 from tdrs.configuration import run
 from tdrs.evaluate import Evaluation, evaluate, main_evaluate
 from tdrs.interventions import METHODS
@@ -26,8 +32,8 @@ def test_files_and_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
     assert result["n"] == 10
     assert 0 <= metrics["accuracy_low"] <= metrics["accuracy"] <= metrics["accuracy_high"] <= 1
     records = pq.read_table(folder / "samples.parquet").to_pylist()
-    assert list(records[0]) == ["id", "image_id", "question", "prediction", "gold", "correct", "margin"]
-    assert metrics["accuracy"] == pytest.approx(sum(r["correct"] for r in records) / 10)
+    assert list(records[0]) == [field.name for field in fields(Record)]
+    assert metrics["accuracy"] == pytest.approx(sum(r["score"] for r in records) / 10)
     assert yaml.safe_load((folder / "config.yaml").read_text())["dataset"]["gap"] == 8
     assert str(folder) in capsys.readouterr().out
     client = MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
@@ -48,42 +54,70 @@ def test_every_method_runs_from_the_command_line(name: str, tmp_path: Path) -> N
     assert len(list((tmp_path / "evaluate").glob("*/result.json"))) == 1
 
 
+def twin(gap: int = 0) -> Benchmark:
+    return benchmarks.from_settings({"name": "mini_scienceqa", "gap": gap})
+
+
 def test_stock_is_deterministic_and_right_answers_have_positive_margins(mini_llava: Backbone) -> None:
-    samples = benchmarks.load(benchmarks.from_settings({"name": "mini_scienceqa", "gap": 0}), "held_out", 40)
-    first = evaluate(mini_llava, samples, Stock(), batch_size=16)
-    assert first.records == evaluate(mini_llava, samples, Stock(), batch_size=16).records
+    samples = benchmarks.load(twin(), "held_out", 40)
+    first = evaluate(mini_llava, twin(), samples, Stock(), batch_size=16)
+    assert first.records == evaluate(mini_llava, twin(), samples, Stock(), batch_size=16).records
     assert all(len(record.prediction) == 1 for record in first.records)
     for record in first.records:
-        assert record.correct == (record.margin > 0)
+        assert record.score == (record.margin > 0)
 
 
 def test_all_stages_off_gives_the_stock_records(mini_llava: Backbone) -> None:
-    samples = benchmarks.load(benchmarks.from_settings({"name": "mini_scienceqa", "gap": 40}), "held_out", 12)
-    stock = evaluate(mini_llava, samples, Stock())
-    assert evaluate(mini_llava, samples, TDRS(sd=False, dc=None, re=None)).records == stock.records
-    edited = evaluate(mini_llava, samples, TDRS())
+    samples = benchmarks.load(twin(40), "held_out", 12)
+    stock = evaluate(mini_llava, twin(40), samples, Stock())
+    assert evaluate(mini_llava, twin(40), samples, TDRS(sd=False, dc=None, re=None)).records == stock.records
+    edited = evaluate(mini_llava, twin(40), samples, TDRS())
     assert [r.margin for r in edited.records] != [r.margin for r in stock.records]
 
 
 def test_the_image_is_used(mini_llava: Backbone) -> None:
     """With blank pictures the answers fall to about chance."""
-    from dataclasses import replace
-
-    from PIL import Image
-
-    samples = benchmarks.load(benchmarks.from_settings({"name": "mini_scienceqa", "gap": 0}), "held_out", 200)
-    blank = [replace(s, image=Image.new("RGB", s.image.size, (165, 165, 165))) for s in samples]
-    seen = evaluate(mini_llava, samples, Stock(), batch_size=64).metrics["accuracy"]
-    unseen = evaluate(mini_llava, blank, Stock(), batch_size=64).metrics["accuracy"]
+    samples = benchmarks.load(twin(), "held_out", 200)
+    gray = Picture.of(Image.new("RGB", samples[0].image.size, (165, 165, 165)))
+    blank = [replace(s, picture=gray) for s in samples]
+    seen = evaluate(mini_llava, twin(), samples, Stock(), batch_size=64).metrics["accuracy"]
+    unseen = evaluate(mini_llava, twin(), blank, Stock(), batch_size=64).metrics["accuracy"]
     assert seen > 0.8
     assert unseen < 0.5
 
 
-def test_saving_and_reading_agree(tmp_path: Path, mini_llava: Backbone) -> None:
-    samples = benchmarks.load(benchmarks.from_settings({"name": "mini_scienceqa", "gap": 4}), "tuning", 3)
-    made = evaluate(mini_llava, samples, TDRS())
+@pytest.mark.parametrize("name", ["mini_scienceqa", "mini_gqa", "mini_textvqa", "mini_pope"])
+def test_every_twin_runs_and_is_read_back(name: str, tmp_path: Path, mini_llava: Backbone) -> None:
+    benchmark = benchmarks.from_settings({"name": name, "gap": 4})
+    made = evaluate(mini_llava, benchmark, benchmarks.load(benchmark, "tuning", 9), TDRS())
+    assert len(made.records) == 9
+    assert all(math.isfinite(record.margin) for record in made.records)
+    assert made.metrics["accuracy"] == pytest.approx(mean_score(made.records))
     made.save(tmp_path / "e", {"a": 1})
     assert Evaluation.read(tmp_path / "e") == made
+
+
+def test_before_the_image_the_text_is_as_long(mini_llava: Backbone) -> None:
+    """The same tokens, in front of the image instead of behind it."""
+    prompts = {}
+    for place in ("between", "before_image"):
+        benchmark = benchmarks.from_settings({"name": "mini_scienceqa", "gap": 30, "filler": place})
+        prompts[place] = mini_llava.inputs(benchmarks.load(benchmark, "tuning", 4))["input_ids"]
+    image = mini_llava.model.config.image_token_id
+    for near, far in zip(prompts["before_image"], prompts["between"], strict=True):
+        assert sorted(near.tolist()) == sorted(far.tolist())
+        firsts = [row.tolist().index(image) for row in (near, far)]
+        assert firsts[0] - firsts[1] == 30 + 3  # the words "Context", ":" and the end of the line
+
+
+def test_margin_of_an_open_question_is_against_any_other_token(mini_llava: Backbone) -> None:
+    benchmark = benchmarks.from_settings({"name": "mini_gqa"})
+    (sample,) = benchmarks.load(benchmark, "tuning", 1)
+    logs = torch.full((len(mini_llava.processor.tokenizer),), -9.0)
+    (gold,) = mini_llava._first_tokens("red")
+    logs[gold], logs[gold + 1] = -1.0, -3.0
+    assert mini_llava._margin(replace(sample, gold="red"), logs) == 2.0
+    assert mini_llava._margin(replace(sample, gold="red", options=("red", "blue")), logs) == 8.0
 
 
 def test_bad_input_ends_with_code_2_before_a_model_is_loaded(tmp_path: Path) -> None:

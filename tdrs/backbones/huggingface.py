@@ -13,7 +13,8 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, PreTrainedModel
 
-from tdrs.benchmarks.scienceqa import Sample
+from tdrs.benchmarks.benchmark import Sample
+from tdrs.benchmarks.prompts import STYLES, longest_answer
 from tdrs.settings import SettingError, build, check_choice, check_number
 
 EMBEDDED = Path(__file__).parent.parent / "zoo" / "models"
@@ -31,7 +32,8 @@ class BackboneSettings:
         device: `auto` is cuda where there is one.
         dtype: `auto` is bfloat16 on cuda and float32 on the CPU.
         attention: the model's own attention implementation, on which edits are put.
-        max_new_tokens: the longest answer.
+        prompt_style: the style of prompt the model's own evaluation uses; a dataset's `prompt` goes before it.
+        max_new_tokens: the longest answer; None as in the style's toolkit, which has one for each benchmark.
     """
 
     name: str
@@ -40,13 +42,16 @@ class BackboneSettings:
     device: str = "auto"
     dtype: str = "auto"
     attention: str = "sdpa"
-    max_new_tokens: int = 16
+    prompt_style: str = "llava"
+    max_new_tokens: int | None = None
 
     def __post_init__(self) -> None:
         check_choice("device", self.device, DEVICES)
         check_choice("dtype", self.dtype, DTYPES)
         check_choice("attention", self.attention, ("sdpa", "eager"))
-        check_number("max_new_tokens", self.max_new_tokens, 1, whole=True)
+        check_choice("prompt_style", self.prompt_style, STYLES)
+        if self.max_new_tokens is not None:
+            check_number("max_new_tokens", self.max_new_tokens, 1, whole=True)
         if self.device == "cuda" and not torch.cuda.is_available():
             raise SettingError("device", self.device, "no CUDA device is available here; use cpu")
         if self.source.startswith("embedded:"):
@@ -112,7 +117,8 @@ class Answer:
 
     Attributes:
         text: the decoded answer, stripped.
-        margin: log-odds of the gold option's letter against the best other option's, at the first answer position.
+        margin: log-odds of the gold answer's first token against the best other option's (of any other token, where
+            the question is open), at the first answer position.
     """
 
     text: str
@@ -126,13 +132,29 @@ class Backbone:
     settings: BackboneSettings
     model: PreTrainedModel
     processor: Any
-    _letters: dict[str, int] = field(default_factory=dict)
+    _first: dict[str, list[int]] = field(default_factory=dict)
 
-    def _letter(self, letter: str) -> int:
-        """The token an answer consisting of this letter begins with."""
-        if letter not in self._letters:
-            self._letters[letter] = self.processor.tokenizer.encode(letter, add_special_tokens=False)[-1]
-        return self._letters[letter]
+    def _first_tokens(self, answer: str) -> list[int]:
+        """The tokens this answer may begin with, as written or with a capital; blank ones are passed over."""
+        if answer not in self._first:
+            tokenizer = self.processor.tokenizer
+            found = []
+            for text in {answer, answer[:1].upper() + answer[1:]}:
+                ids = tokenizer.encode(text, add_special_tokens=False)
+                found += [i for i in ids if i != tokenizer.unk_token_id and tokenizer.decode([i]).strip()][:1]
+            self._first[answer] = found or [tokenizer.eos_token_id]
+        return self._first[answer]
+
+    def _margin(self, sample: Sample, logs: torch.Tensor) -> float:
+        """Of log-probabilities of the first answer token, (vocabulary,)."""
+        gold = self._first_tokens(sample.gold)
+        best = float(logs[gold].max())
+        if sample.options:
+            rest = [i for option in sample.options if option != sample.gold for i in self._first_tokens(option)]
+            return best - float(logs[rest].max()) if rest else best
+        others = logs.clone()
+        others[gold] = -torch.inf
+        return best - float(others.max())
 
     def inputs(self, samples: Sequence[Sample]) -> Any:
         """The processor's tensors for a batch, left-padded, on the model's device."""
@@ -141,32 +163,44 @@ class Backbone:
             for sample in samples
         ]
         texts = [self.processor.apply_chat_template(turn, add_generation_prompt=True) for turn in turns]
+        texts = [self._insert(sample.before, text) for sample, text in zip(samples, texts, strict=True)]
         images = [sample.image for sample in samples]
         batch = self.processor(text=texts, images=images, return_tensors="pt", padding=True, padding_side="left")
         return batch.to(self.model.device, dtype=self.model.dtype)
 
+    def _insert(self, before: str, text: str) -> str:
+        """Text put right before the image; templates (LLaVA's) may move what stands before it in the turn."""
+        if not before:
+            return text
+        marks = ("<|vision_start|>", "<img>", self.processor.image_token)
+        place = min(text.index(mark) for mark in marks if mark in text)
+        return f"{text[:place]}{before}{text[place:]}"
+
     @torch.inference_mode()
-    def answer(self, samples: Sequence[Sample]) -> list[Answer]:
-        """Greedy answers to a batch, under whatever intervention the model is in."""
+    def answer(self, samples: Sequence[Sample], benchmark: str) -> list[Answer]:
+        """Greedy answers to a batch, under whatever intervention the model is in.
+
+        Args:
+            benchmark: the real set's name, e.g. `gqa`, which decides how long an answer may be.
+        """
         inputs = self.inputs(samples)
+        longest = self.settings.max_new_tokens or longest_answer(self.settings.prompt_style, benchmark)
         output = self.model.generate(  # type: ignore[operator]
             **inputs,
             do_sample=False,
             num_beams=1,
             repetition_penalty=1.0,
-            max_new_tokens=self.settings.max_new_tokens,
+            max_new_tokens=longest,
             return_dict_in_generate=True,
             output_logits=True,
         )
         said = output.sequences[:, inputs["input_ids"].shape[1] :]
         texts = self.processor.tokenizer.batch_decode(said, skip_special_tokens=True)
         first = output.logits[0].float().log_softmax(dim=-1).cpu()
-        answers = []
-        for row, (sample, text) in enumerate(zip(samples, texts, strict=True)):
-            score = {letter: float(first[row, self._letter(letter)]) for letter in sample.letters}
-            others = [value for letter, value in score.items() if letter != sample.gold]
-            answers.append(Answer(text.strip(), score[sample.gold] - max(others, default=0.0)))
-        return answers
+        return [
+            Answer(text.strip(), self._margin(sample, logs))
+            for sample, text, logs in zip(samples, texts, first, strict=True)
+        ]
 
 
 def load(settings: BackboneSettings) -> Backbone:

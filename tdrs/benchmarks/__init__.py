@@ -1,38 +1,60 @@
 """Benchmarks: where samples come from, how they are asked, how answers are scored.
 
-`DATASETS` maps the names used in `conf/dataset` to their settings; each of them can `load` a split.
+`DATASETS` maps the names used in `conf/dataset` to their settings; each of them can `load` a split, `score` a
+prediction, and turn records into `metrics`.
 """
 
 from collections.abc import Mapping
 from typing import Any
 
+from tdrs.benchmarks.benchmark import SPLITS, Benchmark, Record, Sample, Samples
+from tdrs.benchmarks.gqa import GQA
+from tdrs.benchmarks.mini_gqa import MiniGQA
+from tdrs.benchmarks.mini_pope import MiniPOPE
 from tdrs.benchmarks.mini_scienceqa import MiniScienceQA
-from tdrs.benchmarks.scienceqa import Sample, ScienceQA
+from tdrs.benchmarks.mini_textvqa import MiniTextVQA
+from tdrs.benchmarks.pope import POPE
+from tdrs.benchmarks.scienceqa import ScienceQA
+from tdrs.benchmarks.textvqa import TextVQA
 from tdrs.settings import SettingError, build_named, check_choice
 
-DATASETS: dict[str, type[Any]] = {"mini_scienceqa": MiniScienceQA, "scienceqa": ScienceQA}
-SPLITS = ("tuning", "held_out")
+__all__ = ["DATASETS", "SPLITS", "Benchmark", "Record", "Sample", "Samples", "from_settings", "load"]
+
+DATASETS: dict[str, type[Benchmark]] = {
+    "mini_scienceqa": MiniScienceQA,
+    "mini_gqa": MiniGQA,
+    "mini_textvqa": MiniTextVQA,
+    "mini_pope": MiniPOPE,
+    "scienceqa": ScienceQA,
+    "gqa": GQA,
+    "textvqa": TextVQA,
+    "pope": POPE,
+}
 
 
-def from_settings(values: Mapping[str, Any]) -> ScienceQA | MiniScienceQA:
+def from_settings(values: Mapping[str, Any]) -> Benchmark:
     """The benchmark that `values["name"]` names, with the other values as its settings.
 
     Raises:
         SettingError: unknown benchmark, unknown setting, or a value out of range.
     """
-    dataset: ScienceQA | MiniScienceQA = build_named("dataset", DATASETS, values)
-    return dataset
+    return build_named("dataset", DATASETS, values)
 
 
-def load(dataset: ScienceQA | MiniScienceQA, split: str, limit: int | None, limit_name: str = "limit") -> list[Sample]:
+def load(
+    dataset: Benchmark, split: str, limit: int | None = None, style: str = "llava", limit_name: str = "limit"
+) -> Samples:
     """The first `limit` samples (all of them for None) of the `tuning` or `held_out` split.
 
+    Args:
+        style: the prompt style of the model that is asked; the dataset's own `prompt` goes before it.
+
     Raises:
-        SettingError: the source or a column is missing, a row has no image, or fewer rows exist than asked for.
+        SettingError: the source or a column is missing, a row is unusable, or fewer samples exist than asked for.
     """
     check_choice("split", split, SPLITS)
     try:
-        return dataset.load(split, limit)
+        return dataset.load(split, limit, style if dataset.prompt == "backbone" else dataset.prompt)
     except SettingError as error:
         if error.name == "limit":
             raise SettingError(limit_name, error.value, error.allowed) from None

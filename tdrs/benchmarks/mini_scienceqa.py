@@ -17,14 +17,13 @@ import datasets
 import numpy as np
 from PIL import Image
 
+from tdrs.benchmarks.benchmark import Picture, Sample
+from tdrs.benchmarks.embedded import SEEDS, Embedded
 from tdrs.benchmarks.filler import filler
 from tdrs.benchmarks.scenes import COLORS, SHAPES, Object, draw, sample_objects
-from tdrs.benchmarks.scienceqa import FEATURES, Sample, to_samples
-from tdrs.settings import SettingError, check_number
+from tdrs.benchmarks.scienceqa import FEATURES, ScienceQARules, sample
 
 QUESTIONS_PER_IMAGE = 4
-SPLITS = {"train": 0, "tuning": 1, "held_out": 2}  # the first word of each split's seeds: they share no random number
-SIZES = {"tuning": 1000, "held_out": 2000}
 TOPICS = ("color", "shape", "presence")
 LECTURE = "An object has a color and a shape."
 
@@ -52,24 +51,22 @@ def ask(objects: list[Object], topic: str, rng: np.random.Generator) -> dict[str
     return {"question": question, "choices": choices, "answer": choices.index(gold)}
 
 
-def rows(split: str, count: int, gap: int, seed: int = 0) -> list[dict[str, Any]]:
+def rows(split: str, count: int, gap: int = 0, seed: int = 0) -> list[dict[str, Any]]:
     """The first `count` rows of a split, in the columns of the real set (`image` as a uint8 array).
 
     A row depends on (split, seed, its image, its number) alone: another `gap` changes the hint and nothing else, so
     runs at two gaps are paired.
     """
-    if split not in SPLITS:
-        raise ValueError(f"split must be one of {', '.join(SPLITS)}, got {split!r}")
     result = []
     for number in range(count):
         image_number, turn = divmod(number, QUESTIONS_PER_IMAGE)
         if turn == 0:
-            scene_rng = np.random.default_rng([SPLITS[split], seed, image_number, 0])
+            scene_rng = np.random.default_rng([SEEDS[split], seed, image_number, 0])
             objects = sample_objects(scene_rng)
             image = draw(objects, scene_rng)
-        rng = np.random.default_rng([SPLITS[split], seed, number, 1])
+        rng = np.random.default_rng([SEEDS[split], seed, number, 1])
         topic = str(rng.choice(TOPICS, p=(0.4, 0.4, 0.2)))
-        hint = filler(gap, np.random.default_rng([SPLITS[split], seed, number, 2]))
+        hint = filler(gap, np.random.default_rng([SEEDS[split], seed, number, 2]))
         result.append(
             {
                 "image": image,
@@ -89,30 +86,27 @@ def rows(split: str, count: int, gap: int, seed: int = 0) -> list[dict[str, Any]
 
 
 @lru_cache(maxsize=8)
-def dataset(split: str, count: int, gap: int, seed: int = 0) -> datasets.Dataset:
+def dataset(split: str, count: int, gap: int = 0, seed: int = 0) -> datasets.Dataset:
     """The rows as a `datasets.Dataset` with exactly the columns and types of the real set."""
     table = [{**row, "image": Image.fromarray(row["image"])} for row in rows(split, count, gap, seed)]
     return datasets.Dataset.from_list(table, features=FEATURES)
 
 
-@dataclass(frozen=True)
-class MiniScienceQA:
-    """The embedded twin of ScienceQA-IMG.
+@lru_cache(maxsize=8)
+def _samples(settings: "MiniScienceQA", split: str, count: int, style: str) -> list[Sample]:
+    hint = settings.gap if settings.filler == "between" else 0
+    made: list[Sample] = []
+    for number, row in enumerate(rows(split, count, hint, settings.seed)):
+        image, turn = divmod(number, QUESTIONS_PER_IMAGE)
+        found = Picture.of(Image.fromarray(row["image"])) if turn == 0 else made[-1].picture
+        before = settings.context(split, number)[0]
+        made.append(sample(row, number, found, f"{split}-{image}", style, (before, "")))
+    return made
 
-    Args:
-        gap: tokens of unrelated text (the hint) between image and question, from 0; a word or a full stop is a token.
-        seed: another seed is another draw of both splits.
-    """
 
-    gap: int = 0
-    seed: int = 0
+@dataclass(frozen=True, kw_only=True)
+class MiniScienceQA(ScienceQARules, Embedded):
+    """The embedded twin of ScienceQA-IMG; a gap's text between image and question is its hint."""
 
-    def __post_init__(self) -> None:
-        check_number("gap", self.gap, 0, whole=True)
-        check_number("seed", self.seed, 0, whole=True)
-
-    def load(self, split: str, limit: int | None) -> list[Sample]:
-        count = SIZES[split] if limit is None else limit
-        if count > SIZES[split]:
-            raise SettingError("limit", limit, f"mini_scienceqa has {SIZES[split]} samples in {split}")
-        return to_samples(dataset(split, count, self.gap, self.seed), "mini_scienceqa")
+    def generate(self, split: str, count: int, style: str) -> list[Sample]:
+        return _samples(self, split, count, style)

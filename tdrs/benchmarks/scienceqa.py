@@ -1,20 +1,20 @@
-"""ScienceQA-IMG: rows in the schema of `lmms-lab/ScienceQA`, prompts, scoring.
+"""ScienceQA-IMG: rows in the schema of `lmms-lab/ScienceQA`, rules, settings.
 
-Data: P. Lu et al., "Learn to Explain", NeurIPS 2022. Prompt and rule are those of LLaVA's own evaluation.
+Data: P. Lu et al., "Learn to Explain: Multimodal Reasoning via Thought Chains for Science Question Answering", NeurIPS
+2022; CC BY-NC-SA 4.0.
 """
 
-import hashlib
-import io
 import re
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import datasets
-from PIL import Image
 
-from tdrs.benchmarks.prompts import LETTERS, scienceqa_llava
-from tdrs.settings import SettingError
+from tdrs.benchmarks import prompts
+from tdrs.benchmarks.benchmark import Benchmark, Picture, Record, Sample, Samples, make_record, mean_score
+from tdrs.benchmarks.prompts import LETTERS
+from tdrs.benchmarks.sources import BadRow, Checked, Sourced, check_columns, open_rows, picture
 
 _TEXT = ("question", "hint", "task", "grade", "subject", "topic", "category", "skill", "lecture", "solution")
 FEATURES = datasets.Features(
@@ -29,34 +29,8 @@ FEATURES = datasets.Features(
 NEEDED = ("image", "question", "choices", "answer", "hint")
 
 
-@dataclass(frozen=True)
-class Sample:
-    """One question about one picture.
-
-    Attributes:
-        id: the row's number in its split.
-        image_id: a hash of the picture's bytes; questions about one picture share it.
-        prompt: the text of the user's turn, without the image.
-        choices: as many as the sample has.
-        gold: the right option's letter.
-    """
-
-    id: str
-    image_id: str
-    image: Image.Image
-    question: str
-    prompt: str
-    choices: tuple[str, ...]
-    gold: str
-
-    @property
-    def letters(self) -> str:
-        """The letters its options carry."""
-        return LETTERS[: len(self.choices)]
-
-
-def parse_letter(prediction: str) -> str | None:
-    """The option letter an answer gives, or None, by LLaVA's rule (`eval_science_qa.py`).
+def letter_llava(prediction: str) -> str:
+    """The option letter an answer gives, "" for none, by LLaVA's `eval_science_qa.py`.
 
     Exactly one letter; or a letter followed by ". "; or exactly one match of "The answer is X.".
     """
@@ -65,81 +39,98 @@ def parse_letter(prediction: str) -> str | None:
     if len(prediction) >= 3 and prediction[0] in LETTERS and prediction[1:3] == ". ":
         return prediction[0]
     found = re.findall(r"The answer is ([A-Z])\.", prediction)
-    return found[0] if len(found) == 1 else None
+    return found[0] if len(found) == 1 else ""
 
 
-def score(prediction: str, sample: Sample) -> bool:
-    """Whether the answer names the right option; no letter, or one beyond the choices, is wrong."""
-    return parse_letter(prediction.strip()) == sample.gold
+def letter_lmms_eval(prediction: str) -> str:
+    """The option letter by lmms-eval: one letter in either case, or an upper-case letter and a full stop in front."""
+    if len(prediction) == 1 and prediction.upper() in LETTERS:
+        return prediction.upper()
+    return prediction[0] if len(prediction) >= 2 and prediction[0] in LETTERS and prediction[1] == "." else ""
 
 
-def to_samples(rows: datasets.Dataset, source: str) -> list[Sample]:
-    """Samples of rows in the real schema; raises SettingError where a column or a picture is missing."""
-    missing = [name for name in NEEDED if name not in rows.column_names]
-    if missing:
-        raise SettingError("source", source, f"lacks the column {', '.join(missing)}; needed are {', '.join(NEEDED)}")
-    rows = rows.cast_column("image", datasets.Image(decode=False))
-    return [_sample(number, row, source) for number, row in enumerate(rows)]
+RULES: dict[str, Callable[[str], str]] = {"llava": letter_llava, "lmms_eval": letter_lmms_eval}
 
 
-def _sample(number: int, row: dict[str, Any], source: str) -> Sample:
-    encoded = row["image"] and (row["image"]["bytes"] or Path(row["image"]["path"]).read_bytes())
-    if not encoded:
-        raise SettingError("source", source, f"row {number} has no image; use the configuration ScienceQA-IMG")
+def score(prediction: str, sample: Sample, rule: str = "llava") -> Record:
+    """The record of an answer; no letter, or one beyond the choices, is wrong."""
+    letter = RULES[rule](prediction.strip())
+    return make_record(sample, prediction, letter, letter == sample.gold)
+
+
+def metrics(records: Sequence[Record]) -> dict[str, float]:
+    """`accuracy`, and the share of answers that give a letter, `parsed`."""
+    parsed = sum(record.answer != "" for record in records) / len(records) if records else float("nan")
+    return {"accuracy": mean_score(records), "parsed": parsed}
+
+
+def sample(
+    row: Any, number: int, found: Picture, image_id: str, style: str, context: tuple[str, str] = ("", "")
+) -> Sample:
+    """A row as a sample; `context` is the text in front of the image, and between image and question.
+
+    Raises:
+        BadRow: the answer is not one of the choices.
+    """
     choices = tuple(row["choices"])
     if not 0 <= row["answer"] < len(choices) <= len(LETTERS):
-        raise SettingError("source", source, f"row {number} has answer {row['answer']} of {len(choices)} choices")
+        raise BadRow(f"answer {row['answer']} of {len(choices)} choices")
     return Sample(
         id=str(number),
-        image_id=hashlib.sha1(encoded).hexdigest()[:12],
-        image=Image.open(io.BytesIO(encoded)).convert("RGB"),
+        image_id=image_id,
+        picture=found,
         question=row["question"],
-        prompt=scienceqa_llava(row["question"], choices, row["hint"] or ""),
-        choices=choices,
+        prompt=prompts.scienceqa(style, row["question"], choices, row["hint"] or "", context[1]),
+        before=context[0],
         gold=LETTERS[row["answer"]],
+        options=tuple(LETTERS[: len(choices)]),
+        categories=(row["subject"],) if row.get("subject") else (),
     )
 
 
-def _open(source: str, config: str | None, split: str, revision: str | None) -> datasets.Dataset:
-    """A hub id, a folder in the hub's layout, a Parquet file, or a folder that `save_to_disk` wrote."""
-    path = Path(source).expanduser()
-    if path.suffix == ".parquet" and path.exists():
-        return datasets.load_dataset("parquet", data_files={split: str(path)}, split=split)
-    if path.exists() and (path / "dataset_dict.json").exists():
-        return datasets.load_from_disk(str(path))[split]
-    if path.exists() and (path / "dataset_info.json").exists() and (path / "state.json").exists():
-        return datasets.load_from_disk(str(path))
-    if not path.exists() and (source.startswith((".", "/", "~")) or source.count("/") != 1):
-        raise SettingError("source", source, "no such file or folder, and not a hub id (owner/name)")
-    return datasets.load_dataset(source if not path.exists() else str(path), config, split=split, revision=revision)
-
-
-@dataclass(frozen=True)
-class ScienceQA:
-    """The real set.
+@dataclass(frozen=True, kw_only=True)
+class ScienceQARules(Benchmark):
+    """What the real set and its twin share.
 
     Args:
-        source: hub id, local folder in the hub's layout, Parquet file, or a saved `datasets` directory.
-        config: the hub configuration; None for a Parquet file or a saved directory.
-        revision: the hub commit; None is the newest.
+        rule: how an answer is read: `llava`, or `lmms_eval`.
+    """
+
+    real: ClassVar[str] = "scienceqa"
+    shown: ClassVar[tuple[str, ...]] = ("parsed",)
+    rules: ClassVar[tuple[str, ...]] = tuple(RULES)
+    rule: str = "llava"
+
+    def score(self, prediction: str, sample: Sample) -> Record:
+        return score(prediction, sample, self.rule)
+
+    def metrics(self, records: Sequence[Record]) -> dict[str, float]:
+        return metrics(records)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScienceQA(ScienceQARules, Sourced):
+    """The real set, rows with an image.
+
+    Args:
+        config: the hub configuration.
         tuning, held_out: the source's names of the splits that settings are chosen on, and that is reported.
     """
 
     source: str = "lmms-lab/ScienceQA"
     config: str | None = "ScienceQA-IMG"
-    revision: str | None = None
     tuning: str = "validation"
     held_out: str = "test"
 
-    def load(self, split: str, limit: int | None) -> list[Sample]:
-        name = self.tuning if split == "tuning" else self.held_out
-        try:
-            rows = _open(self.source, self.config, name, self.revision)
-        except SettingError:
-            raise
-        except Exception as error:  # the library's errors name neither the setting nor what to do
-            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-            raise SettingError("source", self.source, f"cannot be read as split {name!r} ({reason})") from error
-        if limit is not None:
-            rows = rows.select(range(min(limit, len(rows))))
-        return to_samples(rows, self.source)
+    def load(self, split: str, limit: int | None, style: str) -> Samples:
+        rows = open_rows(self.source, self.config, getattr(self, split), self.revision)
+        check_columns(rows, NEEDED, self.source)
+        self.check_count(len(rows), split)
+        checked = Checked()
+
+        def make(number: int, row: Any) -> Sample:
+            found = picture(rows, number)
+            checked.check(str(number), found)
+            return sample(row, number, found, found.digest, style, self.context(split, number))
+
+        return self.gather(rows, make, limit)

@@ -11,9 +11,10 @@ from PIL import Image
 from torch.utils.data import Dataset
 from transformers import LlavaProcessor
 
+from tdrs.benchmarks.embedded import SEEDS
 from tdrs.benchmarks.filler import filler
-from tdrs.benchmarks.mini_scienceqa import SPLITS, TOPICS, ask
-from tdrs.benchmarks.prompts import LETTERS, SINGLE_WORD, scienceqa_llava
+from tdrs.benchmarks.mini_scienceqa import TOPICS, ask
+from tdrs.benchmarks.prompts import LETTERS, SINGLE_WORD, scienceqa
 from tdrs.benchmarks.scenes import GRID, Object, draw, sample_objects
 from tdrs.settings import check_number
 
@@ -72,14 +73,14 @@ def _hint(share: float, rng: np.random.Generator) -> str:
 
 def _choice_turn(objects: list[Object], hints: float, rng: np.random.Generator) -> tuple[str, str, str]:
     asked = ask(objects, str(rng.choice(TOPICS, p=(0.4, 0.4, 0.2))), rng)
-    prompt = scienceqa_llava(asked["question"], asked["choices"], _hint(hints, rng))
+    prompt = scienceqa("llava", asked["question"], asked["choices"], _hint(hints, rng))
     return prompt, LETTERS[asked["answer"]], asked["choices"][asked["answer"]]
 
 
 def _look_up_turn(objects: list[Object], hints: float, rng: np.random.Generator) -> tuple[str, str, str]:
     asked = ask(objects, str(rng.choice(TOPICS)), rng)
     word = asked["choices"][asked["answer"]]
-    prompt = scienceqa_llava(f"Which option is {word}?", asked["choices"], _hint(hints, rng))
+    prompt = scienceqa("llava", f"Which option is {word}?", asked["choices"], _hint(hints, rng))
     return prompt, LETTERS[asked["answer"]], word
 
 
@@ -120,7 +121,7 @@ class Pictures(Dataset[dict[str, np.ndarray]]):
 
     def __getitem__(self, index: int) -> dict[str, np.ndarray]:
         stage = self.recipe.stage(index // self.recipe.batch_size)
-        rng = np.random.default_rng([SPLITS["train"], self.recipe.seed, index, 3])
+        rng = np.random.default_rng([SEEDS["train"], self.recipe.seed, index, 3])
         objects = sample_objects(rng)
         pixels = self.processor.image_processor(Image.fromarray(draw(objects, rng)))["pixel_values"][0]
         shown = np.full((GRID**2, 2), self.word["empty"])

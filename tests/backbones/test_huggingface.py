@@ -14,15 +14,17 @@ from tdrs.settings import SettingError
 
 def test_a_local_folder_is_the_same_model(tmp_path: Path, mini_llava: Backbone) -> None:
     shutil.copytree(EMBEDDED / "mini_llava", tmp_path / "llava")
-    samples = benchmarks.load(benchmarks.from_settings({"name": "mini_scienceqa", "gap": 60}), "tuning", 6)
+    twin = benchmarks.from_settings({"name": "mini_scienceqa", "gap": 60})
+    samples = benchmarks.load(twin, "tuning", 6)
     local = backbones.load(BackboneSettings("mine", str(tmp_path / "llava"), device="cpu"))
-    assert evaluate(local, samples, Stock()).records == evaluate(mini_llava, samples, Stock()).records
+    assert evaluate(local, twin, samples, Stock()).records == evaluate(mini_llava, twin, samples, Stock()).records
 
 
 def test_half_precision_answers_alike(mini_llava: Backbone) -> None:
-    samples = benchmarks.load(benchmarks.from_settings({"name": "mini_scienceqa", "gap": 0}), "tuning", 40)
+    twin = benchmarks.from_settings({"name": "mini_scienceqa"})
+    samples = benchmarks.load(twin, "tuning", 40)
     settings = BackboneSettings("mini_llava", "embedded:mini_llava", device="cpu", dtype="bfloat16")
-    half, full = (evaluate(b, samples, Stock()).records for b in (backbones.load(settings), mini_llava))
+    half, full = (evaluate(b, twin, samples, Stock()).records for b in (backbones.load(settings), mini_llava))
     assert sum(a.prediction == b.prediction for a, b in zip(half, full, strict=True)) >= 36
 
 

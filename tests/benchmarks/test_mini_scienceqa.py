@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 
 from tdrs import benchmarks
-from tdrs.benchmarks import scienceqa
 from tdrs.benchmarks.filler import filler
 from tdrs.benchmarks.mini_scienceqa import QUESTIONS_PER_IMAGE, dataset, rows
 from tdrs.settings import SettingError
@@ -81,13 +80,13 @@ def test_limits() -> None:
     assert len(benchmarks.load(mini, "tuning", 6)) == 6
     with pytest.raises(SettingError, match=r"^limit = 5000: mini_scienceqa has 2000"):
         benchmarks.load(mini, "held_out", 5000)
-    with pytest.raises(SettingError, match=r"dataset.gap = -3: must be a whole number of at least 0"):
+    with pytest.raises(SettingError, match=r"dataset.gap = -3: must be a whole number from 0 to 2048"):
         benchmarks.from_settings({"name": "mini_scienceqa", "gap": -3})
-    with pytest.raises(SettingError, match=r"dataset.name = 'gqa': must be one of"):
-        benchmarks.from_settings({"name": "gqa"})
+    with pytest.raises(SettingError, match=r"dataset.name = 'vqa': must be one of"):
+        benchmarks.from_settings({"name": "vqa"})
 
 
 def test_samples_share_image_ids_by_picture() -> None:
-    samples = scienceqa.to_samples(dataset("tuning", 12, 0), "here")
-    assert [s.image_id for s in samples] == [samples[4 * (n // 4)].image_id for n in range(12)]
-    assert len({s.image_id for s in samples}) == 3
+    samples = benchmarks.load(benchmarks.from_settings({"name": "mini_scienceqa"}), "tuning", 12)
+    assert [s.image_id for s in samples] == [f"tuning-{n // 4}" for n in range(12)]
+    assert len({s.picture.digest for s in samples}) == 3

@@ -1,0 +1,200 @@
+"""What every benchmark has: samples, records, and the three steps between a row and a number.
+
+A benchmark turns rows into samples (`load`), a prediction on a sample into a record (`score`), records into metrics
+(`metrics`). A rule is a pure function; which one a benchmark uses, and which toolkit's prompt, are its settings.
+"""
+
+import hashlib
+import io
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import numpy as np
+from PIL import Image
+
+from tdrs.benchmarks.filler import filler
+from tdrs.benchmarks.prompts import STYLES
+from tdrs.settings import check_choice, check_number
+
+SPLITS = ("tuning", "held_out")
+PLACES = ("between", "before_image")
+LONGEST_GAP = 2048
+
+
+@dataclass(frozen=True)
+class Picture:
+    """An encoded picture that is read when it is looked at: a benchmark's pictures need not fit into memory."""
+
+    read: Callable[[], bytes]
+
+    @classmethod
+    def of(cls, image: Image.Image) -> "Picture":
+        """An image that is already decoded."""
+        buffer = io.BytesIO()
+        image.save(buffer, "PNG")
+        return cls(buffer.getvalue)
+
+    def open(self) -> Image.Image:
+        """The decoded picture, RGB; raises OSError (of which PIL's errors are kinds) if it is corrupt."""
+        try:
+            return Image.open(io.BytesIO(self.read())).convert("RGB")
+        except (ValueError, SyntaxError, Image.DecompressionBombError) as error:  # what PIL raises on some bad bytes
+            raise OSError(str(error)) from error
+
+    @property
+    def digest(self) -> str:
+        return hashlib.sha1(self.read()).hexdigest()[:12]
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One question about one picture.
+
+    Attributes:
+        id: unique in its split.
+        image_id: questions about one picture share it; statistics take it as the cluster.
+        prompt: the text of the user's turn after the image.
+        gold: the answer that a right prediction gives: an option's letter, a word, the commonest of ten answers.
+        before: text of the user's turn in front of the image.
+        options: the answers it can be told apart from: letters, yes and no; empty if the question is open.
+        answers: the answers of all annotators, where there are several.
+        categories: the parts of the benchmark it belongs to, e.g. POPE's.
+        weight: how much it counts in means, on average 1: a pair of POPE may stand for a row in each category.
+    """
+
+    id: str
+    image_id: str
+    picture: Picture = field(repr=False, compare=False)
+    question: str
+    prompt: str
+    gold: str
+    before: str = ""
+    options: tuple[str, ...] = ()
+    answers: tuple[str, ...] = ()
+    categories: tuple[str, ...] = ()
+    weight: float = 1.0
+
+    @property
+    def image(self) -> Image.Image:
+        return self.picture.open()
+
+
+@dataclass(frozen=True)
+class Record:
+    """One sample's outcome.
+
+    Attributes:
+        answer: what the rule read out of the prediction; "" if it could not.
+        score: from 0 to 1.
+        margin: log-odds of the gold answer against the best other one, at the first answer token, in nats; nan if it
+            was not measured.
+        categories: as the sample's, joined by a comma.
+    """
+
+    id: str
+    image_id: str
+    question: str
+    prediction: str
+    answer: str
+    gold: str
+    score: float
+    margin: float
+    categories: str
+    weight: float
+
+
+def make_record(sample: Sample, prediction: str, answer: str, score: float) -> Record:
+    """A record of a scored prediction, its margin not measured."""
+    categories = ",".join(sample.categories)
+    margin = float("nan")
+    return Record(
+        id=sample.id,
+        image_id=sample.image_id,
+        question=sample.question,
+        prediction=prediction,
+        answer=answer,
+        gold=sample.gold,
+        score=float(score),
+        margin=margin,
+        categories=categories,
+        weight=sample.weight,
+    )
+
+
+def mean_score(records: Sequence[Record]) -> float:
+    """The mean score, each record by its weight; nan without any record."""
+    total = sum(record.weight for record in records)
+    return sum(record.score * record.weight for record in records) / total if total else float("nan")
+
+
+class Samples(list[Sample]):
+    """Samples of a split, with what there is to say about how they were read (rows left out, the form of the set)."""
+
+    def __init__(self, samples: Sequence[Sample], notes: Sequence[str] = ()) -> None:
+        super().__init__(samples)
+        self.notes = list(notes)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Benchmark:
+    """Settings that all benchmarks have.
+
+    Args:
+        prompt: whose prompt: `llava`, `lmms_eval`, `internvl`, `vlmevalkit`; `backbone` is the style of the model that
+            is asked.
+        gap: tokens of unrelated text, 0 to 2048; a word or a full stop is a token.
+        filler: where they stand: `between` image and question; or `before_image`, the same length, no distance.
+        seed: another seed is another draw of that text (and, of an embedded benchmark, of its samples).
+        rule: how answers are scored; each benchmark has its own.
+    """
+
+    real: ClassVar[str]  # the real set's name: an embedded twin is prompted and scored like it
+    rules: ClassVar[tuple[str, ...]]
+    shown: ClassVar[tuple[str, ...]] = ()  # metrics that a one-line summary has beside accuracy
+    rule: str
+    prompt: str = "backbone"
+    gap: int = 0
+    filler: str = "between"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        check_choice("prompt", self.prompt, ("backbone", *STYLES))
+        check_choice("filler", self.filler, PLACES)
+        check_number("gap", self.gap, 0, LONGEST_GAP, whole=True)
+        check_number("seed", self.seed, 0, whole=True)
+        check_choice("rule", self.rule, self.rules)
+
+    def context(self, split: str, number: int) -> tuple[str, str]:
+        """The text in front of image `number`'s row, and the one between image and question; one of them is ""."""
+        rng = np.random.default_rng([SPLITS.index(split) + 1, self.seed, number, 2])
+        text = filler(self.gap, rng)
+        return (f"Context: {text}\n", "") if text and self.filler == "before_image" else ("", text)
+
+    def load(self, split: str, limit: int | None, style: str) -> Samples:
+        """The first `limit` samples (all for None) of the `tuning` or `held_out` split, asked in a prompt style.
+
+        Raises:
+            SettingError: the source cannot be read, or has fewer samples.
+        """
+        raise NotImplementedError
+
+    def score(self, prediction: str, sample: Sample) -> Record:
+        """The record of a prediction, by the benchmark's rule."""
+        raise NotImplementedError
+
+    def metrics(self, records: Sequence[Record]) -> dict[str, float]:
+        """Metrics of records; `accuracy` is the one that settings are tuned on. nan where there is nothing to count."""
+        return {"accuracy": mean_score(records)}
+
+    def notes(self, records: Sequence[Record]) -> list[str]:
+        """What a reader of the metrics should know, one line each."""
+        return []
+
+
+def as_row(sample: Sample) -> dict[str, Any]:
+    """A sample's texts, for people and for content hashes; the picture by its digest."""
+    texts = {
+        name: getattr(sample, name) for name in ("id", "image_id", "before", "prompt", "gold", "options", "answers")
+    }
+    return texts | {"categories": sample.categories, "picture": sample.picture.digest}

@@ -1,0 +1,138 @@
+"""GQA: rows in the schema of `lmms-lab/GQA`, where questions and images are two tables; rules, settings.
+
+Data: D. A. Hudson, C. D. Manning, "GQA: A New Dataset for Real-World Visual Reasoning and Compositional Question
+Answering", CVPR 2019; CC BY 4.0.
+"""
+
+import re
+import string
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import datasets
+
+from tdrs.benchmarks import prompts
+from tdrs.benchmarks.benchmark import Benchmark, Picture, Record, Sample, Samples, make_record, mean_score
+from tdrs.benchmarks.sources import BadRow, Checked, Sourced, check_columns, open_rows, picture
+from tdrs.settings import SettingError
+
+QUESTIONS = datasets.Features({name: datasets.Value("string") for name in ("id", "imageId", "question", "answer")})
+IMAGES = datasets.Features({"id": datasets.Value("string"), "image": datasets.Image()})
+
+
+def answer_official(prediction: str) -> str:
+    """The prediction itself: GQA's `eval.py` compares strings; it expects lower case and no full stop."""
+    return prediction
+
+
+def answer_llava(prediction: str) -> str:
+    """LLaVA's `convert_gqa_for_eval.py`: strip, without one run of full stops at the end, lower case."""
+    return re.sub(r"\.+$", "", prediction.strip()).lower()
+
+
+def answer_lmms_eval(prediction: str) -> str:
+    """lmms-eval's exact match: strip, lower case, all punctuation deleted."""
+    return prediction.strip().lower().translate(str.maketrans("", "", string.punctuation))
+
+
+RULES: dict[str, Callable[[str], str]] = {
+    "official": answer_official,
+    "llava": answer_llava,
+    "lmms_eval": answer_lmms_eval,
+}
+
+
+def score(prediction: str, sample: Sample, rule: str = "official") -> Record:
+    """The record of an answer: right if it equals the gold one; lmms-eval normalises both."""
+    answer = RULES[rule](prediction)
+    gold = RULES[rule](sample.gold) if rule == "lmms_eval" else sample.gold
+    return make_record(sample, prediction, answer, answer == gold)
+
+
+def metrics(records: Sequence[Record]) -> dict[str, float]:
+    """`accuracy`."""
+    return {"accuracy": mean_score(records)}
+
+
+def sample(row: Any, found: Picture, style: str, context: tuple[str, str] = ("", "")) -> Sample:
+    """A question's row as a sample, with its picture; `context` as in the other benchmarks."""
+    return Sample(
+        id=str(row["id"]),
+        image_id=str(row["imageId"]),
+        picture=found,
+        question=row["question"],
+        prompt=prompts.gqa(style, row["question"], context[1]),
+        before=context[0],
+        gold=row["answer"],
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class GQARules(Benchmark):
+    """What the real set and its twin share.
+
+    Args:
+        rule: `official` equality; `llava`, after LLaVA's conversion; `lmms_eval`, without case and punctuation.
+    """
+
+    real: ClassVar[str] = "gqa"
+    rules: ClassVar[tuple[str, ...]] = tuple(RULES)
+    rule: str = "official"
+
+    def score(self, prediction: str, sample: Sample) -> Record:
+        return score(prediction, sample, self.rule)
+
+    def metrics(self, records: Sequence[Record]) -> dict[str, float]:
+        return metrics(records)
+
+    def notes(self, records: Sequence[Record]) -> list[str]:
+        lost = sum(answer_llava(record.prediction) == record.gold for record in records if record.score == 0)
+        if not lost:
+            return []
+        differ = "counted wrong though they differ from the gold ones only in case or a full stop"
+        return [f"{lost} answers {differ}: dataset.rule=llava counts them right"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class GQA(GQARules, Sourced):
+    """The real set.
+
+    Args:
+        source: questions and images are its configurations `<config>_instructions` and `<config>_images`, or, where
+            `images` is given, questions alone.
+        images: the source of the images, if they are in another folder or Parquet file.
+        tuning, held_out: configuration and split, like val_balanced/val, that settings are chosen on, and reported.
+    """
+
+    source: str = "lmms-lab/GQA"
+    images: str | None = None
+    tuning: str = "val_balanced/val"
+    held_out: str = "testdev_balanced/testdev"
+
+    def load(self, split: str, limit: int | None, style: str) -> Samples:
+        config, _, name = getattr(self, split).partition("/")
+        if not name:
+            raise SettingError(
+                split, getattr(self, split), "must be configuration/split, like testdev_balanced/testdev"
+            )
+        questions = open_rows(self.source, f"{config}_instructions", name, self.revision)
+        check_columns(questions, tuple(QUESTIONS), self.source)
+        self.check_count(len(questions), split)
+        try:
+            images = open_rows(self.images or self.source, f"{config}_images", name, self.revision)
+            check_columns(images, tuple(IMAGES), self.images or self.source)
+        except SettingError as error:
+            raise SettingError("images" if self.images else "source", error.value, error.allowed) from error
+        place = {str(key): number for number, key in enumerate(images["id"])}
+        checked = Checked()
+
+        def make(number: int, row: Any) -> Sample:
+            key = str(row["imageId"])
+            if key not in place:
+                raise BadRow(f"no image: {key} is not among the images")
+            found = picture(images, place[key])
+            checked.check(key, found)
+            return sample(row, found, style, self.context(split, number))
+
+        return self.gather(questions, make, limit)

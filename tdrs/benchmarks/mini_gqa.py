@@ -1,0 +1,192 @@
+"""mini_gqa: the embedded twin of GQA, generated from a seed.
+
+Pictures of 3 to 6 coloured objects, colours and shapes repeating; open questions with one-word answers, of five kinds:
+`color` ("What color is the circle?"), `shape` ("What shape is the red object?"), `verify` ("Is the red circle left of
+the bar?"), `relate` ("What color is the object above the moon?"), `count` ("How many red objects are there?"). Left,
+right, above and below compare columns and rows of the grid; a question is asked only where its answer is unambiguous.
+Four questions share an image.
+"""
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import datasets
+import numpy as np
+from PIL import Image
+
+from tdrs.benchmarks.benchmark import Picture, Sample
+from tdrs.benchmarks.embedded import SEEDS, Embedded
+from tdrs.benchmarks.gqa import IMAGES, QUESTIONS, GQARules, sample
+from tdrs.benchmarks.scenes import COLORS, GRID, SHAPES, Object, draw
+
+QUESTIONS_PER_IMAGE = 4
+NUMBERS = ("zero", "one", "two", "three", "four", "five", "six")
+OPPOSITE = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}
+
+Asked = tuple[str, str] | None  # question and answer; None where the scene does not allow the kind
+
+
+def sample_crowd(rng: np.random.Generator) -> list[Object]:
+    """3 to 6 objects in distinct cells, in cell order; their colours and shapes come from four each, and may repeat."""
+    count = int(rng.integers(3, 7))
+    cells = np.sort(rng.choice(GRID * GRID, count, replace=False))
+    colors = rng.choice(list(COLORS), 4, replace=False)
+    shapes = rng.choice(SHAPES, 4, replace=False)
+    return [Object(str(rng.choice(colors)), str(rng.choice(shapes)), int(cell)) for cell in cells]
+
+
+def holds(relation: str, one: Object, other: Object) -> bool:
+    """Whether `one` is left of, right of, above or below `other`, by its column or row."""
+    (row, column), (row2, column2) = divmod(one.cell, GRID), divmod(other.cell, GRID)
+    return {"left of": column < column2, "right of": column > column2, "above": row < row2, "below": row > row2}[
+        relation
+    ]
+
+
+def _pick(values: list[Any], rng: np.random.Generator) -> Any:
+    return values[int(rng.integers(len(values)))]
+
+
+def _named(objects: list[Object]) -> dict[int, str]:
+    """For each object that a phrase singles out, the phrase: its shape where that is unique, else colour and shape."""
+    shapes = Counter(thing.shape for thing in objects)
+    pairs = Counter((thing.color, thing.shape) for thing in objects)
+    names = {}
+    for number, thing in enumerate(objects):
+        if shapes[thing.shape] == 1:
+            names[number] = thing.shape
+        elif pairs[thing.color, thing.shape] == 1:
+            names[number] = f"{thing.color} {thing.shape}"
+    return names
+
+
+def _color(objects: list[Object], rng: np.random.Generator) -> Asked:
+    unique = [thing for number, thing in enumerate(objects) if _named(objects).get(number) == thing.shape]
+    if not unique:
+        return None
+    thing = _pick(unique, rng)
+    return f"What color is the {thing.shape}?", thing.color
+
+
+def _shape(objects: list[Object], rng: np.random.Generator) -> Asked:
+    counts = Counter(thing.color for thing in objects)
+    unique = [thing for thing in objects if counts[thing.color] == 1]
+    if not unique:
+        return None
+    thing = _pick(unique, rng)
+    return f"What shape is the {thing.color} object?", thing.shape
+
+
+def _verify(objects: list[Object], rng: np.random.Generator) -> Asked:
+    """Half of the answers are yes: the true relation or its opposite is asked, on a coin's fall."""
+    names = _named(objects)
+    true = [
+        (one, relation, other)
+        for one in names
+        for other in names
+        for relation in OPPOSITE
+        if one != other and holds(relation, objects[one], objects[other])
+    ]
+    if not true:
+        return None
+    one, relation, other = _pick(true, rng)
+    yes = bool(rng.random() < 0.5)
+    asked = relation if yes else OPPOSITE[relation]
+    return f"Is the {names[one]} {asked} the {names[other]}?", "yes" if yes else "no"
+
+
+def _relate(objects: list[Object], rng: np.random.Generator) -> Asked:
+    names = _named(objects)
+    single = []
+    for other in names:
+        for relation in OPPOSITE:
+            found = [thing for thing in objects if holds(relation, thing, objects[other])]
+            if len(found) == 1:
+                single.append((found[0], relation, other))
+    if not single:
+        return None
+    thing, relation, other = _pick(single, rng)
+    attribute = _pick(["color", "shape"], rng)
+    return f"What {attribute} is the object {relation} the {names[other]}?", getattr(thing, attribute)
+
+
+def _count(objects: list[Object], rng: np.random.Generator) -> Asked:
+    """Of a colour that is there, or now and then of one that is not."""
+    color = _pick([thing.color for thing in objects] if rng.random() < 0.9 else list(COLORS), rng)
+    return f"How many {color} objects are there?", NUMBERS[sum(thing.color == color for thing in objects)]
+
+
+KINDS: dict[str, Callable[[list[Object], np.random.Generator], Asked]] = {
+    "color": _color,
+    "shape": _shape,
+    "verify": _verify,
+    "relate": _relate,
+    "count": _count,
+}
+
+
+def ask(objects: list[Object], rng: np.random.Generator) -> tuple[str, str]:
+    """A question and its answer, of a kind the scene allows, all five equally likely where it allows them all."""
+    for kind in rng.permutation(list(KINDS)):
+        asked = KINDS[str(kind)](objects, rng)
+        if asked:
+            return asked
+    raise AssertionError("counting is always possible")
+
+
+def scene(split: str, number: int, seed: int) -> tuple[list[Object], np.ndarray]:
+    """The objects and the picture of an image."""
+    rng = np.random.default_rng([SEEDS[split], seed, number, 10])
+    objects = sample_crowd(rng)
+    return objects, draw(objects, rng)
+
+
+def rows(split: str, count: int, seed: int = 0) -> list[dict[str, Any]]:
+    """The first `count` questions in the columns of the real set, each with its `image` (uint8 array) beside it."""
+    result = []
+    for number in range(count):
+        image, turn = divmod(number, QUESTIONS_PER_IMAGE)
+        if turn == 0:
+            objects, picture = scene(split, image, seed)
+            asked: set[str] = set()
+        rng = np.random.default_rng([SEEDS[split], seed, number, 11])
+        question, answer = ask(objects, rng)
+        while question in asked:
+            question, answer = ask(objects, rng)
+        asked.add(question)
+        names = {"id": f"{split}-{number}", "imageId": f"{split}-{image}"}
+        result.append({**names, "question": question, "answer": answer, "image": picture})
+    return result
+
+
+def tables(split: str, count: int, seed: int = 0) -> tuple[datasets.Dataset, datasets.Dataset]:
+    """Questions and images as the two tables of the real set, with its columns and types."""
+    made = rows(split, count, seed)
+    images = {row["imageId"]: Image.fromarray(row["image"]) for row in made}
+    questions = [{name: row[name] for name in QUESTIONS} for row in made]
+    pictures = [{"id": key, "image": image} for key, image in images.items()]
+    return (
+        datasets.Dataset.from_list(questions, features=QUESTIONS),
+        datasets.Dataset.from_list(pictures, features=IMAGES),
+    )
+
+
+@lru_cache(maxsize=8)
+def _samples(settings: "MiniGQA", split: str, count: int, style: str) -> list[Sample]:
+    made: list[Sample] = []
+    for number, row in enumerate(rows(split, count, settings.seed)):
+        turn = number % QUESTIONS_PER_IMAGE
+        found = Picture.of(Image.fromarray(row["image"])) if turn == 0 else made[-1].picture
+        made.append(sample(row, found, style, settings.context(split, number)))
+    return made
+
+
+@dataclass(frozen=True, kw_only=True)
+class MiniGQA(GQARules, Embedded):
+    """The embedded twin of GQA."""
+
+    def generate(self, split: str, count: int, style: str) -> list[Sample]:
+        return _samples(self, split, count, style)

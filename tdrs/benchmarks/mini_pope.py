@@ -1,0 +1,162 @@
+"""mini_pope: the embedded twin of POPE, generated from a seed.
+
+An object is a colour and a shape ("a red circle"), 64 kinds in all. Some kinds are far commoner than others, and each
+has companions it is often seen with; so POPE's three ways to choose what is *not* there differ as on photographs:
+`random`, any absent kind; `popular`, the commonest absent ones; `adversarial`, those seen most often with what is
+there. Frequencies and companies are counted on pictures of the training split. Six questions an image and category,
+three yes and three no; the yes are the same in all categories.
+"""
+
+from collections import Counter
+from dataclasses import dataclass
+from functools import lru_cache
+from math import ceil
+from typing import Any, ClassVar
+
+import datasets
+import numpy as np
+from PIL import Image
+
+from tdrs.benchmarks.benchmark import Picture, Sample
+from tdrs.benchmarks.embedded import SEEDS, Embedded
+from tdrs.benchmarks.pope import CATEGORIES, FEATURES, POPERules, merge, sample
+from tdrs.benchmarks.scenes import COLORS, GRID, SHAPES, Object, draw
+
+KINDS = tuple((color, shape) for color in COLORS for shape in SHAPES)
+ASKED = 3  # of each answer, an image and category
+_COMPANIONS = 4
+_COUNTED = 2000  # pictures that frequencies and companies are counted on
+
+
+@lru_cache(maxsize=1)
+def _world() -> tuple[np.ndarray, np.ndarray]:
+    """How likely each kind is, and the companions of each; the same whatever the seed."""
+    rng = np.random.default_rng(20251)
+    share = 1 / np.arange(1, len(KINDS) + 1) ** 0.8
+    rng.shuffle(share)
+    likely = share / share.sum()
+    companions = [rng.choice(len(KINDS), _COMPANIONS, replace=False, p=likely) for _ in KINDS]
+    return likely, np.array(companions)
+
+
+def sample_kinds(rng: np.random.Generator) -> list[int]:
+    """3 to 5 different kinds: the first by its likelihood, each other, six times in ten, a companion of one there."""
+    likely, companions = _world()
+    count = int(rng.integers(3, 6))
+    kinds: list[int] = []
+    while len(kinds) < count:
+        if kinds and rng.random() < 0.6:
+            kind = int(rng.choice(companions[kinds[int(rng.integers(len(kinds)))]]))
+        else:
+            kind = int(rng.choice(len(KINDS), p=likely))
+        if kind not in kinds:
+            kinds.append(kind)
+    return kinds
+
+
+def scene(split: str, number: int, seed: int) -> tuple[list[int], np.ndarray]:
+    """The kinds in an image, and its picture."""
+    rng = np.random.default_rng([SEEDS[split], seed, number, 30])
+    kinds = sample_kinds(rng)
+    cells = rng.choice(GRID * GRID, len(kinds), replace=False)
+    objects = [Object(*KINDS[kind], int(cell)) for kind, cell in zip(kinds, cells, strict=True)]
+    return kinds, draw(objects, rng)
+
+
+@lru_cache(maxsize=4)
+def statistics(seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """How many pictures of the training split show each kind, (64,), and each pair of kinds, (64, 64)."""
+    together = np.zeros((len(KINDS), len(KINDS)), dtype=int)
+    for number in range(_COUNTED):
+        kinds = sample_kinds(np.random.default_rng([SEEDS["train"], seed, number, 30]))
+        for kind in kinds:
+            together[kind, kinds] += 1
+    frequency = together.diagonal().copy()
+    np.fill_diagonal(together, 0)
+    return frequency, together
+
+
+def negatives(category: str, present: list[int], chosen: list[int], seed: int, rng: np.random.Generator) -> list[int]:
+    """Three absent kinds, by POPE's definition of the category.
+
+    Args:
+        chosen: the kinds asked with answer yes; `adversarial` takes for each of them the kind most often seen with it.
+    """
+    frequency, together = statistics(seed)
+    if category == "random":
+        absent = [kind for kind in range(len(KINDS)) if kind not in present]
+        return [int(kind) for kind in rng.choice(absent, ASKED, replace=False)]
+    if category == "popular":
+        return [int(kind) for kind in np.argsort(-frequency, kind="stable") if kind not in present][:ASKED]
+    taken: list[int] = []
+    for kind in chosen:
+        order = np.argsort(-together[kind], kind="stable")
+        taken.append(next(int(other) for other in order if other not in present and other not in taken))
+    return taken
+
+
+def question(kind: int) -> str:
+    """POPE's question about an object."""
+    color, shape = KINDS[kind]
+    return f"Is there {'an' if color[0] in 'aeiou' else 'a'} {color} {shape} in the image?"
+
+
+def rows(split: str, images: int, seed: int = 0) -> list[dict[str, Any]]:
+    """All rows of the first images, in the columns of the real set (`image` as a uint8 array), image by image."""
+    result: list[dict[str, Any]] = []
+    for number in range(images):
+        present, picture = scene(split, number, seed)
+        rng = np.random.default_rng([SEEDS[split], seed, number, 31])
+        chosen = [int(kind) for kind in rng.choice(present, ASKED, replace=False)]
+        for category in CATEGORIES:
+            absent = negatives(category, present, chosen, seed, rng)
+            for yes, no in zip(chosen, absent, strict=True):
+                for kind, answer in ((yes, "yes"), (no, "no")):
+                    result.append(
+                        {
+                            "question_id": str(len(result)),
+                            "question": question(kind),
+                            "answer": answer,
+                            "image_source": f"{split}-{number}",
+                            "image": picture,
+                            "category": category,
+                        }
+                    )
+    return result
+
+
+def dataset(split: str, images: int, seed: int = 0) -> datasets.Dataset:
+    """The rows with the columns and types of the real set."""
+    table = [{**row, "image": Image.fromarray(row["image"])} for row in rows(split, images, seed)]
+    return datasets.Dataset.from_list(table, features=FEATURES)
+
+
+def frequencies(seed: int = 0) -> Counter[str]:
+    """How often each kind is in the training split's pictures, by name; for figures and tests."""
+    return Counter({" ".join(KINDS[kind]): int(count) for kind, count in enumerate(statistics(seed)[0])})
+
+
+@lru_cache(maxsize=8)
+def _samples(settings: "MiniPOPE", split: str, count: int, style: str) -> list[Sample]:
+    images = ceil(count / (2 * ASKED))  # an image has at least so many pairs
+    pictures: dict[str, Picture] = {}
+    numbers: dict[str, int] = {}
+    made = []
+    for row in rows(split, images, settings.seed):
+        name = row["image_source"]
+        if name not in pictures:
+            pictures[name] = Picture.of(Image.fromarray(row["image"]))
+        one = sample(row, pictures[name], style)
+        pair = numbers.setdefault(one.id, len(numbers))
+        made.append(sample(row, pictures[name], style, settings.context(split, pair)))
+    return merge(merge(made)[:count])
+
+
+@dataclass(frozen=True, kw_only=True)
+class MiniPOPE(POPERules, Embedded):
+    """The embedded twin of POPE; a sample is a pair of image and question, which may count in several categories."""
+
+    sizes: ClassVar[dict[str, int]] = {"tuning": 1200, "held_out": 2400}
+
+    def generate(self, split: str, count: int, style: str) -> list[Sample]:
+        return _samples(self, split, count, style)

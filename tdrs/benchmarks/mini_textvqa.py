@@ -1,0 +1,101 @@
+"""mini_textvqa: the embedded twin of TextVQA, generated from a seed.
+
+Pictures of 2 to 4 signs with letters and digits; "What does the red sign say?", or by its kind "What letter is on …",
+"What number is on …". Ten annotators answer each question, in either case; now and then one misreads a character, reads
+another sign, or finds the question unanswerable. Two questions share an image.
+"""
+
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import datasets
+import numpy as np
+from PIL import Image
+
+from tdrs.benchmarks.benchmark import Picture, Sample
+from tdrs.benchmarks.embedded import SEEDS, Embedded
+from tdrs.benchmarks.signs import Sign, draw_signs, sample_signs
+from tdrs.benchmarks.textvqa import ANNOTATORS, FEATURES, TextVQARules, sample
+
+QUESTIONS_PER_IMAGE = 2
+_ALIKE = dict(zip("BCDEFGHJKLMNPQRSTUVWXYZ0123456789", "8GQFEHMUXTWMF0P57VUVKVTDT7Z8956F3G"[:33], strict=True))
+_MISREAD, _OTHER_SIGN, _GAVE_UP = 0.06, 0.02, 0.02  # of an annotator's answers; the rest are right
+
+
+def _annotate(sign: Sign, signs: list[Sign], rng: np.random.Generator) -> str:
+    fate = rng.random()
+    text = sign.text
+    if fate < _MISREAD:
+        place = int(rng.integers(len(text)))
+        text = text[:place] + _ALIKE[text[place]] + text[place + 1 :]
+    elif fate < _MISREAD + _OTHER_SIGN:
+        text = signs[int(rng.integers(len(signs)))].text
+    elif fate < _MISREAD + _OTHER_SIGN + _GAVE_UP:
+        return "unanswerable"
+    return text if rng.random() < 0.5 else text.lower()
+
+
+def ask(sign: Sign, rng: np.random.Generator) -> str:
+    """A question about one sign; half of those about a letter or a number say which of the two it is."""
+    if sign.text.isdigit() and rng.random() < 0.5:
+        return f"What number is on the {sign.color} sign?"
+    if sign.text.isalpha() and rng.random() < 0.5:
+        return f"What letter is on the {sign.color} sign?"
+    return f"What does the {sign.color} sign say?"
+
+
+def scene(split: str, number: int, seed: int) -> tuple[list[Sign], np.ndarray]:
+    """The signs and the picture of an image."""
+    rng = np.random.default_rng([SEEDS[split], seed, number, 20])
+    signs = sample_signs(rng)
+    return signs, draw_signs(signs, rng)
+
+
+def rows(split: str, count: int, seed: int = 0) -> list[dict[str, Any]]:
+    """The first `count` rows in the columns of the real set (`image` as a uint8 array)."""
+    result = []
+    for number in range(count):
+        image, turn = divmod(number, QUESTIONS_PER_IMAGE)
+        if turn == 0:
+            signs, picture = scene(split, image, seed)
+            order = np.random.default_rng([SEEDS[split], seed, image, 21]).permutation(len(signs))
+        rng = np.random.default_rng([SEEDS[split], seed, number, 22])
+        sign = signs[int(order[turn])]
+        result.append(
+            {
+                "image_id": f"{split}-{image}",
+                "question_id": number,
+                "question": ask(sign, rng),
+                "image": picture,
+                "answers": [_annotate(sign, signs, rng) for _ in range(ANNOTATORS)],
+                "ocr_tokens": [one.text for one in signs],
+            }
+        )
+    return result
+
+
+def dataset(split: str, count: int, seed: int = 0) -> datasets.Dataset:
+    """The rows with the columns and types of the real set."""
+    table = [{**row, "image": Image.fromarray(row["image"])} for row in rows(split, count, seed)]
+    return datasets.Dataset.from_list(table, features=FEATURES)
+
+
+@lru_cache(maxsize=8)
+def _samples(settings: "MiniTextVQA", split: str, count: int, style: str) -> list[Sample]:
+    made: list[Sample] = []
+    for number, row in enumerate(rows(split, count, settings.seed)):
+        turn = number % QUESTIONS_PER_IMAGE
+        found = Picture.of(Image.fromarray(row["image"])) if turn == 0 else made[-1].picture
+        made.append(sample(row, found, style, settings.ocr_tokens, settings.context(split, number)))
+    return made
+
+
+@dataclass(frozen=True, kw_only=True)
+class MiniTextVQA(TextVQARules, Embedded):
+    """The embedded twin of TextVQA; its ideal OCR tokens would answer the question, so they are off by default."""
+
+    ocr_tokens: bool | None = False
+
+    def generate(self, split: str, count: int, style: str) -> list[Sample]:
+        return _samples(self, split, count, style)

@@ -1,0 +1,240 @@
+"""POPE: rows in the schema of `lmms-lab/POPE`, rules, metrics by category, settings.
+
+Data: Y. Li et al., "Evaluating Object Hallucination in Large Vision-Language Models", EMNLP 2023; MIT, images of COCO.
+
+The three categories ask the same positives, so a pair of image and question may stand for several rows: it is asked
+once, and counts in each of its categories.
+"""
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
+
+import datasets
+
+from tdrs.benchmarks import prompts
+from tdrs.benchmarks.benchmark import Benchmark, Picture, Record, Sample, Samples, make_record
+from tdrs.benchmarks.sources import BadRow, Checked, Sourced, check_columns, open_rows, picture
+from tdrs.settings import SettingError, check_number
+
+FEATURES = datasets.Features(
+    {
+        "question_id": datasets.Value("string"),
+        "question": datasets.Value("string"),
+        "answer": datasets.Value("string"),
+        "image_source": datasets.Value("string"),
+        "image": datasets.Image(),
+        "category": datasets.Value("string"),
+    }
+)
+CATEGORIES = ("adversarial", "popular", "random")
+# POPE's random part before and after its fix; the papers on LLaVA and InternVL report the first
+FORMS = {2910: "before its fix", 3000: "fixed"}
+
+
+def answer_official(prediction: str) -> str:
+    """POPE's `evaluate.py`: the first sentence without commas; `no` if a word of it is No, not or no, else `yes`.
+
+    So "NO", "isn't" and an empty answer count as yes.
+    """
+    words = prediction.split(".")[0].replace(",", "").split(" ")
+    return "no" if {"No", "not", "no"} & set(words) else "yes"
+
+
+def answer_lmms_eval(prediction: str) -> str:
+    """lmms-eval: exactly yes or no after strip and lower case, else "", which is wrong."""
+    said = prediction.strip().lower()
+    return said if said in ("yes", "no") else ""
+
+
+def answer_vlmevalkit(prediction: str) -> str:
+    """VLMEvalKit: yes or no if exactly one of the two is a word of the answer, else "" (Unknown), which is wrong."""
+    words = "".join(c if c.isalnum() else " " for c in prediction.lower()).split()
+    found = [word for word in ("yes", "no") if word in words]
+    return found[0] if len(found) == 1 else ""
+
+
+RULES: dict[str, Callable[[str], str]] = {
+    "official": answer_official,
+    "lmms_eval": answer_lmms_eval,
+    "vlmevalkit": answer_vlmevalkit,
+}
+
+
+def score(prediction: str, sample: Sample, rule: str = "official") -> Record:
+    """The record of an answer, right if it reads as the gold yes or no."""
+    answer = RULES[rule](prediction)
+    return make_record(sample, prediction, answer, answer == sample.gold)
+
+
+def _counts(records: Sequence[Record]) -> dict[str, float]:
+    """Metrics of one category, positive = yes; an answer that is neither is wrong, and not a yes."""
+    nan = float("nan")
+    n = len(records)
+    yes = sum(record.answer == "yes" for record in records)
+    right = sum(record.answer == record.gold == "yes" for record in records)
+    gold = sum(record.gold == "yes" for record in records)
+    precision = right / yes if yes else 0.0 if gold else nan
+    recall = right / gold if gold else nan
+    return {
+        "accuracy": sum(record.score for record in records) / n if n else nan,
+        "precision": precision,
+        "recall": recall,
+        "f1": 2 * right / (yes + gold) if yes + gold else nan,
+        "yes_ratio": yes / n if n else nan,
+    }
+
+
+def metrics(records: Sequence[Record]) -> dict[str, float]:
+    """Accuracy, precision, recall, F1 and the share of yes among the predictions.
+
+    For each category (`random.f1`, …), as the mean of the categories, which the papers report (`f1`, …), and over all
+    rows pooled (`pooled.f1`, …). A category without a yes, predicted or gold, has no F1 (nan); where yes is never
+    predicted but would be right, precision and F1 are 0.
+    """
+    parts = {name: [r for r in records if name in r.categories.split(",")] for name in CATEGORIES}
+    found = {name: _counts(part) for name, part in parts.items() if part}
+    if not found:
+        return _counts([])
+    result = {key: sum(part[key] for part in found.values()) / len(found) for key in _counts([])}
+    for name, values in found.items():
+        result |= {f"{name}.{key}": value for key, value in values.items()}
+    pooled = _counts([record for part in parts.values() for record in part])
+    return result | {f"pooled.{key}": value for key, value in pooled.items()}
+
+
+def sample(row: Any, found: Picture, style: str, context: tuple[str, str] = ("", "")) -> Sample:
+    """A row as a sample of one category.
+
+    Raises:
+        BadRow: unknown category, or an answer other than yes and no.
+    """
+    category, gold = row["category"].lower(), row["answer"].strip().lower()
+    if category not in CATEGORIES:
+        raise BadRow(f"category {row['category']!r}, not {', '.join(CATEGORIES)}")
+    if gold not in ("yes", "no"):
+        raise BadRow(f"answer {row['answer']!r}, not yes or no")
+    image_id = row["image_source"]
+    return Sample(
+        id=hashlib.sha1(f"{image_id}\n{row['question']}".encode()).hexdigest()[:12],
+        image_id=image_id,
+        picture=found,
+        question=row["question"],
+        prompt=prompts.pope(style, row["question"], context[1]),
+        before=context[0],
+        gold=gold,
+        options=("yes", "no"),
+        categories=(category,),
+    )
+
+
+def merge(samples: Sequence[Sample]) -> list[Sample]:
+    """Each pair of image and question once, with all its categories, in the order of first appearance.
+
+    Its weight is its share of the mean of the categories' accuracies, scaled to an average of 1.
+
+    Raises:
+        BadRow: a pair has two answers.
+    """
+    unique: dict[str, Sample] = {}
+    for one in samples:
+        known = unique.get(one.id)
+        if known and known.gold != one.gold:
+            raise BadRow(f"two answers to {one.question!r} on {one.image_id}")
+        parts = {*(known.categories if known else ()), *one.categories}
+        unique[one.id] = replace(known or one, categories=tuple(sorted(parts)))
+    counts = {name: sum(name in one.categories for one in unique.values()) for name in CATEGORIES}
+    used = sum(count > 0 for count in counts.values())
+    weights = {key: sum(1 / counts[name] for name in one.categories) / used for key, one in unique.items()}
+    return [replace(one, weight=weights[key] * len(unique)) for key, one in unique.items()]
+
+
+def form(samples: Sequence[Sample]) -> str:
+    """How many rows and pairs there are, and which form the random part has."""
+    counts = {name: sum(name in one.categories for one in samples) for name in CATEGORIES}
+    parts = [f"{count} {name}" for name, count in counts.items() if count]
+    known = FORMS.get(counts["random"])
+    told = f" (the random part is POPE's {known})" if known else ""
+    return f"{sum(counts.values())} rows ({', '.join(parts)}){told}, {len(samples)} pairs of image and question"
+
+
+@dataclass(frozen=True, kw_only=True)
+class POPERules(Benchmark):
+    """What the real set and its twin share.
+
+    Args:
+        rule: `official`; `lmms_eval`; `vlmevalkit`.
+    """
+
+    real: ClassVar[str] = "pope"
+    shown: ClassVar[tuple[str, ...]] = ("f1", "precision", "recall", "yes_ratio", *(f"{c}.f1" for c in CATEGORIES))
+    rules: ClassVar[tuple[str, ...]] = tuple(RULES)
+    rule: str = "official"
+
+    def score(self, prediction: str, sample: Sample) -> Record:
+        return score(prediction, sample, self.rule)
+
+    def metrics(self, records: Sequence[Record]) -> dict[str, float]:
+        return metrics(records)
+
+
+@dataclass(frozen=True, kw_only=True)
+class POPE(POPERules, Sourced):
+    """The real set, which has one split.
+
+    Args:
+        config: the hub configuration, None for its default.
+        split: the source's name of its split.
+        tuning_share: this share of the images, chosen by a hash of their names, is the tuning split, the others are
+            held out; 0 holds all out, for settings chosen elsewhere.
+    """
+
+    source: str = "lmms-lab/POPE"
+    config: str | None = None
+    split: str = "test"
+    tuning_share: float = 0.2
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_number("tuning_share", self.tuning_share, 0, 1)
+
+    def load(self, split: str, limit: int | None, style: str) -> Samples:
+        if split == "tuning" and self.tuning_share == 0:
+            raise SettingError(
+                "tuning_share", 0, "leaves no image for the tuning split; the published sets have one split"
+            )
+        rows = open_rows(self.source, self.config, self.split, self.revision)
+        check_columns(rows, tuple(FEATURES), self.source)
+        self.check_count(len(rows), split)
+        kept = [
+            number
+            for number, name in enumerate(rows["image_source"])
+            if (_share(name) < self.tuning_share) == (split == "tuning")
+        ]
+        if not kept:
+            raise SettingError("tuning_share", self.tuning_share, f"leaves no image in the {split} split")
+        rows = rows.select(kept)
+        checked = Checked()
+        numbers: dict[str, int] = {}
+
+        def make(number: int, row: Any) -> Sample:
+            found = picture(rows, number)
+            checked.check(row["image_source"], found)
+            one = sample(row, found, style)
+            pair = numbers.setdefault(one.id, len(numbers))  # the same text around a pair in each category
+            return sample(row, found, style, self.context(split, pair))
+
+        gathered = self.gather(rows, make, None)
+        try:
+            unique = merge(gathered)
+        except BadRow as error:
+            raise SettingError("source", self.source, f"has {error}") from None
+        if limit is not None:
+            unique = merge(unique[:limit])
+        return Samples(unique, [*gathered.notes, form(unique)])
+
+
+def _share(name: str) -> float:
+    """A number from 0 to 1 that depends on the name alone."""
+    return int(hashlib.sha1(name.encode()).hexdigest()[:8], 16) / 16**8
