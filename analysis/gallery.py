@@ -1,0 +1,136 @@
+"""A page of samples per benchmark: picture, prompt as the model gets it, gold answer, a model's answer.
+
+    python -m analysis.gallery                                   # the four embedded benchmarks
+    python -m analysis.gallery datasets=[mini_pope] gap=0        # (python -m tdrs.analysis.gallery where installed)
+
+writes `gallery-<dataset>.png` into `outputs/gallery`.
+"""
+
+import sys
+import textwrap
+from pathlib import Path
+from typing import NamedTuple
+
+import matplotlib
+
+matplotlib.use("Agg")
+import numpy as np
+from matplotlib import pyplot as plt
+from omegaconf import DictConfig
+
+from tdrs import backbones, benchmarks
+from tdrs.backbones import Backbone
+from tdrs.benchmarks import Benchmark, Sample, Samples
+from tdrs.configuration import compose, plain, run
+from tdrs.settings import SettingError, check_choice, check_number
+
+COLUMNS, WIDTH, LINES = 2, 50, 15  # cards in a row; characters and lines of a card's text
+PER_PICTURE = 12  # questions that share a picture, at most
+RIGHT, WRONG = "#0072B2", "#D55E00"
+
+
+class Card(NamedTuple):
+    """One sample; `score` is from 0 to 1."""
+
+    picture: np.ndarray
+    prompt: str
+    gold: str
+    answer: str
+    score: float
+
+
+class Gallery(NamedTuple):
+    """A page: what it shows, and its cards."""
+
+    name: str
+    title: str
+    cards: list[Card]
+
+
+def numbers(name: str, backbone: Backbone, benchmark: Benchmark, samples: Samples) -> Gallery:
+    """The page's cards; the stock model answers."""
+    cards = []
+    image = backbone.model.config.image_token_id
+    for sample, answer in zip(samples, backbone.answer(samples, benchmark.real), strict=True):
+        ids = backbone.inputs([sample])["input_ids"][0].tolist()
+        count = ids.count(image)
+        first = ids.index(image)
+        decode = backbone.processor.tokenizer.decode
+        text = f"{decode(ids[:first])} [{count} image tokens] {decode(ids[first + count :])}"
+        gold = f"{sample.gold}" + (f" of {', '.join(sample.answers)}" if sample.answers else "")
+        score = benchmark.score(answer.text, sample).score
+        cards.append(Card(np.asarray(sample.image), text, gold, answer.text, score))
+    return Gallery(name, f"{name} ({len(samples)} samples), asked of {backbone.settings.name}", cards)
+
+
+def pick(samples: Samples, count: int) -> Samples:
+    """One sample of each of the first `count` pictures: its first question, the next one's second, and so on."""
+    pictures: dict[str, list[Sample]] = {}
+    for sample in samples:
+        pictures.setdefault(sample.image_id, []).append(sample)
+    groups = list(pictures.values())[:count]
+    return Samples([group[number % len(group)] for number, group in enumerate(groups)], samples.notes)
+
+
+def _clip(text: str, width: int, lines: int) -> str:
+    """Wrapped to a width, its middle left out where it is longer than so many lines."""
+    wrapped = [part for line in text.split("\n") for part in (textwrap.wrap(line.strip(), width) or [""])]
+    if len(wrapped) > lines:
+        left_out, head = len(wrapped) - lines + 1, lines // 4  # the question is at the end
+        wrapped = [*wrapped[:head], f"[{left_out} lines more]", *wrapped[head + left_out :]]
+    return "\n".join(wrapped)
+
+
+def draw(page: Gallery, folder: Path) -> Path:
+    """Draw `gallery-<name>.png` into a folder; returns its path."""
+    rows = -(-len(page.cards) // COLUMNS)
+    size = (7.2 * COLUMNS, 2.9 * rows + 0.5)
+    canvas, axes = plt.subplots(
+        rows, 2 * COLUMNS, figsize=size, width_ratios=[1, 1.65] * COLUMNS, squeeze=False, layout="constrained"
+    )
+    for axis in axes.flat:
+        axis.axis("off")
+    for number, card in enumerate(page.cards):
+        row, column = divmod(number, COLUMNS)
+        picture, text = axes[row][2 * column], axes[row][2 * column + 1]
+        picture.imshow(card.picture, interpolation="nearest")
+        style = {"fontsize": 8, "family": "monospace", "va": "top", "transform": text.transAxes}
+        text.text(0, 1, _clip(card.prompt, WIDTH, LINES), **style)
+        verdict = {0.0: "wrong", 1.0: "right"}.get(card.score, f"score {card.score:.2f}")
+        below = _clip(f"gold:  {card.gold}", WIDTH, 3) + f"\nmodel: {card.answer or '(nothing)'}  ({verdict})"
+        color = RIGHT if card.score > 0.5 else WRONG
+        text.text(0, 0, below, **{**style, "va": "bottom"}, color=color, weight="bold")
+    canvas.suptitle(page.title, fontsize=11)
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"gallery-{page.name}.png"
+    canvas.savefig(path, dpi=110)
+    plt.close(canvas)
+    return path
+
+
+def main_gallery(config: DictConfig) -> None:
+    values = plain(config)
+    check_number("samples", values["samples"], 1, whole=True)
+    check_choice("split", values["split"], benchmarks.SPLITS)
+    if not values["datasets"]:
+        raise SettingError("datasets", values["datasets"], f"must name some of {', '.join(benchmarks.DATASETS)}")
+    settings = backbones.from_settings(values["backbone"])
+    pages = []
+    for name in values["datasets"]:
+        check_choice("datasets", name, list(benchmarks.DATASETS))
+        given = plain(compose("evaluate", [f"dataset={name}"]))["dataset"] | {"filler": values["filler"]}
+        benchmark = benchmarks.from_settings(given if values["gap"] is None else {**given, "gap": values["gap"]})
+        several = PER_PICTURE * values["samples"]
+        samples = benchmarks.load(benchmark, values["split"], several, settings.prompt_style, "samples")
+        pages.append((name, benchmark, pick(samples, values["samples"])))
+    backbone = backbones.load(settings)
+    for name, benchmark, samples in pages:
+        print(draw(numbers(name, backbone, benchmark, samples), Path(values["output"]) / "gallery"))
+
+
+USAGE = """
+python -m analysis.gallery [datasets=[NAME,...]] [samples=6] [gap=12] [split=tuning] [backbone=...]   (--cfg prints all)
+"""
+
+if __name__ == "__main__":
+    sys.exit(run("gallery", main_gallery, USAGE))
