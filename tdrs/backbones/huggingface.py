@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, PreTrainedModel
+from transformers import AutoConfig, AutoModelForImageTextToText, PreTrainedModel
 
+from tdrs.backbones.processors import load_processor
 from tdrs.benchmarks.benchmark import Sample
 from tdrs.benchmarks.prompts import STYLES, longest_answer
 from tdrs.settings import SettingError, build, check_choice, check_number
@@ -211,7 +212,7 @@ def load(settings: BackboneSettings) -> Backbone:
     """
     source = str(settings.folder) if settings.folder.is_dir() else settings.source
     try:
-        processor = AutoProcessor.from_pretrained(source, revision=settings.revision, trust_remote_code=False)
+        processor = load_processor(source, settings.revision)
         model = AutoModelForImageTextToText.from_pretrained(
             source,
             revision=settings.revision,

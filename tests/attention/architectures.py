@@ -30,29 +30,43 @@ VISION: dict[str, Any] = {"hidden_size": 16, "intermediate_size": 24, "num_hidde
 TOKENS = 16  # of one image, in all three
 
 
-def llava() -> Any:
-    text = LlamaConfig(**TEXT, head_dim=8)
+def _text(special: dict[str, int]) -> dict[str, Any]:
+    """The decoder's settings, with the size and the end of a tokenizer that was made for it."""
+    found = {"vocab_size": special.get("size", 50)}
+    if "end" in special:
+        found |= {"eos_token_id": special["end"], "pad_token_id": special["pad"]}
+    return {**TEXT, **found}
+
+
+def llava(**special: int) -> Any:
+    text = LlamaConfig(**_text(special), head_dim=8)
     vision = CLIPVisionConfig(**VISION, image_size=16, patch_size=4)
     config = LlavaConfig(
         vision_config=vision,
         text_config=text,
-        image_token_index=IMAGE_TOKEN,
+        image_token_index=special.get("image", IMAGE_TOKEN),
         vision_feature_layer=-1,
         vision_feature_select_strategy="default",
     )
     return LlavaForConditionalGeneration(config)
 
 
-def internvl() -> Any:
+def internvl(**special: int) -> Any:
     vision = InternVLVisionConfig(**VISION, image_size=[32, 32], patch_size=[4, 4])
     config = InternVLConfig(
-        vision_config=vision, text_config=Qwen2Config(**TEXT), image_token_id=IMAGE_TOKEN, downsample_ratio=0.5
+        vision_config=vision,
+        text_config=Qwen2Config(**_text(special)),
+        image_token_id=special.get("image", IMAGE_TOKEN),
+        downsample_ratio=0.5,
     )
     return InternVLForConditionalGeneration(config)
 
 
-def qwen2_5_vl() -> Any:
-    text = {**TEXT, "rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [1, 1, 2]}}
+def qwen2_5_vl(**special: int) -> Any:
+    text = {
+        **_text(special),
+        "rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [1, 1, 2]},
+    }
     vision: dict[str, Any] = {
         "hidden_size": 16,
         "intermediate_size": 24,
@@ -62,7 +76,11 @@ def qwen2_5_vl() -> Any:
     }
     vision |= {"patch_size": 4, "fullatt_block_indexes": [0], "window_size": 16}
     config = Qwen2_5_VLConfig(
-        text_config=text, vision_config=vision, image_token_id=IMAGE_TOKEN, video_token_id=41, vision_start_token_id=42
+        text_config=text,
+        vision_config=vision,
+        image_token_id=special.get("image", IMAGE_TOKEN),
+        video_token_id=special.get("video", 41),
+        vision_start_token_id=special.get("start", 42),
     )
     return Qwen2_5_VLForConditionalGeneration(config)
 

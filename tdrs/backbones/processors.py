@@ -1,0 +1,50 @@
+"""A model's processor by transformers' own classes, with torchvision and without it.
+
+Qwen2.5-VL's and InternVL's processors each want their video processor, which needs torchvision; where that is missing
+(torch's CPU build has none that matches in a package registry) they are built for images alone, with the image
+processors' PIL classes. What a call returns is what the model needs either way.
+"""
+
+from typing import Any
+
+from transformers import AutoConfig, AutoProcessor, AutoTokenizer, InternVLProcessor, Qwen2_5_VLProcessor
+from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import GotOcr2ImageProcessorPil
+from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+from transformers.utils import is_torchvision_available
+
+
+class _ImagesOnly:
+    """Accepts that there is no video processor."""
+
+    def check_argument_for_proper_class(self, argument_name: str, argument: Any) -> Any:
+        if argument_name == "video_processor" and argument is None:
+            return type(None)
+        return super().check_argument_for_proper_class(argument_name, argument)  # type: ignore[misc]
+
+
+class Qwen2_5_VLImagesOnly(_ImagesOnly, Qwen2_5_VLProcessor):
+    """Qwen2.5-VL's processor for text and images."""
+
+
+class InternVLImagesOnly(_ImagesOnly, InternVLProcessor):
+    """InternVL's processor for text and images."""
+
+
+IMAGES_ONLY: dict[str, tuple[Any, Any]] = {
+    "qwen2_5_vl": (Qwen2_5_VLImagesOnly, Qwen2VLImageProcessorPil),
+    "internvl": (InternVLImagesOnly, GotOcr2ImageProcessorPil),
+}
+
+
+def load_processor(source: str, revision: str | None = None) -> Any:
+    """The processor of a hub id or a local folder in the hub's layout; raises what `from_pretrained` raises."""
+    given = {"revision": revision, "trust_remote_code": False}
+    kind = AutoConfig.from_pretrained(source, **given).model_type
+    if kind not in IMAGES_ONLY or is_torchvision_available():
+        return AutoProcessor.from_pretrained(source, **given)
+    processor, image_processor = IMAGES_ONLY[kind]
+    settings, _ = processor.get_processor_dict(source, revision=revision)
+    tokenizer = AutoTokenizer.from_pretrained(source, **given)
+    own = {name: settings[name] for name in ("image_seq_length", "chat_template") if name in settings}
+    own.setdefault("chat_template", tokenizer.chat_template)
+    return processor(image_processor.from_pretrained(source, revision=revision), tokenizer, None, **own)
