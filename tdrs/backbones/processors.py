@@ -10,7 +10,7 @@ from typing import Any
 from transformers import AutoConfig, AutoProcessor, AutoTokenizer, InternVLProcessor, Qwen2_5_VLProcessor
 from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import GotOcr2ImageProcessorPil
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
-from transformers.utils import is_torchvision_available
+from transformers.utils.import_utils import is_torchvision_available
 
 
 class _ImagesOnly:
