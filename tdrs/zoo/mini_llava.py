@@ -1,6 +1,6 @@
 """mini_llava: architecture, tokenizer and processor, in the folder layout of `llava-hf/llava-1.5-7b-hf`.
 
-The real classes at a small width: a CLIP tower of one layer whose patches are the cells of a scene, the two-layer
+The real classes at a small width: a CLIP tower of two layers whose patches are the cells of a scene, the two-layer
 projector, a Llama decoder of four layers with grouped queries, and `LlavaProcessor` over a tokenizer of whole words.
 Heads are nearly as wide as the real models': rotation disturbs content less where more slow pairs can carry it.
 """
@@ -15,13 +15,15 @@ from transformers import (
 )
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
-from tdrs.benchmarks import filler, scenes
+from tdrs.benchmarks import filler, mini_gqa, scenes, signs
 
 SPECIAL = ["<pad>", "<s>", "</s>", "<unk>", "<image>"]
 _PROMPT_WORDS = (
     "USER ASSISTANT Context Question What Which color shape is the object in picture yes no "
     "Answer question using a single word or phrase with option ' s letter from given choices directly "
-    "Describe Name letters empty A B C D E . , : ? ! \n"
+    "Describe Name letters empty A B C D E . , : ? ! \n "
+    "Is Are How many are there objects left right above below of an image "
+    "does sign say on number Reference OCR token"
 )
 # The same text as the hub's template: pictures first, each role in capitals.
 CHAT_TEMPLATE = (
@@ -36,17 +38,22 @@ CHAT_TEMPLATE = (
 
 def vocabulary() -> list[str]:
     """Every token, special ones first; order is fixed, since it decides the token ids."""
-    words = {*_PROMPT_WORDS.split(" "), *filler.WORDS, *scenes.COLORS, *scenes.SHAPES}
+    words = {*_PROMPT_WORDS.split(" "), *filler.WORDS, *scenes.COLORS, *scenes.SHAPES, *mini_gqa.NUMBERS}
+    words |= {*signs.LETTERS, *signs.DIGITS, *(f"##{digit}" for digit in signs.DIGITS)}
     words.discard("")
     return SPECIAL + sorted(words)
 
 
 def tokenizer() -> PreTrainedTokenizerFast:
-    """Whole words, punctuation marks and newlines; `<s>` in front, padding on the left as in the hub's LLaVA."""
-    from tokenizers import Regex, Tokenizer, models, pre_tokenizers, processors
+    """Whole words, punctuation marks and newlines; `<s>` in front, padding on the left as in the hub's LLaVA.
+
+    What a sign says, "K7" or "42", is a token for its first character and one for the digit that goes on.
+    """
+    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors
 
     ids = {word: number for number, word in enumerate(vocabulary())}
-    core = Tokenizer(models.WordLevel(ids, unk_token="<unk>"))
+    core = Tokenizer(models.WordPiece(ids, unk_token="<unk>"))
+    core.decoder = decoders.WordPiece(prefix="##", cleanup=False)
     core.pre_tokenizer = pre_tokenizers.Sequence(
         [
             pre_tokenizers.Split(Regex(r"\n|\w+|[^\w\s]"), "isolated"),
@@ -82,17 +89,17 @@ def processor() -> LlavaProcessor:
 
 
 def config() -> LlavaConfig:
-    """Some 1.0 M parameters: 0.13 M vision, 0.03 M projector, 0.86 M text."""
+    """Some 1.2 M parameters: 0.37 M vision, 0.03 M projector, 0.82 M text."""
     words = vocabulary()
     return LlavaConfig(
         vision_config=CLIPVisionConfig(
-            hidden_size=96,
-            intermediate_size=192,
-            num_hidden_layers=1,
+            hidden_size=128,
+            intermediate_size=256,
+            num_hidden_layers=2,
             num_attention_heads=4,
             image_size=scenes.SIDE,
             patch_size=scenes.CELL,
-            projection_dim=96,
+            projection_dim=128,
         ),
         text_config=LlamaConfig(
             vocab_size=len(words),

@@ -34,7 +34,12 @@ from tdrs.zoo.turns import SORTS, Pictures, Recipe
 
 def _align_loss(model: LlavaForConditionalGeneration, batch: dict[str, torch.Tensor]) -> torch.Tensor:
     """Cross-entropy of each projected patch, read out by the decoder's own embedding, with its colour and shape."""
-    features = torch.stack(list(model.model.get_image_features(batch["pixels"]).pooler_output))
+    return _show_loss(model, torch.stack(list(model.model.get_image_features(batch["pixels"]).pooler_output)), batch)
+
+
+def _show_loss(
+    model: LlavaForConditionalGeneration, features: torch.Tensor, batch: dict[str, torch.Tensor]
+) -> torch.Tensor:
     logits = model.lm_head(features).flatten(0, 1)
     shown = batch["shown"].flatten(0, 1)
     loss = F.cross_entropy(logits, shown[:, 0], reduction="none") + F.cross_entropy(
@@ -59,7 +64,8 @@ def _answer_loss(
     model: LlavaForConditionalGeneration, decoder: Any, batch: dict[str, torch.Tensor]
 ) -> tuple[torch.Tensor, dict[str, float]]:
     """Cross-entropy on the answers' tokens, and for each sort of turn the share of first tokens that are right."""
-    features = torch.cat(list(model.model.get_image_features(batch["pixels"]).pooler_output))
+    shown = torch.stack(list(model.model.get_image_features(batch["pixels"]).pooler_output))
+    features = shown.flatten(0, 1)
     embedded = model.get_input_embeddings()(batch["ids"])
     image = (batch["ids"] == model.config.image_token_id)[..., None]
     embedded = embedded.masked_scatter(image, features.to(embedded.dtype))
@@ -74,11 +80,12 @@ def _answer_loss(
     gold = batch["labels"][asked]
     good = logits.argmax(-1) == gold
     sorts = batch["sorts"][asked]
-    right = {name: float(good[sorts == number].float().mean()) for number, name in enumerate(SORTS)}
+    known_sorts = {name: sorts == number for number, name in enumerate(SORTS)}
+    right = {name: float(good[here].float().mean()) for name, here in known_sorts.items() if here.any()}
     loss = F.cross_entropy(logits, gold)
     known = batch["early"] != -100
     loss = loss + 0.3 * F.cross_entropy(model.lm_head(halfway[known]), batch["early"][known])
-    return loss, right
+    return loss + 0.1 * _show_loss(model, shown, batch), right
 
 
 def train(recipe: Recipe, folder: Path) -> Path:
@@ -154,7 +161,9 @@ def train(recipe: Recipe, folder: Path) -> Path:
             done = step + 1
             if step % 50 == 0:
                 entry = {"step": step, "loss": round(loss.item(), 4)}
-                entry |= {name: round(float(np.mean([r[name] for r in recent])), 3) for name in SORTS if recent}
+                for name in SORTS:
+                    found = [r[name] for r in recent if name in r]
+                    entry |= {name: round(float(np.mean(found)), 3)} if found else {}
                 log.write(json.dumps(entry) + "\n")
                 log.flush()
                 bar.set_postfix(entry)

@@ -8,15 +8,16 @@ import pytest
 import torch
 from transformers import AutoProcessor, LlavaForConditionalGeneration
 
+from tdrs import benchmarks
 from tdrs.backbones.huggingface import EMBEDDED
 from tdrs.configuration import compose, plain
 from tdrs.settings import SettingError, build
 from tdrs.zoo import mini_llava, train
-from tdrs.zoo.turns import GAP, SORTS, Pictures, Recipe
+from tdrs.zoo.turns import GAP, PICTURES, SORTS, Pictures, Recipe, Scene
 
 TINY = Recipe(
-    seed=3, align_steps=2, name_steps=2, look_up_steps=2, choose_steps=2, batch_size=2, length=200,
-    learning_rate=1e-3, warmup_steps=2,
+    seed=3, align_steps=2, name_steps=2, look_up_steps=2, choose_steps=2, all_steps=2, batch_size=2,
+    length=200, learning_rate=1e-3, warmup_steps=2,
 )  # fmt: skip
 
 
@@ -39,27 +40,57 @@ def test_the_chat_template_is_the_hubs_text() -> None:
 
 
 def test_training_turns_are_the_prompts_of_the_evaluation() -> None:
-    """Cut out of the packed sequence, every multiple-choice turn is what the processor makes of the same text."""
-    recipe = Recipe(**{**TINY.__dict__, "align_steps": 0, "name_steps": 0, "look_up_steps": 0})
+    """Cut out of the packed sequence, every turn is what the processor makes of the same text."""
+    only = {"align_steps": 0, "name_steps": 0, "look_up_steps": 0, "choose_steps": 0, "all_steps": 8}
     processor = mini_llava.processor()
-    pictures = Pictures(recipe, processor)
-    seen = 0
-    for n in range(4):
-        item = pictures[n]
+    tokens = processor.tokenizer
+    pictures = Pictures(Recipe(**{**TINY.__dict__, **only, "length": 304}), processor)
+    kinds: dict[str, int] = {}
+    moved = 0
+    for item in (pictures[n] for n in range(16)):
+        start = int((item["turns"] == 0).sum())
+        prefix = tokens.decode(item["ids"][:start])
+        before = prefix.removeprefix("<s> USER :").split("<image>")[0]
+        moved += "Context" in before
         for turn in range(1, item["turns"].max() + 1):
             where = (item["turns"] == 0) | (item["turns"] == turn)
             ids, positions = item["ids"][where], item["positions"][where]
             assert positions.tolist() == list(range(len(ids)))
-            text = processor.tokenizer.decode(ids[20:])
-            if "option ' s letter" not in text:
+            answer = np.flatnonzero(item["labels"][where] != -100)
+            if item["sorts"][where].max() == SORTS.index("match"):
                 continue
-            seen += 1
-            answer = item["labels"][where]
-            said = ids[: np.flatnonzero(answer != -100)[0] + 1]
-            prompt = text.split(" ASSISTANT :")[0] + " ASSISTANT:"
-            made = processor.tokenizer("USER: " + "<image>" * 16 + "\n" + prompt)["input_ids"]
-            assert said.tolist() == made
-    assert seen > 4
+            prompt = tokens.decode(ids[start : answer[0] + 1]).removesuffix("ASSISTANT :")
+            made = tokens(f"USER: {before}" + "<image>" * 16 + f"\n{prompt}ASSISTANT:")["input_ids"]
+            assert ids[: answer[0] + 1].tolist() == made
+            sort = SORTS[item["sorts"][where].max()]
+            kinds[sort] = kinds.get(sort, 0) + 1
+    assert moved >= 1
+    assert min(kinds.get(sort, 0) for sort in ("choose", "ask", "exist", "read")) >= 3
+
+
+def test_every_word_of_the_twins_is_known() -> None:
+    tokens = mini_llava.tokenizer()
+    for name in ("mini_scienceqa", "mini_gqa", "mini_textvqa", "mini_pope"):
+        for sample in benchmarks.load(benchmarks.from_settings({"name": name, "gap": 40}), "tuning", 300):
+            ids = tokens(f"{sample.prompt} {sample.gold.upper() if sample.answers else sample.gold}")["input_ids"]
+            assert tokens.unk_token_id not in ids, sample.prompt
+
+
+def test_a_sign_is_read_as_it_is_written() -> None:
+    tokens = mini_llava.tokenizer()
+    for text in ("K7", "42", "B", "0"):
+        ids = tokens(text, add_special_tokens=False)["input_ids"]
+        assert len(ids) == len(text)
+        assert tokens.decode(ids) == text
+
+
+def test_a_scene_says_what_each_cell_shows() -> None:
+    for kind in PICTURES:
+        scene = Scene(kind, np.random.default_rng(4))
+        assert scene.pixels.shape == (64, 64, 3)
+        assert len(scene.shown) == len(scene.objects) + sum(len(sign.text) for sign in scene.signs) > 0
+        words = {word for pair in scene.shown.values() for word in pair}
+        assert words <= set(mini_llava.vocabulary())
 
 
 def test_hints_stay_within_the_stated_gap() -> None:
