@@ -113,6 +113,11 @@ class Study:
             style = planned.backbone.prompt_style
             self._samples[split] = benchmarks.load(planned.dataset, split, planned.limit, style, f"preset.{split}")
 
+    @property
+    def notes(self) -> list[str]:
+        """What there is to say about how the splits were read, such as rows that were left out."""
+        return [f"{split}: {note}" for split, samples in self._samples.items() for note in samples.notes]
+
     def run(self) -> "Outcome":
         """Run or resume the whole study; returns its curves and its held-out table, also written to `study.json`."""
         with self._alone():

@@ -31,6 +31,7 @@ def main_sweep(config: DictConfig) -> None:
         for row in outcome.rows:
             if clamped_line(row.clamped):
                 print(f"{row.name}: {clamped_line(row.clamped)}")
+        print("".join(f"{note}\n" for note in study.notes), end="")
         seconds = time.perf_counter() - start
         print(f"{study.evaluated} evaluations run, {study.reused} found done, in {seconds:.0f} s")
         print(f"figure:  {figures[0]}")

@@ -3,10 +3,10 @@
 Sequences are those of `tdrs.zoo.turns`. Loss is on the answers, and, lightly, on the word asked for, read out halfway
 up the decoder at the question mark: naming that word and finding its letter are then learned as two steps.
 
-Four stages: `align` teaches the projector to say in the decoder's own words what each patch shows (no decoder runs);
+Five stages: `align` teaches the projector to say in the decoder's own words what each patch shows (no decoder runs);
 `name` asks for single words and descriptions; `look_up` adds multiple choice, mostly without a hint, and beside it the
 bare half of that skill ("Which option is red?", words paired with their letters); `choose` has hints of up to `GAP`
-tokens in most prompts.
+tokens in most prompts; `all` has the pictures and prompts of all four benchmarks.
 A checkpoint every few minutes; run the command again and it goes on, with the same batches.
 """
 

@@ -15,6 +15,7 @@ from tdrs.sweeps import study as study_module
 from tdrs.sweeps.study import Outcome, Study, apply
 
 from tdrs import backbones
+from tdrs.benchmarks import mini_textvqa
 from tdrs.configuration import compose, plain, run
 from tdrs.settings import SettingError
 from tdrs.sweep import main_sweep
@@ -190,3 +191,15 @@ def test_the_command_draws_the_figure(tmp_path: Path, capsys: pytest.CaptureFixt
     assert sensitivity.main(["study=sqa_ablation", f"output={tmp_path}"]) == 0
     assert (folder / "sensitivity.png").exists()
     assert sensitivity.main(["study=nothing", f"output={tmp_path}"]) == 2
+
+
+def test_rows_left_out_are_said(tmp_path: Path) -> None:
+    for split in ("tuning", "held_out"):
+        rows = mini_textvqa.dataset(split, 6)
+        rows = rows.map(lambda row, number: {"answers": row["answers"][: 10 - (number == 1)]}, with_indices=True)
+        rows.to_parquet(tmp_path / f"{split}.parquet")
+    given = ["dataset=textvqa", f"dataset.source={tmp_path}", "dataset.rows=null", "dataset.bad_rows=skip"]
+    given += ["dataset.tuning=tuning", "dataset.held_out=held_out", "preset.tuning=4", "preset.held_out=4"]
+    study = Study(plain(compose("sweep", [*given, f"output={tmp_path}"])), Tracker("none", tmp_path))
+    said = f"1 rows of {tmp_path} left out: row 1 has 9 answers, not 10"
+    assert study.notes == [f"tuning: {said}", f"held_out: {said}"]
