@@ -64,7 +64,8 @@ def _named(objects: list[Object]) -> dict[int, str]:
 
 
 def _color(objects: list[Object], rng: np.random.Generator) -> Asked:
-    unique = [thing for number, thing in enumerate(objects) if _named(objects).get(number) == thing.shape]
+    names = _named(objects)
+    unique = [thing for number, thing in enumerate(objects) if names.get(number) == thing.shape]
     if not unique:
         return None
     thing = _pick(unique, rng)

@@ -7,7 +7,6 @@ there. Frequencies and companies are counted on pictures of the training split. 
 three yes and three no; the yes are the same in all categories.
 """
 
-from collections import Counter
 from dataclasses import dataclass
 from functools import lru_cache
 from math import ceil
@@ -19,7 +18,7 @@ from PIL import Image
 
 from tdrs.benchmarks.benchmark import Picture, Sample
 from tdrs.benchmarks.embedded import SEEDS, Embedded
-from tdrs.benchmarks.pope import CATEGORIES, FEATURES, POPERules, merge, sample
+from tdrs.benchmarks.pope import CATEGORIES, FEATURES, POPERules, merge, pair_id, sample
 from tdrs.benchmarks.scenes import COLORS, GRID, SHAPES, Object, draw
 
 KINDS = tuple((color, shape) for color in COLORS for shape in SHAPES)
@@ -131,11 +130,6 @@ def dataset(split: str, images: int, seed: int = 0) -> datasets.Dataset:
     return datasets.Dataset.from_list(table, features=FEATURES)
 
 
-def frequencies(seed: int = 0) -> Counter[str]:
-    """How often each kind is in the training split's pictures, by name; for figures and tests."""
-    return Counter({" ".join(KINDS[kind]): int(count) for kind, count in enumerate(statistics(seed)[0])})
-
-
 @lru_cache(maxsize=8)
 def _samples(settings: "MiniPOPE", split: str, count: int, style: str) -> list[Sample]:
     images = ceil(count / (2 * ASKED))  # an image has at least so many pairs
@@ -146,8 +140,7 @@ def _samples(settings: "MiniPOPE", split: str, count: int, style: str) -> list[S
         name = row["image_source"]
         if name not in pictures:
             pictures[name] = Picture.of(Image.fromarray(row["image"]))
-        one = sample(row, pictures[name], style)
-        pair = numbers.setdefault(one.id, len(numbers))
+        pair = numbers.setdefault(pair_id(row), len(numbers))
         made.append(sample(row, pictures[name], style, settings.context(split, pair)))
     return merge(merge(made)[:count])
 

@@ -104,6 +104,11 @@ def metrics(records: Sequence[Record]) -> dict[str, float]:
     return result | {f"pooled.{key}": value for key, value in pooled.items()}
 
 
+def pair_id(row: Any) -> str:
+    """The same for all rows that ask the same question about the same image."""
+    return hashlib.sha1(f"{row['image_source']}\n{row['question']}".encode()).hexdigest()[:12]
+
+
 def sample(row: Any, found: Picture, style: str, context: tuple[str, str] = ("", "")) -> Sample:
     """A row as a sample of one category.
 
@@ -115,10 +120,9 @@ def sample(row: Any, found: Picture, style: str, context: tuple[str, str] = ("",
         raise BadRow(f"category {row['category']!r}, not {', '.join(CATEGORIES)}")
     if gold not in ("yes", "no"):
         raise BadRow(f"answer {row['answer']!r}, not yes or no")
-    image_id = row["image_source"]
     return Sample(
-        id=hashlib.sha1(f"{image_id}\n{row['question']}".encode()).hexdigest()[:12],
-        image_id=image_id,
+        id=pair_id(row),
+        image_id=row["image_source"],
         picture=found,
         question=row["question"],
         prompt=prompts.pope(style, row["question"], context[1]),
@@ -221,8 +225,7 @@ class POPE(POPERules, Sourced):
         def make(number: int, row: Any) -> Sample:
             found = picture(rows, number)
             checked.check(row["image_source"], found)
-            one = sample(row, found, style)
-            pair = numbers.setdefault(one.id, len(numbers))  # the same text around a pair in each category
+            pair = numbers.setdefault(pair_id(row), len(numbers))  # the same text around a pair in each category
             return sample(row, found, style, self.context(split, pair))
 
         gathered = self.gather(rows, make, None)
