@@ -90,7 +90,7 @@ class Call:
     def float_key(self) -> torch.Tensor:
         return self.key.float()
 
-    @cached_property
+    @property
     def unrotated_key(self) -> torch.Tensor:
         """Keys before rotation, float32, (B, Hₖ, K, D)."""
         assert self.rotation is not None, "the method must list 'rotation' in its needs"

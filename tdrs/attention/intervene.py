@@ -57,6 +57,7 @@ class Session:
         self._known = 0
         self._past = 0
         self._image: torch.Tensor | None = None
+        self._roles: torch.Tensor | None = None  # of all tokens so far, (B, K)
         self._cached: weakref.ref[torch.Tensor] | None = None
         self._rotation_due = False  # this forward pass has not shown its own yet
 
@@ -103,6 +104,7 @@ class Session:
                 raise ValueError("key roles are read off input_ids: call the model with them, not with inputs_embeds")
             self._add("image", self._image)
             self._image = None
+            self._roles = _roles(self._tokens["image"])
 
     def _check_cache(self, cache: Any) -> None:
         if self._known != self._past:
@@ -171,7 +173,7 @@ class Session:
             mask,
             rotation=(self._tokens["cos"], self._tokens["sin"]) if self.needs("rotation") else None,
             positions=self._tokens.get("positions"),
-            roles=self._roles() if self.needs("roles") else None,
+            roles=self._roles,
             layer=layer,
             heads=None if self.heads is None else self.heads.to(query.device),
         )
@@ -180,11 +182,11 @@ class Session:
             self._clamped[name] = self._clamped.get(name, 0) + torch.stack(counts).sum(dim=0)
         return output.transpose(1, 2).contiguous(), None
 
-    def _roles(self) -> torch.Tensor:
-        """The role of each token so far, (B, K); a sample without an image has no system tokens."""
-        image = self._tokens["image"]
-        before = (image.cumsum(dim=1) == 0) & image.any(dim=1, keepdim=True)
-        return torch.where(image, IMAGE, torch.where(before, SYSTEM, TEXT))
+
+def _roles(image: torch.Tensor) -> torch.Tensor:
+    """The role of each token, (B, K), from which are of the image; a sample without an image has no system tokens."""
+    before = (image.cumsum(dim=1) == 0) & image.any(dim=1, keepdim=True)
+    return torch.where(image, IMAGE, torch.where(before, SYSTEM, TEXT))
 
 
 def _positions(ids: torch.Tensor | None, past: int, new: torch.Tensor) -> torch.Tensor:
