@@ -1,10 +1,10 @@
 """mini_gqa: the embedded twin of GQA, generated from a seed.
 
-Pictures of 3 to 6 coloured objects, colours and shapes repeating; open questions with one-word answers, of five kinds:
-`color` ("What color is the circle?"), `shape` ("What shape is the red object?"), `verify` ("Is the red circle left of
-the bar?"), `relate` ("What color is the object above the moon?"), `count` ("How many red objects are there?"). Left,
-right, above and below compare columns and rows of the grid; a question is asked only where its answer is unambiguous.
-Four questions share an image.
+Pictures of 3 to 6 coloured objects, colours and shapes repeating; open questions with one-word answers, of six kinds:
+`color` ("What color is the circle?"), `shape` ("What shape is the red object?"), `verify` ("Is the circle red?"),
+`side` ("Is the circle on the left or on the right side of the picture?"), `relate` ("What color is the object above the
+moon?"), `count` ("How many red objects are there?"). Above, below, left and right compare rows and columns of the grid;
+a question is asked only where its answer is unambiguous. Four questions share an image.
 """
 
 from collections import Counter
@@ -24,7 +24,7 @@ from tdrs.benchmarks.scenes import COLORS, GRID, SHAPES, Object, draw
 
 QUESTIONS_PER_IMAGE = 4
 NUMBERS = ("zero", "one", "two", "three", "four", "five", "six")
-OPPOSITE = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}
+RELATIONS = ("left of", "right of", "above", "below")
 
 Asked = tuple[str, str] | None  # question and answer; None where the scene does not allow the kind
 
@@ -63,12 +63,17 @@ def _named(objects: list[Object]) -> dict[int, str]:
     return names
 
 
+def _unique_shape(objects: list[Object], rng: np.random.Generator) -> Object | None:
+    """An object that its shape singles out."""
+    counts = Counter(thing.shape for thing in objects)
+    unique = [thing for thing in objects if counts[thing.shape] == 1]
+    return _pick(unique, rng) if unique else None
+
+
 def _color(objects: list[Object], rng: np.random.Generator) -> Asked:
-    names = _named(objects)
-    unique = [thing for number, thing in enumerate(objects) if names.get(number) == thing.shape]
-    if not unique:
+    thing = _unique_shape(objects, rng)
+    if thing is None:
         return None
-    thing = _pick(unique, rng)
     return f"What color is the {thing.shape}?", thing.color
 
 
@@ -82,28 +87,35 @@ def _shape(objects: list[Object], rng: np.random.Generator) -> Asked:
 
 
 def _verify(objects: list[Object], rng: np.random.Generator) -> Asked:
-    """Half of the answers are yes: the true relation or its opposite is asked, on a coin's fall."""
-    names = _named(objects)
-    true = [
-        (one, relation, other)
-        for one in names
-        for other in names
-        for relation in OPPOSITE
-        if one != other and holds(relation, objects[one], objects[other])
-    ]
-    if not true:
+    """Half of the answers are yes; where it is no, the colour asked for is another object's, if there is another."""
+    thing = _unique_shape(objects, rng)
+    if thing is None:
         return None
-    one, relation, other = _pick(true, rng)
-    yes = bool(rng.random() < 0.5)
-    asked = relation if yes else OPPOSITE[relation]
-    return f"Is the {names[one]} {asked} the {names[other]}?", "yes" if yes else "no"
+    if rng.random() < 0.5:
+        return f"Is the {thing.shape} {thing.color}?", "yes"
+    others = sorted({other.color for other in objects} - {thing.color}) or [c for c in COLORS if c != thing.color]
+    return f"Is the {thing.shape} {_pick(others, rng)}?", "no"
+
+
+def _side(objects: list[Object], rng: np.random.Generator) -> Asked:
+    """Of the picture's left and right, or upper and lower, halves."""
+    names = _named(objects)
+    if not names:
+        return None
+    number = _pick(list(names), rng)
+    row, column = divmod(objects[number].cell, GRID)
+    if rng.random() < 0.5:
+        question = f"Is the {names[number]} on the left or on the right side of the picture?"
+        return question, "left" if column < GRID // 2 else "right"
+    question = f"Is the {names[number]} at the top or at the bottom of the picture?"
+    return question, "top" if row < GRID // 2 else "bottom"
 
 
 def _relate(objects: list[Object], rng: np.random.Generator) -> Asked:
     names = _named(objects)
     single = []
     for other in names:
-        for relation in OPPOSITE:
+        for relation in RELATIONS:
             found = [thing for thing in objects if holds(relation, thing, objects[other])]
             if len(found) == 1:
                 single.append((found[0], relation, other))
@@ -124,13 +136,14 @@ KINDS: dict[str, Callable[[list[Object], np.random.Generator], Asked]] = {
     "color": _color,
     "shape": _shape,
     "verify": _verify,
+    "side": _side,
     "relate": _relate,
     "count": _count,
 }
 
 
 def ask(objects: list[Object], rng: np.random.Generator) -> tuple[str, str]:
-    """A question and its answer, of a kind the scene allows, all five equally likely where it allows them all."""
+    """A question and its answer, of a kind the scene allows, all six equally likely where it allows them all."""
     for kind in rng.permutation(list(KINDS)):
         asked = KINDS[str(kind)](objects, rng)
         if asked:
