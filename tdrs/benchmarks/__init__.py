@@ -5,6 +5,7 @@ prediction, and turn records into `metrics`.
 """
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from tdrs.benchmarks.benchmark import SPLITS, Benchmark, Record, Sample, Samples
@@ -54,8 +55,11 @@ def load(
     """
     check_choice("split", split, SPLITS)
     try:
-        return dataset.load(split, limit, style if dataset.prompt == "backbone" else dataset.prompt)
+        samples = dataset.load(split, limit, style if dataset.prompt == "backbone" else dataset.prompt)
     except SettingError as error:
         if error.name == "limit":
             raise SettingError(limit_name, error.value, error.allowed) from None
         raise error.under("dataset") from None
+    if dataset.blank:
+        samples[:] = [replace(sample, picture=sample.picture.blank()) for sample in samples]
+    return samples

@@ -42,6 +42,10 @@ class Picture:
         except (ValueError, SyntaxError, Image.DecompressionBombError) as error:  # what PIL raises on some bad bytes
             raise OSError(str(error)) from error
 
+    def blank(self) -> "Picture":
+        """A grey picture of the same size."""
+        return Picture(lambda: Picture.of(Image.new("RGB", self.open().size, (165, 165, 165))).read())
+
     @property
     def digest(self) -> str:
         return hashlib.sha1(self.read()).hexdigest()[:12]
@@ -145,6 +149,7 @@ class Benchmark:
             is asked.
         gap: tokens of unrelated text, 0 to 2048; a word or a full stop is a token.
         filler: where they stand: `between` image and question; or `before_image`, the same length, no distance.
+        blank: every picture is plain grey: a control that says whether the image is used.
         seed: another seed is another draw of that text (and, of an embedded benchmark, of its samples).
         rule: how answers are scored; each benchmark has its own.
     """
@@ -156,6 +161,7 @@ class Benchmark:
     prompt: str = "backbone"
     gap: int = 0
     filler: str = "between"
+    blank: bool = False
     seed: int = 0
 
     def __post_init__(self) -> None:

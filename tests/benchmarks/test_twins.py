@@ -12,7 +12,7 @@ from tdrs import benchmarks
 from tdrs.benchmarks import mini_gqa, mini_pope, mini_textvqa
 from tdrs.benchmarks.benchmark import as_row
 from tdrs.benchmarks.evalai import process
-from tdrs.benchmarks.scenes import GRID
+from tdrs.benchmarks.scenes import COLORS, GRID
 from tdrs.benchmarks.signs import GLYPHS, draw_signs
 from tdrs.settings import SettingError
 
@@ -37,7 +37,7 @@ def test_splits_are_large_enough_and_share_no_picture(name: str) -> None:
 
 CONTENT = {
     "mini_scienceqa": "9e979ba8595072c8",
-    "mini_gqa": "c813007a118f2340",
+    "mini_gqa": "0d74528469a6dbea",
     "mini_textvqa": "230676627563b3b7",
     "mini_pope": "4789e1b2c777c7e0",
 }
@@ -101,17 +101,19 @@ def answer_gqa(question: str, objects: list[Any]) -> set[str]:
         axis, sign = {"left": (1, -1), "right": (1, 1), "above": (0, -1), "below": (0, 1)}[relation]
         return lambda one, other: sign * (divmod(one.cell, GRID)[axis] - divmod(other.cell, GRID)[axis]) > 0
 
-    relation = next((word for word in words if word in ("left", "right", "above", "below")), None)
     if words[0] == "How":
         return {mini_gqa.NUMBERS[len([o for o in objects if o.color == words[2]])]}
+    if words[0] == "Is" and words[3] in COLORS:
+        return {"yes" if o.color == words[3] else "no" for o in named(words[2:3])}
+    if words[0] == "Is":
+        axis, sides = (1, ("left", "right")) if "left" in words else (0, ("top", "bottom"))
+        at = words.index("on" if "left" in words else "at")
+        return {sides[divmod(o.cell, GRID)[axis] >= GRID // 2] for o in named(words[2:at])}
+    relation = next((word for word in words if word in ("left", "right", "above", "below")), None)
     if relation is None:
         return {getattr(o, words[1]) for o in named(words[4:])}
     at = words.index(relation)
-    rest = [word for word in words[at + 1 :] if word not in ("of", "the")]
-    (other,) = named(rest)
-    if words[0] == "Is":
-        (one,) = named([word for word in words[1:at] if word != "the"])
-        return {"yes" if beside(relation)(one, other) else "no"}
+    (other,) = named([word for word in words[at + 1 :] if word not in ("of", "the")])
     return {getattr(o, words[1]) for o in objects if o != other and beside(relation)(o, other)}
 
 
@@ -122,6 +124,9 @@ def test_gqa_answers_are_true_and_the_only_ones() -> None:
         assert answer_gqa(row["question"], objects) == {row["answer"]}, row["question"]
         kinds[row["question"].split()[0]] += 1
     assert min(kinds[word] for word in ("What", "Is", "How")) > 60
+    asked = [row["question"] for row in mini_gqa.rows("tuning", 600)]
+    for words in ("side of", "at the top", "object above", "object left of", "What shape is", "What color is"):
+        assert sum(words in question for question in asked) > 10
     answers = Counter(row["answer"] for row in mini_gqa.rows("tuning", 1000))
     assert abs(answers["yes"] - answers["no"]) < 60
     assert answers.most_common(1)[0][1] < 200
@@ -199,3 +204,12 @@ def test_pope_pairs_weigh_as_the_mean_of_the_categories() -> None:
     records = [benchmark.score("yes" if number % 3 else "no", sample) for number, sample in enumerate(samples)]
     weighted = sum(r.score * r.weight for r in records) / sum(r.weight for r in records)
     assert benchmark.metrics(records)["accuracy"] == pytest.approx(weighted)
+
+
+@pytest.mark.parametrize("name", TWINS)
+def test_blank_pictures_are_grey_and_nothing_else_changes(name: str) -> None:
+    seen, blank = load(name, "tuning", 12), load(name, "tuning", 12, blank=True)
+    assert seen == blank  # pictures are not compared
+    for sample, other in zip(blank, seen, strict=True):
+        assert sample.image.size == other.image.size
+        assert sample.image.getextrema() == ((165, 165),) * 3
