@@ -7,6 +7,7 @@ redraws the figure from the study's `study.json`, without a model.
 """
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,7 +22,10 @@ from tdrs.sweeps.study import Outcome
 from tdrs.settings import SettingError
 
 # Okabe & Ito's palette: told apart by the colour-blind, and by their markers in black and white.
-STYLES = (("#0072B2", "o"), ("#D55E00", "s"), ("#009E73", "^"), ("#CC79A7", "D"))
+STYLES = (
+    ("#0072B2", "o"), ("#D55E00", "s"), ("#009E73", "^"), ("#CC79A7", "D"),
+    ("#E69F00", "v"), ("#56B4E9", "P"), ("0.2", "X"),
+)  # fmt: skip
 TICKS_ABOVE = 0.01  # below it a symmetric-log axis is linear, so that 0 has a place
 
 
@@ -158,8 +162,12 @@ def _panel(axis: Axes, panel: Panel, stock: tuple[float, float, float]) -> None:
     axis.spines[["top", "right"]].set_visible(False)
 
 
-def main(arguments: list[str]) -> int:
-    """Redraw from stored records: `study=NAME [output=FOLDER]`."""
+def redraw(arguments: list[str], draw_from: Callable[[Path, Path], list[Path]]) -> int:
+    """Redraw a figure from stored records: `study=NAME [output=FOLDER]`; returns the exit code.
+
+    Args:
+        draw_from: from a study's `study.json` and its folder to the files written.
+    """
     given = dict(argument.partition("=")[::2] for argument in arguments)
     folder = Path(given.get("output", "outputs")) / given.get("study", "")
     try:
@@ -171,9 +179,14 @@ def main(arguments: list[str]) -> int:
     except SettingError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    for path in draw(numbers(Outcome.read(folder / "study.json")), folder):
+    for path in draw_from(folder / "study.json", folder):
         print(path)
     return 0
+
+
+def main(arguments: list[str]) -> int:
+    """The command."""
+    return redraw(arguments, lambda path, folder: draw(numbers(Outcome.read(path)), folder))
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from tdrs.settings import SettingError
+from tdrs.settings import SettingError, check_choice
 
 
 def folder() -> Path:
@@ -42,6 +42,17 @@ def compose(entry: str, overrides: Sequence[str]) -> DictConfig:
         except (HydraException, OmegaConfBaseException) as error:
             raise _one_line(str(error), overrides) from error
     return config
+
+
+def choice(group: str, name: str) -> dict[str, Any]:
+    """The settings of one choice of a group, e.g. of `dataset`: `mini_pope`.
+
+    Raises:
+        SettingError: the group has no such choice.
+    """
+    known = sorted(path.stem for path in (folder() / group).glob("*.yaml"))
+    check_choice(group, name, known)
+    return dict(plain(OmegaConf.load(folder() / group / f"{name}.yaml")))  # type: ignore[arg-type]
 
 
 def _one_line(message: str, overrides: Sequence[str]) -> SettingError:

@@ -2,7 +2,7 @@
 
     python -m tdrs.sweep +experiment=sqa_ablation
 
-checks every setting, runs (or resumes) the study, draws its sensitivity curves and prints the held-out table.
+checks every setting, runs (or resumes) the study, draws its figure and prints the held-out table.
 """
 
 import sys
@@ -11,10 +11,10 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
-from tdrs.analysis import sensitivity
+from tdrs.analysis import comparison, distance, sensitivity
 from tdrs.configuration import plain, run
 from tdrs.evaluate import clamped_line
-from tdrs.sweeps.study import Study
+from tdrs.sweeps.study import Outcome, Study, Table
 from tdrs.tracking import open_tracker
 
 
@@ -24,19 +24,28 @@ def main_sweep(config: DictConfig) -> None:
     with open_tracker(values["tracking"], Path(values["output"])) as tracker:
         study = Study(values, tracker)
         outcome = study.run()
-        figures = sensitivity.draw(sensitivity.numbers(outcome), study.folder)
+        module, figures = _draw(outcome, study.folder)
         study.attach(*figures, study.folder / "study.json")
         print()
         print("\n".join(outcome.table()))
-        for row in outcome.rows:
+        for row in outcome.rows if isinstance(outcome, Outcome) else []:
             if clamped_line(row.clamped):
                 print(f"{row.name}: {clamped_line(row.clamped)}")
         print("".join(f"{note}\n" for note in study.notes), end="")
         seconds = time.perf_counter() - start
         print(f"{study.evaluated} evaluations run, {study.reused} found done, in {seconds:.0f} s")
         print(f"figure:  {figures[0]}")
-        print(f"redraw:  python -m tdrs.analysis.sensitivity study={study.name} output={values['output']}")
+        print(f"redraw:  python -m tdrs.analysis.{module} study={study.name} output={values['output']}")
         print("\n".join(tracker.next_steps(study.name)))
+
+
+def _draw(outcome: Outcome | Table, folder: Path) -> tuple[str, list[Path]]:
+    """The figure that fits what was found: the module that redraws it, and its files."""
+    if isinstance(outcome, Outcome):
+        return "sensitivity", sensitivity.draw(sensitivity.numbers(outcome), folder)
+    if len({cell.place.get("dataset.gap") for cell in outcome.cells}) > 1:
+        return "distance", distance.draw(distance.numbers(outcome), folder)
+    return "comparison", comparison.draw(comparison.numbers(outcome), folder)
 
 
 USAGE = """

@@ -151,7 +151,7 @@ def test_bad_values_are_found_before_anything_is_written(tmp_path: Path, monkeyp
         Study(last, Tracker("none", tmp_path))
     off = copy.deepcopy(config)
     off["intervention"]["dc"] = None
-    with pytest.raises(SettingError, match=r"search.steps = 'intervention.dc.w_min': no such setting"):
+    with pytest.raises(SettingError, match=r"search = 'intervention.dc.w_min': no such setting"):
         Study(off, Tracker("none", tmp_path))
     many = copy.deepcopy(config)
     many["preset"]["held_out"] = 9999

@@ -1,0 +1,107 @@
+"""Paired differences to the stock model, of every method of a study by the protocol `compare`: a panel a place.
+
+    python -m analysis.comparison study=stage_ablation            # in a checkout
+    python -m tdrs.analysis.comparison study=stage_ablation       # where tdrs is installed
+
+redraws the figure and the table from the study's `study.json`, without a model.
+"""
+
+import sys
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import matplotlib
+
+matplotlib.use("Agg")
+from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
+from tdrs.analysis.sensitivity import STYLES, redraw
+from tdrs.sweeps.study import Table
+
+COLUMNS = 4  # panels a row
+
+
+class Row(NamedTuple):
+    """A method: its accuracy, and its paired difference to the stock model with 95 % limits."""
+
+    method: str
+    accuracy: float
+    difference: float
+    low: float
+    high: float
+
+
+class Panel(NamedTuple):
+    """A place: what it is, how many samples, the stock model's accuracy with 95 % limits, a row a method."""
+
+    place: str
+    n: int
+    stock: tuple[float, float, float]
+    rows: list[Row]
+
+
+def numbers(table: Table) -> list[Panel]:
+    """The figure's numbers, from a finished study."""
+    panels: list[Panel] = []
+    for cell in table.cells:
+        m = cell.metrics
+        if cell.difference is None:
+            named = {"backbone": "", "dataset": "", "dataset.gap": "gap "}
+            place = ", ".join(f"{named.get(key, f'{key} = ')}{value}" for key, value in cell.place.items())
+            panels.append(Panel(place, cell.n, (m["accuracy"], m["accuracy_low"], m["accuracy_high"]), []))
+        else:
+            panels[-1].rows.append(Row(cell.method, m["accuracy"], *cell.difference))
+    return panels
+
+
+def draw(panels: list[Panel], folder: Path) -> list[Path]:
+    """Write `comparison.png`, `comparison.svg` and `comparison.md` into a folder; returns their paths."""
+    columns = min(COLUMNS, len(panels))
+    lines = -(-len(panels) // columns)
+    height = 0.28 * max(len(panel.rows) for panel in panels) + 0.9
+    canvas, axes = plt.subplots(
+        lines, columns, figsize=(2.2 + 2.6 * columns, height * lines + 0.7),
+        sharex=True, sharey=True, squeeze=False, layout="constrained",
+    )  # fmt: skip
+    for axis, panel in zip(axes.flat, panels, strict=False):
+        _panel(axis, panel)
+    for axis in axes.flat[len(panels) :]:
+        axis.set_axis_off()
+    canvas.supxlabel("accuracy, difference to the stock model (points; paired, 95 % intervals)", fontsize=9)
+    canvas.suptitle("Held-out split, settings fixed beforehand", fontsize=11)
+    paths = [folder / f"comparison.{kind}" for kind in ("png", "svg", "md")]
+    for path in paths[:2]:
+        canvas.savefig(path, dpi=130)
+    plt.close(canvas)
+    paths[2].write_text(markdown(panels))
+    return paths
+
+
+def _panel(axis: Axes, panel: Panel) -> None:
+    axis.axvline(0, color="0.35", linestyle="--", linewidth=1)
+    for number, row in enumerate(panel.rows):
+        color, marker = STYLES[0] if row.low > 0 else STYLES[1] if row.high < 0 else ("0.45", "D")
+        errors = [[100 * (row.difference - row.low)], [100 * (row.high - row.difference)]]
+        style: dict[str, Any] = {"markersize": 5, "capsize": 2, "elinewidth": 1}
+        axis.errorbar([100 * row.difference], [number], xerr=errors, color=color, marker=marker, **style)
+    axis.set_yticks(range(len(panel.rows)), [row.method for row in panel.rows], fontsize=9)
+    axis.set_ylim(len(panel.rows) - 0.4, -0.6)
+    axis.set_title(f"{panel.place}\nstock {panel.stock[0]:.3f}, n = {panel.n}", fontsize=9)
+    axis.tick_params(axis="x", labelsize=8)
+    axis.grid(axis="x", color="0.9", linewidth=0.6)
+    axis.spines[["top", "right", "left"]].set_visible(False)
+
+
+def markdown(panels: list[Panel]) -> str:
+    """All numbers as a table, a row a place and method."""
+    lines = ["| place | method | n | accuracy | difference to stock [95 %] |", "|---|---|---|---|---|"]
+    for panel in panels:
+        lines.append(f"| {panel.place} | stock | {panel.n} | {panel.stock[0]:.3f} | |")
+        for row in panel.rows:
+            difference = f"{row.difference:+.3f} [{row.low:+.3f}, {row.high:+.3f}]"
+            lines.append(f"| | {row.method} | {panel.n} | {row.accuracy:.3f} | {difference} |")
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    sys.exit(redraw(sys.argv[1:], lambda path, folder: draw(numbers(Table.read(path)), folder)))

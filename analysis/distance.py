@@ -1,0 +1,152 @@
+"""Accuracy against distance, of every method of a study over `dataset.gap` and `dataset.filler`.
+
+A panel a benchmark and backbone; a colour a method, a full line for text between image and question, a dashed one for
+the same text before the image.
+
+    python -m analysis.distance study=zoo_card            # in a checkout
+    python -m tdrs.analysis.distance study=zoo_card       # where tdrs is installed
+
+redraws the figure and the tables from the study's `study.json`, without a model.
+"""
+
+import math
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+import matplotlib
+
+matplotlib.use("Agg")
+from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
+from tdrs.analysis.sensitivity import STYLES, redraw
+from tdrs.sweeps.compare import STOCK
+from tdrs.sweeps.study import Table
+
+TRAINED = 32  # tokens: the longest text the embedded models were trained with
+PLACES = {"between": "text between image and question", "before_image": "the same text before the image"}
+LINES = {"between": "-", "before_image": "--"}
+
+
+class Point(NamedTuple):
+    """Accuracy with its 95 % limits at a gap, in tokens, and on how many samples."""
+
+    gap: int
+    accuracy: float
+    low: float
+    high: float
+    n: int
+
+
+class Panel(NamedTuple):
+    """One backbone on one benchmark: a line a method and place of the text; the stock model's accuracy with blank
+    pictures, or nan."""
+
+    backbone: str
+    dataset: str
+    lines: dict[tuple[str, str], list[Point]]
+    blank: float
+
+
+def numbers(table: Table) -> list[Panel]:
+    """The figure's numbers, from a finished study. A gap of 0 stands in the lines of both places."""
+    panels: dict[tuple[str, str], Panel] = {}
+    for cell in table.cells:
+        metrics = cell.metrics
+        backbone, dataset = (cell.place.get(part, table.config[part]["name"]) for part in ("backbone", "dataset"))
+        panel = panels.setdefault((backbone, dataset), Panel(backbone, dataset, {}, math.nan))
+        if cell.place.get("dataset.blank"):
+            if cell.method == STOCK:
+                panels[backbone, dataset] = panel._replace(blank=metrics["accuracy"])
+            continue
+        gap = cell.place["dataset.gap"]
+        point = Point(gap, metrics["accuracy"], metrics["accuracy_low"], metrics["accuracy_high"], cell.n)
+        for place in PLACES if gap == 0 else [cell.place.get("dataset.filler", "between")]:
+            panel.lines.setdefault((cell.method, place), []).append(point)
+    for panel in panels.values():
+        for key in [key for key, line in panel.lines.items() if {point.gap for point in line} == {0}]:
+            del panel.lines[key]  # a place that no text ever stood in
+        for line in panel.lines.values():
+            line.sort()
+    return list(panels.values())
+
+
+def draw(panels: list[Panel], folder: Path) -> list[Path]:
+    """Write `distance.png`, `distance.svg` and `distance.md` into a folder; returns their paths."""
+    backbones = list(dict.fromkeys(panel.backbone for panel in panels))
+    datasets = list(dict.fromkeys(panel.dataset for panel in panels))
+    canvas, axes = plt.subplots(
+        len(backbones), len(datasets), figsize=(3 * len(datasets), 2.3 * len(backbones) + 0.9),
+        sharex=True, sharey=True, squeeze=False, layout="constrained",
+    )  # fmt: skip
+    for panel in panels:
+        axis = axes[backbones.index(panel.backbone)][datasets.index(panel.dataset)]
+        _panel(axis, panel)
+    for axis, dataset in zip(axes[0], datasets, strict=True):
+        axis.set_title(dataset, fontsize=10)
+    for row, backbone in zip(axes, backbones, strict=True):
+        row[0].set_ylabel(f"{backbone}\naccuracy", fontsize=9)
+    for axis in axes[-1]:
+        axis.set_xlabel("unrelated text (tokens)", fontsize=9)
+    handles, labels = axes[0][0].get_legend_handles_labels()
+    canvas.legend(handles, labels, loc="outside lower center", ncols=2, frameon=False, fontsize=9)
+    sizes = sorted({point.n for panel in panels for line in panel.lines.values() for point in line})
+    size = " to ".join(str(n) for n in dict.fromkeys((sizes[0], sizes[-1])))
+    what = "the stock model" if {method for panel in panels for method, _ in panel.lines} == {STOCK} else "every method"
+    canvas.suptitle(f"Accuracy against distance, {what}: held-out split, n = {size}; 95 % intervals", fontsize=11)
+    paths = [folder / "distance.png", folder / "distance.svg", folder / "distance.md"]
+    for path in paths[:2]:
+        canvas.savefig(path, dpi=130)
+    plt.close(canvas)
+    paths[2].write_text("\n".join(f"## {name}\n\n{markdown(panels, name)}\n" for name in backbones))
+    return paths
+
+
+def _panel(axis: Axes, panel: Panel) -> None:
+    if panel.backbone.startswith("mini_"):
+        axis.axvspan(-4, TRAINED, color="0.93", zorder=0, label=f"distances seen in training (0 to {TRAINED})")
+    if not math.isnan(panel.blank):
+        axis.axhline(panel.blank, color="0.4", linestyle=":", linewidth=1.2, label="blank pictures, no text")
+    methods = list(dict.fromkeys(method for method, _ in panel.lines))
+    for number, ((method, place), points) in enumerate(panel.lines.items()):
+        alone = methods == [STOCK]
+        color, marker = STYLES[number if alone else methods.index(method)]
+        errors = [[p.accuracy - p.low for p in points], [p.high - p.accuracy for p in points]]
+        axis.errorbar(
+            [p.gap for p in points], [p.accuracy for p in points], yerr=errors, color=color, marker=marker,
+            linestyle=LINES[place], markersize=4, linewidth=1.3, elinewidth=0.8, capsize=2,
+            label=PLACES[place] if alone else f"{method}, {PLACES[place]}",
+        )  # fmt: skip
+    axis.set_xscale("symlog", base=2, linthresh=16, linscale=0.8)
+    gaps = sorted({p.gap for points in panel.lines.values() for p in points})
+    axis.set_xticks(gaps, [str(gap) for gap in gaps], fontsize=8)
+    axis.minorticks_off()
+    axis.set_xlim(-4, max(gaps) * 1.3)
+    axis.set_ylim(0, 1.04)
+    axis.tick_params(axis="y", labelsize=8)
+    axis.grid(axis="y", color="0.9", linewidth=0.6)
+    axis.spines[["top", "right"]].set_visible(False)
+
+
+def markdown(panels: list[Panel], backbone: str) -> str:
+    """A backbone's numbers as a table: a row a benchmark, method and place of the text, a column a gap."""
+    panels = [panel for panel in panels if panel.backbone == backbone]
+    gaps = sorted({p.gap for panel in panels for line in panel.lines.values() for p in line})
+    lines = ["| | blank pictures | " + " | ".join(f"gap {gap}" for gap in gaps) + " |", "|---" * (len(gaps) + 2) + "|"]
+    for panel in panels:
+        for (method, place), line in panel.lines.items():
+            found = {point.gap: point for point in line}
+            first = place == "between"
+            name = f"`{panel.dataset}`" + ("" if method == STOCK else f", {method}")
+            name = name if first else "— the same text before the image"
+            blank = first and method == STOCK and not math.isnan(panel.blank)
+            shown = [f"{panel.blank:.3f}" if blank else ""]
+            for gap in gaps:
+                point = found.get(gap) if first or gap else None
+                shown.append(f"{point.accuracy:.3f} [{point.low:.3f}, {point.high:.3f}]" if point else "")
+            lines.append(f"| {name} | {' | '.join(shown)} |")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    sys.exit(redraw(sys.argv[1:], lambda path, folder: draw(numbers(Table.read(path)), folder)))
