@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 from omegaconf import DictConfig
-from tdrs.sweeps import coordinate
+from tdrs.sweeps.study import PROTOCOLS
 
 from tdrs import interventions
 from tdrs.backbones import BackboneSettings
@@ -21,8 +21,8 @@ GROUPS = sorted(path.relative_to(folder()) for path in folder().rglob("*.yaml") 
 def test_every_file_composes(path: Path) -> None:
     group, name = str(path.parent), path.stem
     config = plain(compose("sweep", [f"{'+' if group == 'experiment' else ''}{group}={name}"]))
-    if config["intervention"]["name"] != "none":
-        coordinate.from_settings(config["search"])
+    if config["intervention"]["name"] != "none" and str(path) != "search/compare.yaml":  # an experiment has the axes
+        PROTOCOLS[config["search"]["protocol"]](config["search"])
     plan({**config, "split": "tuning", "limit": config["preset"]["tuning"]})
 
 
@@ -45,13 +45,20 @@ def test_every_experiment_says_how_to_run_it_and_what_to_expect() -> None:
 @pytest.mark.parametrize(
     ("override", "said"),
     [
-        ("backbone=lava", "backbone = 'lava': must be one of llava_1_5_7b, mini_llava"),
+        (
+            "backbone=lava",
+            "backbone = 'lava': must be one of llava_1_5_7b, mini_internvl, mini_llava, mini_llava_seed1, "
+            "mini_llava_seed2, mini_qwen2_5_vl",
+        ),
         (
             "dataset=vqa",
             "dataset = 'vqa': must be one of gqa, mini_gqa, mini_pope, mini_scienceqa, mini_textvqa, pope, scienceqa, "
             "textvqa",
         ),
-        ("+experiment=nothing", "experiment = 'nothing': must be one of sqa_ablation"),
+        (
+            "+experiment=nothing",
+            "experiment = 'nothing': must be one of peers, sqa_ablation, stage_ablation, zoo_card, zoo_seeds",
+        ),
         ("intervention.dc.wmin=2", "intervention.dc.wmin = '2': no such setting; `--cfg` prints all of them"),
         ("bach_size=3", "bach_size = '3': no such setting; `--cfg` prints all of them"),
     ],

@@ -112,6 +112,15 @@ def from_settings(values: Mapping[str, Any]) -> BackboneSettings:
     return build(BackboneSettings, values, "backbone")
 
 
+def insert_before_image(before: str, text: str, processor: Any) -> str:
+    """A prompt with `before` right before the image; templates (LLaVA's) may move what stands before it in the turn."""
+    if not before:
+        return text
+    marks = ("<|vision_start|>", "<img>", processor.image_token)
+    place = min(text.index(mark) for mark in marks if mark in text)
+    return f"{text[:place]}{before}{text[place:]}"
+
+
 @dataclass(frozen=True)
 class Answer:
     """What the model said to one sample.
@@ -163,19 +172,15 @@ class Backbone:
             [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": sample.prompt}]}]
             for sample in samples
         ]
-        texts = [self.processor.apply_chat_template(turn, add_generation_prompt=True) for turn in turns]
-        texts = [self._insert(sample.before, text) for sample, text in zip(samples, texts, strict=True)]
+        texts = [
+            insert_before_image(
+                sample.before, self.processor.apply_chat_template(turn, add_generation_prompt=True), self.processor
+            )
+            for sample, turn in zip(samples, turns, strict=True)
+        ]
         images = [sample.image for sample in samples]
         batch = self.processor(text=texts, images=images, return_tensors="pt", padding=True, padding_side="left")
         return batch.to(self.model.device, dtype=self.model.dtype)
-
-    def _insert(self, before: str, text: str) -> str:
-        """Text put right before the image; templates (LLaVA's) may move what stands before it in the turn."""
-        if not before:
-            return text
-        marks = ("<|vision_start|>", "<img>", self.processor.image_token)
-        place = min(text.index(mark) for mark in marks if mark in text)
-        return f"{text[:place]}{before}{text[place:]}"
 
     @torch.inference_mode()
     def answer(self, samples: Sequence[Sample], benchmark: str) -> list[Answer]:

@@ -5,6 +5,8 @@ Qwen2.5-VL's and InternVL's processors each want their video processor, which ne
 processors' PIL classes. What a call returns is what the model needs either way.
 """
 
+import json
+from pathlib import Path
 from typing import Any
 
 from transformers import AutoConfig, AutoProcessor, AutoTokenizer, InternVLProcessor, Qwen2_5_VLProcessor
@@ -48,3 +50,17 @@ def load_processor(source: str, revision: str | None = None) -> Any:
     own = {name: settings[name] for name in ("image_seq_length", "chat_template") if name in settings}
     own.setdefault("chat_template", tokenizer.chat_template)
     return processor(image_processor.from_pretrained(source, revision=revision), tokenizer, None, **own)
+
+
+def save_processor(processor: Any, folder: Path) -> None:
+    """Write a processor in the hub's layout, also one without a video processor, whose own method would ask for it."""
+    if not issubclass(type(processor), _ImagesOnly):
+        processor.save_pretrained(folder)
+        return
+    own: dict[str, Any] = {"processor_class": type(processor).__mro__[2].__name__}
+    if hasattr(processor, "image_seq_length"):
+        own["image_seq_length"] = processor.image_seq_length
+    processor.tokenizer.save_pretrained(folder)
+    processor.image_processor.save_pretrained(folder)
+    (folder / "processor_config.json").write_text(json.dumps(own, indent=2) + "\n")
+    (folder / "chat_template.jinja").write_text(processor.chat_template)

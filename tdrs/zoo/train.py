@@ -1,13 +1,14 @@
 """Train an embedded model: `python -m tdrs.zoo.train backbone=mini_llava`.
 
-Sequences are those of `tdrs.zoo.turns`. Loss is on the answers, and, lightly, on the word asked for, read out halfway
-up the decoder at the question mark: naming that word and finding its letter are then learned as two steps.
+Sequences are those of `tdrs.zoo.turns`. Loss is on the answers, and on what is read out on the way up the decoder.
+Halfway: at the name of an object, the cell it stands in; at the question mark, the word asked for; at an option's word,
+its letter. Below the last layer: where an option's letter is to be said, its word. Finding the object, naming what it
+shows and finding that word's letter are then learned as steps of their own. The read-out of cells is a layer that only
+training has.
 
-Five stages: `align` teaches the projector to say in the decoder's own words what each patch shows (no decoder runs);
-`name` asks for single words and descriptions; `look_up` adds multiple choice, mostly without a hint, and beside it the
-bare half of that skill ("Which option is red?", words paired with their letters); `choose` has hints of up to `GAP`
-tokens in most prompts; `all` has the pictures and prompts of all four benchmarks.
-A checkpoint every few minutes; run the command again and it goes on, with the same batches.
+Three stages: `align` teaches tower and projector to say in the decoder's own words what each patch shows (no decoder
+runs); `skills` has many single words and options, mostly without a hint; `all` has the prompts of all four benchmarks
+as they are asked. A checkpoint every few minutes; run the command again and it goes on, with the same batches.
 """
 
 import json
@@ -22,88 +23,121 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from omegaconf import DictConfig
+from torch import nn
 from torch.utils.data import DataLoader, Subset
 from tqdm import tqdm
-from transformers import LlavaForConditionalGeneration
 
+from tdrs.backbones.processors import save_processor
 from tdrs.configuration import plain, run
 from tdrs.settings import SettingError, build, check_choice
-from tdrs.zoo import mini_llava
-from tdrs.zoo.turns import SORTS, Pictures, Recipe
+from tdrs.zoo.families import FAMILIES
+from tdrs.zoo.start import start_from
+from tdrs.zoo.turns import NOWHERE, SORTS, Pictures, Recipe, collate
+
+Batch = dict[str, torch.Tensor]
 
 
-def _align_loss(model: LlavaForConditionalGeneration, batch: dict[str, torch.Tensor]) -> torch.Tensor:
-    """Cross-entropy of each projected patch, read out by the decoder's own embedding, with its colour and shape."""
-    return _show_loss(model, torch.stack(list(model.model.get_image_features(batch["pixels"]).pooler_output)), batch)
+def _features(model: Any, batch: Batch) -> torch.Tensor:
+    """The image tokens of all pictures, (pictures, cells, D)."""
+    given = {name: batch[name] for name in ("pixel_values", "image_grid_thw") if name in batch}
+    parts = model.model.get_image_features(**given).pooler_output
+    return torch.cat([part.flatten(0, -2) for part in parts]).unflatten(0, batch["shown"].shape[:2])
 
 
-def _show_loss(
-    model: LlavaForConditionalGeneration, features: torch.Tensor, batch: dict[str, torch.Tensor]
-) -> torch.Tensor:
+def _show_loss(model: Any, features: torch.Tensor, batch: Batch) -> torch.Tensor:
+    """Cross-entropy of each projected patch, read out by the decoder's own embedding, with the two words it shows."""
     logits = model.lm_head(features).flatten(0, 1)
     shown = batch["shown"].flatten(0, 1)
-    loss = F.cross_entropy(logits, shown[:, 0], reduction="none") + F.cross_entropy(
-        logits, shown[:, 1], reduction="none"
-    )
+    loss = torch.stack([F.cross_entropy(logits, shown[:, n], reduction="none") for n in range(2)]).sum(dim=0)
     empty = shown[:, 0] == shown[:, 1]
     return loss[~empty].mean() + 0.2 * loss[empty].mean()
 
 
-def _decode(
-    decoder: Any, embedded: torch.Tensor, mask: torch.Tensor, positions: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """The decoder's last hidden states, and those halfway up, both (B, L, D) behind the final norm."""
+def _align_loss(model: Any, batch: Batch) -> torch.Tensor:
+    return _show_loss(model, _features(model, batch), batch)
+
+
+def _decode(decoder: Any, embedded: torch.Tensor, mask: torch.Tensor, positions: torch.Tensor) -> list[torch.Tensor]:
+    """The decoder's hidden states halfway up, below the last layer and above it, (rows, L, D) behind the final norm."""
     rotation = decoder.rotary_emb(embedded, position_ids=positions)
     states = [embedded]
     for layer in decoder.layers:
         states.append(layer(states[-1], attention_mask=mask, position_embeddings=rotation))
-    return decoder.norm(states[-1]), decoder.norm(states[len(states) // 2])
+    return [decoder.norm(state) for state in (states[len(states) // 2], states[-2], states[-1])]
 
 
-def _answer_loss(
-    model: LlavaForConditionalGeneration, decoder: Any, batch: dict[str, torch.Tensor]
-) -> tuple[torch.Tensor, dict[str, float]]:
-    """Cross-entropy on the answers' tokens, and for each sort of turn the share of first tokens that are right."""
-    shown = torch.stack(list(model.model.get_image_features(batch["pixels"]).pooler_output))
-    features = shown.flatten(0, 1)
-    embedded = model.get_input_embeddings()(batch["ids"])
-    image = (batch["ids"] == model.config.image_token_id)[..., None]
-    embedded = embedded.masked_scatter(image, features.to(embedded.dtype))
-    turns = batch["turns"]
-    seen = (turns[:, None, :] == turns[:, :, None]) | (turns[:, None, :] == 0)
+def _answer_loss(model: Any, places: nn.Linear, decoder: Any, batch: Batch) -> tuple[torch.Tensor, dict[str, float]]:
+    """The loss of the stages with the decoder, and for each sort of turn the share of first tokens that are right."""
+    features = _features(model, batch)
+    ids, turns = batch["ids"], batch["turns"]
+    rows = len(ids) // len(features)
+    embedded = model.get_input_embeddings()(ids)
+    image = (ids == model.config.image_token_id)[..., None]
+    embedded = embedded.masked_scatter(image, features.repeat_interleave(rows, dim=0).to(embedded.dtype))
     length = turns.shape[1]
-    causal = torch.ones(length, length, dtype=torch.bool, device=turns.device).tril()
-    mask = (seen & causal)[:, None]
-    hidden, halfway = decoder(embedded, mask, batch["positions"])
+    seen = (turns[:, None, :] == turns[:, :, None]) | (turns[:, None, :] == 0)
+    seen &= torch.ones(length, length, dtype=torch.bool, device=turns.device).tril()
+    mask = torch.zeros(seen.shape, device=turns.device).masked_fill(~seen, -1e9)[:, None]
+    positions = batch["positions"][0] if len(batch["positions"]) == 1 else batch["positions"]
+    halfway, late, hidden = decoder(embedded, mask, positions)
     asked = batch["labels"] != -100
     logits = model.lm_head(hidden[asked])
     gold = batch["labels"][asked]
     good = logits.argmax(-1) == gold
     sorts = batch["sorts"][asked]
-    known_sorts = {name: sorts == number for number, name in enumerate(SORTS)}
-    right = {name: float(good[here].float().mean()) for name, here in known_sorts.items() if here.any()}
+    right = {}
+    for number, name in enumerate(SORTS):
+        if (sorts == number).any():
+            right[name] = float(good[sorts == number].float().mean())
     loss = F.cross_entropy(logits, gold)
-    known = batch["early"] != -100
-    loss = loss + 0.3 * F.cross_entropy(model.lm_head(halfway[known]), batch["early"][known])
-    return loss + 0.1 * _show_loss(model, shown, batch), right
+    named, located, chosen = (batch[name] != -100 for name in ("words", "places", "chosen"))
+    loss = loss + 0.5 * F.cross_entropy(model.lm_head(halfway[named]), batch["words"][named])
+    if chosen.any():
+        loss = loss + 0.5 * F.cross_entropy(model.lm_head(late[chosen]), batch["chosen"][chosen])
+    found = places(halfway[located])
+    right["place"] = float((found.argmax(-1) == batch["places"][located]).float().mean())
+    loss = loss + 1.0 * F.cross_entropy(found, batch["places"][located])
+    return loss + 0.1 * _show_loss(model, features, batch), right
 
 
-def train(recipe: Recipe, folder: Path) -> Path:
-    """Train `mini_llava` by `recipe` with checkpoints in `folder`; returns the folder of the finished model.
+def _optimizers(parts: nn.ModuleDict) -> list[torch.optim.Optimizer]:
+    """Muon for the matrices between hidden states, at AdamW's rate; AdamW for embeddings, kernels and vectors.
+
+    Against AdamW for all, the skills of the stage `skills` came after half as many steps.
+    """
+    hidden: list[nn.Parameter] = []
+    rest: list[nn.Parameter] = []
+    for name, parameter in parts.named_parameters():
+        inner = parameter.ndim == 2 and "embed" not in name and not name.startswith("places")
+        (hidden if inner else rest).append(parameter)
+    return [
+        torch.optim.Muon(hidden, weight_decay=0.02, adjust_lr_fn="match_rms_adamw"),
+        torch.optim.AdamW(rest, betas=(0.9, 0.98), weight_decay=0.0, fused=True),
+    ]
+
+
+def train(name: str, recipe: Recipe, folder: Path) -> Path:
+    """Train an embedded model by `recipe` with checkpoints in `folder`; returns the folder of the finished model.
+
+    Args:
+        name: one of `FAMILIES`.
 
     Raises:
-        SettingError: the folder's checkpoint belongs to another recipe.
+        SettingError: the folder's checkpoint belongs to another recipe, or the decoder to start from does not fit.
     """
     device = "cuda" if torch.cuda.is_available() else "cpu"
     torch.manual_seed(recipe.seed)
     folder.mkdir(parents=True, exist_ok=True)
-    processor = mini_llava.processor()
-    model = mini_llava.untrained()
-    torch.nn.Module.to(model.train(), device)
-    matrices = [p for p in model.parameters() if p.ndim > 1]
-    vectors = [p for p in model.parameters() if p.ndim <= 1]
-    groups = [{"params": matrices, "weight_decay": 0.02}, {"params": vectors, "weight_decay": 0.0}]
-    optimizer = torch.optim.AdamW(groups, lr=recipe.learning_rate, betas=(0.9, 0.98), fused=True)
+    family = FAMILIES[name]
+    processor = family.processor()
+    model: Any = family.untrained()
+    places = nn.Linear(model.config.get_text_config().hidden_size, NOWHERE + 1)
+    if recipe.start != "random":
+        start_from(recipe.start, model, processor.tokenizer)
+    # whole maps of short rows, compiled, are three times as fast on a CPU as its kernel of scaled_dot_product_attention
+    model.set_attn_implementation({"text_config": "eager"})
+    parts = nn.ModuleDict({"model": model.train(), "places": places}).to(device)
+    optimizers = _optimizers(parts)
     checkpoint = folder / "checkpoint.pt"
     first = 0
     if checkpoint.exists():
@@ -112,19 +146,24 @@ def train(recipe: Recipe, folder: Path) -> Path:
             raise SettingError(
                 "output", str(checkpoint), "holds another recipe's checkpoint; delete it or name another"
             )
-        model.load_state_dict(state["model"])
-        optimizer.load_state_dict(state["optimizer"])
+        parts.load_state_dict(state["model"])
+        for optimizer, saved_state in zip(optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(saved_state)
         first = state["step"]
     last = recipe.steps
     batches = DataLoader(
-        Subset(Pictures(recipe, processor), range(first * recipe.batch_size, last * recipe.batch_size)),
+        Subset(
+            Pictures(recipe, processor, family.style, family.axes),
+            range(first * recipe.batch_size, last * recipe.batch_size),
+        ),
         batch_size=recipe.batch_size,
+        collate_fn=collate,
         num_workers=1,
         prefetch_factor=8,
         # a batch never spans two stages, whose items differ: stages start at whole batches
     )
     decoder: Any = partial(_decode, model.model.language_model)
-    if recipe.steps > 200:  # compiling takes half a minute and saves an eighth of each step
+    if recipe.steps > 200:  # compiling takes half a minute
         decoder = torch.compile(decoder, dynamic=False)
     log = (folder / "log.jsonl").open("a")
     saved = time.monotonic()
@@ -133,37 +172,40 @@ def train(recipe: Recipe, folder: Path) -> Path:
         state = {
             "recipe": asdict(recipe),
             "step": step,
-            "model": model.state_dict(),
-            "optimizer": optimizer.state_dict(),
+            "model": parts.state_dict(),
+            "optimizers": [optimizer.state_dict() for optimizer in optimizers],
         }
         torch.save(state, checkpoint.with_suffix(".tmp"))
         checkpoint.with_suffix(".tmp").replace(checkpoint)
 
-    bar = tqdm(batches, initial=first, total=last, desc=f"training mini_llava, seed {recipe.seed}", unit="step")
+    bar = tqdm(batches, initial=first, total=last, desc=f"training {name}, seed {recipe.seed}", unit="step")
     recent: list[dict[str, float]] = []
     done = first
     try:
         for step, batch in enumerate(bar, start=first):
-            batch = {name: tensor.to(device) for name, tensor in batch.items()}
-            for group in optimizer.param_groups:
+            batch = {part: tensor.to(device) for part, tensor in batch.items()}
+            for group in (group for optimizer in optimizers for group in optimizer.param_groups):
                 group["lr"] = recipe.rate(step)
-            if recipe.stage(step) == "align":
-                loss = _align_loss(model, batch)
-            else:
-                # half precision in the products, a third faster here; weights and their updates stay in float32
-                with torch.autocast(device, torch.bfloat16):
-                    loss, right = _answer_loss(model, decoder, batch)
-                recent = [*recent[-49:], right]
-            optimizer.zero_grad()
+            # half precision in the products, four times as fast here; weights and their updates stay in float32
+            with torch.autocast(device, torch.bfloat16):
+                if recipe.stage(step) == "align":
+                    loss = _align_loss(model, batch)
+                else:
+                    loss, right = _answer_loss(model, places, decoder, batch)
+                    recent = [*recent[-49:], right]
+            parts.zero_grad()
             loss.backward()
-            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-            optimizer.step()
+            if recipe.start != "random" and recipe.stage(step) == "align":
+                model.get_input_embeddings().weight.grad = None  # towers are aligned to a decoder that stays as it is
+            nn.utils.clip_grad_norm_(parts.parameters(), 1.0)
+            for optimizer in optimizers:
+                optimizer.step()
             done = step + 1
             if step % 50 == 0:
                 entry = {"step": step, "loss": round(loss.item(), 4)}
-                for name in SORTS:
-                    found = [r[name] for r in recent if name in r]
-                    entry |= {name: round(float(np.mean(found)), 3)} if found else {}
+                for sort in (*SORTS, "place"):
+                    found = [r[sort] for r in recent if sort in r]
+                    entry |= {sort: round(float(np.mean(found)), 3)} if found else {}
                 log.write(json.dumps(entry) + "\n")
                 log.flush()
                 bar.set_postfix(entry)
@@ -172,19 +214,22 @@ def train(recipe: Recipe, folder: Path) -> Path:
                 saved = time.monotonic()
     finally:
         save(done)  # also after Ctrl-C
-    model.eval().save_pretrained(folder / "model")
-    processor.save_pretrained(folder / "model")
+    model.eval().set_attn_implementation({"text_config": "sdpa"})
+    model.save_pretrained(folder / "model")
+    save_processor(processor, folder / "model")
     return folder / "model"
 
 
 def main_train(config: DictConfig) -> None:
     values = plain(config)
-    check_choice("backbone", values["backbone"], ["mini_llava"])
-    recipe = build(Recipe, values["recipe"], "recipe")
-    folder = Path(values["output"]) / "zoo" / f"{values['backbone']}-seed{recipe.seed}"
-    model = train(recipe, folder)
+    name = values["backbone"]["name"]
+    check_choice("backbone", name, list(FAMILIES))
+    given = {setting: value for setting, value in values["recipe"].items() if value is not None}
+    recipe = build(Recipe, {**values["recipes"][name], **given}, "recipe")
+    folder = Path(values["output"]) / "zoo" / (f"{name}-seed{recipe.seed}" if "seed" in given else name)
+    model = train(name, recipe, folder)
     print(f"model:   {model}")
-    print(f"next:    python -m tdrs.evaluate backbone={values['backbone']} backbone.source={model}")
+    print(f"next:    python -m tdrs.evaluate backbone={name} backbone.source={model} dataset.gap=0")
 
 
 USAGE = """

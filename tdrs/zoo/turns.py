@@ -1,82 +1,94 @@
-"""What an embedded model is trained on: pictures with turns about them, packed into one sequence each.
+"""What an embedded model is trained on: pictures with turns about them, packed into a few rows of tokens each.
 
 A turn sees the picture and itself only, and its positions start right behind the picture: so each turn is, to the
 letter and to the position, the prompt the evaluation sends, while the picture is encoded once.
 """
 
+import re
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import NamedTuple
+from itertools import pairwise
+from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 from PIL import Image
 from torch.utils.data import Dataset
-from transformers import LlavaProcessor
 
+from tdrs.backbones.huggingface import insert_before_image
 from tdrs.benchmarks import mini_gqa, mini_pope, mini_textvqa, prompts
 from tdrs.benchmarks.embedded import SEEDS
 from tdrs.benchmarks.filler import filler
 from tdrs.benchmarks.mini_scienceqa import TOPICS, ask
 from tdrs.benchmarks.pope import CATEGORIES
-from tdrs.benchmarks.prompts import LETTERS, SINGLE_WORD, scienceqa
-from tdrs.benchmarks.scenes import GRID, Object, draw, sample_objects
-from tdrs.benchmarks.signs import Sign, draw_signs, sample_signs
+from tdrs.benchmarks.prompts import LETTERS
+from tdrs.benchmarks.scenes import CELL, COLORS, GRID, SHAPES, Object, draw, sample_objects
+from tdrs.benchmarks.signs import DIGITS, GLYPHS, Sign, draw_signs, sample_signs
 from tdrs.settings import check_number
 
 SORTS = ("describe", "word", "match", "look_up", "choose", "ask", "exist", "read")
 MIXTURE = {  # how often each sort of turn about a picture of `objects` comes, by stage
-    "name": (0.0, 1.0, 0.0, 0.0, 0.0),
-    "look_up": (0.05, 0.15, 0.35, 0.2, 0.25),
-    "choose": (0.05, 0.15, 0.05, 0.1, 0.65),
-    "all": (0.02, 0.08, 0.05, 0.05, 0.8),
+    "skills": (0.0, 0.1, 0.45, 0.25, 0.2),
+    "all": (0.02, 0.03, 0.1, 0.1, 0.75),
 }
-PICTURES = {"objects": 0.3, "crowd": 0.3, "kinds": 0.2, "signs": 0.2}  # of the stage `all`, whose twin each belongs to
-HINTS = {"name": 0.2, "look_up": 0.1, "choose": 0.9, "all": 0.6}  # turns with a gap's text, by stage
+PICTURES = {  # whose twin each belongs to, by stage
+    "align": {"catalogue": 1.0},
+    "skills": {"objects": 0.6, "crowd": 0.2, "kinds": 0.1, "signs": 0.1},
+    "all": {"objects": 0.35, "crowd": 0.3, "kinds": 0.15, "signs": 0.2},
+}
+HINTS = {"skills": 0.2, "all": 0.6}  # turns with a gap's text, by stage
+WORD = re.compile(r"\n|\w+|[^\w\s]")  # as the tokenizer splits
+CHARACTERS = sorted(GLYPHS)
+NOWHERE = GRID**2  # the place of an object that is not in the picture
 GAP = 32  # the longest text seen in training, in tokens
 BEFORE = 0.15  # of the pictures of the stage `all` have such a text in front of the image
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """What a training run is made of (`conf/train.yaml` has the values): steps of each stage, pictures a batch, tokens
-    a picture, the highest learning rate and its warm-up. Equal recipes give equal batches."""
+    """What a training run is made of (`conf/train.yaml` has the values). Equal recipes give equal batches.
+
+    Args:
+        start: the folder of a model whose text decoder this one starts from, or `embedded:NAME`; `random` is none.
+        align_steps, skills_steps, all_steps: steps of the three stages.
+        batch_size: pictures a batch.
+        rows: rows of tokens a picture.
+        length: tokens a row.
+        learning_rate: the highest, of the two stages with the decoder.
+        warmup_steps: until it is reached.
+    """
 
     seed: int
+    start: str
     align_steps: int
-    name_steps: int
-    look_up_steps: int
-    choose_steps: int
+    skills_steps: int
     all_steps: int
     batch_size: int
+    rows: int
     length: int
     learning_rate: float
     warmup_steps: int
 
     def __post_init__(self) -> None:
         for name, value in asdict(self).items():
-            check_number(name, value, 0, whole=name != "learning_rate", above=name in ("batch_size", "learning_rate"))
+            if name != "start":
+                above = name in ("batch_size", "rows", "length", "learning_rate")
+                check_number(name, value, 0, whole=name != "learning_rate", above=above)
 
     @property
     def steps(self) -> int:
-        return self.align_steps + self.name_steps + self.look_up_steps + self.choose_steps + self.all_steps
+        return self.align_steps + self.skills_steps + self.all_steps
 
     def stage(self, step: int) -> str:
         if step < self.align_steps:
             return "align"
-        if step < self.align_steps + self.name_steps:
-            return "name"
-        if step < self.steps - self.all_steps - self.choose_steps:
-            return "look_up"
-        return "choose" if step < self.steps - self.all_steps else "all"
+        return "skills" if step < self.align_steps + self.skills_steps else "all"
 
     def rate(self, step: int) -> float:
-        """Learning rate of a step: a warm-up and a cosine down to zero while aligning, then again for the stages on one
-        benchmark, then, from two thirds of the rate, for the stage on all of them."""
-        last = self.steps - self.all_steps
+        """Learning rate of a step: a warm-up and a cosine down to zero while aligning, then again for the rest."""
         if step < self.align_steps:
             return 1e-3 * _wave(step, self.align_steps, 100)
-        if step < last:
-            return self.learning_rate * _wave(step - self.align_steps, last - self.align_steps, self.warmup_steps)
-        return self.learning_rate * 2 / 3 * _wave(step - last, self.all_steps, self.warmup_steps)
+        return self.learning_rate * _wave(step - self.align_steps, self.steps - self.align_steps, self.warmup_steps)
 
 
 def _wave(done: int, steps: int, warmup: int) -> float:
@@ -98,16 +110,16 @@ class Turn(NamedTuple):
     word: str = ""
 
 
-def _choose(objects: list[Object], hints: float, rng: np.random.Generator) -> Turn:
+def _choose(objects: list[Object], style: str, hints: float, rng: np.random.Generator) -> Turn:
     asked = ask(objects, str(rng.choice(TOPICS, p=(0.4, 0.4, 0.2))), rng)
-    prompt = scienceqa("llava", asked["question"], asked["choices"], _hint(hints, rng))
+    prompt = prompts.scienceqa(style, asked["question"], asked["choices"], _hint(hints, rng))
     return Turn("choose", prompt, LETTERS[asked["answer"]], asked["choices"][asked["answer"]])
 
 
-def _look_up(objects: list[Object], hints: float, rng: np.random.Generator) -> Turn:
+def _look_up(objects: list[Object], style: str, hints: float, rng: np.random.Generator) -> Turn:
     asked = ask(objects, str(rng.choice(TOPICS)), rng)
     word = asked["choices"][asked["answer"]]
-    prompt = scienceqa("llava", f"Which option is {word}?", asked["choices"], _hint(hints, rng))
+    prompt = prompts.scienceqa(style, f"Which option is {word}?", asked["choices"], _hint(hints, rng))
     return Turn("look_up", prompt, LETTERS[asked["answer"]], word)
 
 
@@ -119,15 +131,13 @@ def _match(objects: list[Object], rng: np.random.Generator) -> Turn:
     return Turn("match", f"{options}Name the letters.", " ".join(f"{choices[n]} {LETTERS[n]}" for n in order))
 
 
-def _word(objects: list[Object], hints: float, rng: np.random.Generator) -> Turn:
+def _word(objects: list[Object], style: str, hints: float, rng: np.random.Generator) -> Turn:
     asked = ask(objects, str(rng.choice(TOPICS[:2])), rng)
-    hint = _hint(hints, rng)
-    context = f"Context: {hint}\n" if hint else ""
     word = asked["choices"][asked["answer"]]
-    return Turn("word", f"{context}{asked['question']}\n{SINGLE_WORD}", word, word)
+    return Turn("word", prompts.gqa(style, asked["question"], _hint(hints, rng)), word, word)
 
 
-def _exist(present: list[int], hints: float, rng: np.random.Generator) -> Turn:
+def _exist(present: list[int], style: str, hints: float, rng: np.random.Generator) -> Turn:
     """Half of the questions are about what is there, half about what is not, in each of POPE's three ways."""
     chosen = [int(kind) for kind in rng.choice(present, mini_pope.ASKED, replace=False)]
     if rng.random() < 0.5:
@@ -135,7 +145,7 @@ def _exist(present: list[int], hints: float, rng: np.random.Generator) -> Turn:
     else:
         absent = mini_pope.negatives(str(rng.choice(CATEGORIES)), present, chosen, 0, rng)
         kind, answer = absent[int(rng.integers(len(absent)))], "no"
-    prompt = prompts.pope("llava", mini_pope.question(kind), _hint(hints, rng))
+    prompt = prompts.pope(style, mini_pope.question(kind), _hint(hints, rng))
     return Turn("exist", prompt, answer, answer)
 
 
@@ -146,6 +156,9 @@ class Scene:
         self.kind = kind
         self.objects: list[Object] = []
         self.signs: list[Sign] = []
+        if kind == "catalogue":
+            self._catalogue(rng)
+            return
         if kind == "signs":
             self.signs = sample_signs(rng)
             self.pixels = draw_signs(self.signs, rng)
@@ -159,6 +172,25 @@ class Scene:
             self.objects = mini_gqa.sample_crowd(rng) if kind == "crowd" else sample_objects(rng)
         self.pixels = draw(self.objects, rng)
 
+    def _catalogue(self, rng: np.random.Generator) -> None:
+        """Nearly every cell shows something, so that a patch is learned from each: objects and signs, any of them."""
+        cell = 0
+        while cell < GRID**2:
+            kind, color = rng.random(), str(rng.choice(list(COLORS)))
+            if kind < 0.45:
+                self.objects.append(Object(color, str(rng.choice(SHAPES)), cell))
+            elif kind < 0.9:
+                first = CHARACTERS[rng.integers(len(CHARACTERS))]
+                more = rng.random() < 0.6 and cell % GRID + 1 < GRID
+                self.signs.append(Sign(color, first + (DIGITS[rng.integers(10)] if more else ""), cell))
+                cell += more
+            cell += 1
+        self.pixels = draw(self.objects, rng)
+        plates = draw_signs(self.signs, rng)
+        for row, column in (divmod(cell, GRID) for sign in self.signs for cell in sign.cells):
+            part = slice(row * CELL, (row + 1) * CELL), slice(column * CELL, (column + 1) * CELL)
+            self.pixels[part] = plates[part]
+
     @property
     def shown(self) -> dict[int, tuple[str, str]]:
         """The two words for what each cell shows: colour and shape, or a plate's colour and its character."""
@@ -169,98 +201,179 @@ class Scene:
             for cell, character in zip(sign.cells, sign.text, strict=True)
         }
 
-    def turn(self, stage: str, rng: np.random.Generator) -> Turn:
-        hints = HINTS[stage]
+    def turn(self, stage: str, style: str, hints: float, rng: np.random.Generator) -> Turn:
+        """A turn about the picture, in a style of prompt (`tdrs.benchmarks.prompts`), a share of them with a text."""
         describe = Turn("describe", "Describe the picture.", self._description())
         if self.kind == "objects":
             match str(rng.choice(SORTS[:5], p=MIXTURE[stage])):
                 case "describe":
                     return describe
                 case "word":
-                    return _word(self.objects, hints, rng)
+                    return _word(self.objects, style, hints, rng)
                 case "match":
                     return _match(self.objects, rng)
                 case "look_up":
-                    return _look_up(self.objects, hints, rng)
+                    return _look_up(self.objects, style, hints, rng)
                 case _:
-                    return _choose(self.objects, hints, rng)
+                    return _choose(self.objects, style, hints, rng)
         if rng.random() < 0.05:
             return describe
         if self.kind == "crowd":
             question, answer = mini_gqa.ask(self.objects, rng)
-            return Turn("ask", prompts.gqa("llava", question, _hint(hints, rng)), answer, answer)
+            return Turn("ask", prompts.gqa(style, question, _hint(hints, rng)), answer, answer)
         if self.kind == "kinds":
-            return _exist(self.present, hints, rng)
+            return _exist(self.present, style, hints, rng)
         sign = self.signs[int(rng.integers(len(self.signs)))]
-        prompt = prompts.textvqa("llava", mini_textvqa.ask(sign, rng), None, _hint(hints, rng))
+        prompt = prompts.textvqa(style, mini_textvqa.ask(sign, rng), None, _hint(hints, rng))
         return Turn("read", prompt, sign.text, sign.text[0])
+
+    def places(self, prompt: Sequence[str]) -> dict[int, int]:
+        """Where a prompt's words name one object or sign ("circle", "red object", "red sign"): the place of the name's
+        last word in the prompt, to the cell; `NOWHERE` if the picture has none such, nothing if it has several."""
+        found = {}
+        for at, (before, word) in enumerate(pairwise(prompt), start=1):
+            color = before if before in COLORS else None
+            if word in SHAPES and (color or before == "the"):
+                cells = [o.cell for o in self.objects if o.shape == word and color in (None, o.color)]
+            elif word == "object" and color:
+                cells = [o.cell for o in self.objects if o.color == color]
+            elif word == "sign" and color:
+                cells = [sign.cell for sign in self.signs if sign.color == color]
+            else:
+                continue
+            if len(cells) < 2:
+                found[at] = cells[0] if cells else NOWHERE
+        return found
 
     def _description(self) -> str:
         things = [f"{thing.color} {thing.shape}" for thing in self.objects]
         return ", ".join([*things, *(f"{sign.color} {sign.text}" for sign in self.signs)])
 
 
-class Pictures(Dataset[dict[str, np.ndarray]]):
-    """Item `n` is training picture `n` with its turns, packed into `length` tokens; it depends on (seed, n) alone."""
+class Pictures(Dataset[dict[str, torch.Tensor]]):
+    """Item `n` is training picture `n` with its turns; it depends on (recipe, n) alone.
 
-    def __init__(self, recipe: Recipe, processor: LlavaProcessor) -> None:
+    An item has the processor's pixels and, from the first stage with the decoder on, for R rows of L tokens: `ids`;
+    `positions`, axes × R × L; `turns`, 0 for what all turns see and -1 for padding; and, -100 where there is none,
+    `labels`, the next token of an answer; `words`, at each question mark the word asked for, at each option its letter;
+    `chosen`, before an option's letter its word; `places`, at each name of an object its cell; `sorts`, at each
+    answer's first token the sort of its turn.
+    """
+
+    def __init__(self, recipe: Recipe, processor: Any, style: str, axes: int) -> None:
         self.recipe = recipe
         self.processor = processor
+        self.style = style
+        self.axes = axes
         tokens = processor.tokenizer
         self.end = tokens.eos_token_id
         self.pad = tokens.pad_token_id
         self.ids = tokens.get_vocab()
+        self._known: dict[str, list[int]] = {}
+        turn = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "!"}]}]
+        whole = processor.apply_chat_template(turn, add_generation_prompt=True)
+        self._before, self._after = whole.split("!")
+        self._suffix = tokens(self._after, add_special_tokens=False)["input_ids"]
 
     def __len__(self) -> int:
         return self.recipe.steps * self.recipe.batch_size
 
-    def __getitem__(self, index: int) -> dict[str, np.ndarray]:
+    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
         stage = self.recipe.stage(index // self.recipe.batch_size)
         rng = np.random.default_rng([SEEDS["train"], self.recipe.seed, index, 3])
-        kind = "objects"
-        if stage in ("align", "all"):
-            kind = str(rng.choice(list(PICTURES), p=list(PICTURES.values())))
-        scene = Scene(kind, rng)
-        pixels = self.processor.image_processor(Image.fromarray(scene.pixels))["pixel_values"][0]
+        kinds = PICTURES[stage]
+        scene = Scene(str(rng.choice(list(kinds), p=list(kinds.values()))), rng)
+        before = _hint(BEFORE if stage == "all" else 0.0, rng)
+        text = insert_before_image(f"Context: {before}\n" if before else "", self._before, self.processor)
+        inputs = self.processor(text=[text], images=[Image.fromarray(scene.pixels)], return_tensors="np")
         shown = np.full((GRID**2, 2), self.ids["empty"])
         for cell, words in scene.shown.items():
             shown[cell] = self.ids[words[0]], self.ids[words[1]]
-        item = {"pixels": np.asarray(pixels, dtype=np.float32), "shown": shown}
-        return item if stage == "align" else item | self._pack(scene, stage, rng)
+        item = {name: inputs[name] for name in ("pixel_values", "image_grid_thw") if name in inputs}
+        item |= {"shown": shown}
+        if stage != "align":
+            hints = 0.0 if before else HINTS[stage]  # the text stands in one place, as in the evaluation
+            item |= self._rows(scene, stage, hints, list(inputs["input_ids"][0]), rng)
+        return {name: torch.from_numpy(np.ascontiguousarray(value)) for name, value in item.items()}
 
-    def _pack(self, scene: Scene, stage: str, rng: np.random.Generator) -> dict[str, np.ndarray]:
-        length = self.recipe.length
-        ids = np.full(length, self.pad)
-        labels = np.full(length, -100)
-        turns = np.full(length, -1)
-        early = np.full(length, -100)  # at each question mark, the word asked for
-        sorts = np.full(length, -1)  # at each answer's first token, the sort of its turn
-        positions = np.zeros(length, dtype=np.int64)
-        tokens = self.processor.tokenizer
-        before = _hint(BEFORE if stage == "all" else 0.0, rng)
-        before = f"Context: {before}\n" if before else ""
-        prefix = tokens(f"USER: {before}" + "<image>" * GRID**2 + "\n")["input_ids"]
+    def _positions(self, prefix: list[int]) -> np.ndarray:
+        """Of the tokens up to the question, (axes, P): a count, or M-RoPE's time, row and column of an image token."""
+        if self.axes == 1:
+            return np.arange(len(prefix))[None]
+        first = prefix.index(self.ids[self.processor.image_token])
+        row, column = np.divmod(np.arange(GRID**2), GRID)
+        image = first + np.stack([np.zeros_like(row), row, column])
+        text = np.arange(len(prefix) - first - GRID**2)
+        return np.concatenate([np.tile(np.arange(first), (3, 1)), image, np.tile(first + GRID + text, (3, 1))], axis=1)
+
+    def _encode(self, text: str) -> list[int]:
+        """The tokenizer's ids, word by word: a turn is made of few words, and asking for each turn anew is slow."""
+        ids: list[int] = []
+        for word in WORD.findall(text):
+            if word not in self._known:
+                self._known[word] = self.processor.tokenizer(word, add_special_tokens=False)["input_ids"]
+            ids += self._known[word]
+        return ids
+
+    def _rows(
+        self, scene: Scene, stage: str, hints: float, prefix: list[int], rng: np.random.Generator
+    ) -> dict[str, np.ndarray]:
+        shape = self.recipe.rows, self.recipe.length
+        blank = {
+            "ids": self.pad,
+            "turns": -1,
+            "labels": -100,
+            "words": -100,
+            "places": -100,
+            "chosen": -100,
+            "sorts": -100,
+        }
+        rows = {name: np.full(shape, value) for name, value in blank.items()}
+        positions = np.zeros((self.axes, *shape), dtype=np.int64)
         start = len(prefix)
-        ids[:start], turns[:start], positions[:start] = prefix, 0, np.arange(start)
-        at, number = start, 0
-        while True:
-            if number == 0 and stage == "name":
-                turn = Turn("describe", "Describe the picture.", scene._description())
-            else:
-                turn = scene.turn(stage, rng)
-            said, gold = tokens([f"{turn.prompt} ASSISTANT:", turn.answer], add_special_tokens=False)["input_ids"]
-            whole = [*said, *gold, self.end]
-            stop = at + len(whole)
-            if stop > length:
-                break
-            number += 1
-            ids[at:stop], turns[at:stop] = whole, number
-            positions[at:stop] = np.arange(start, start + len(whole))
-            if turn.word:
-                early[at + said.index(self.ids["?"])] = self.ids[turn.word]
-            labels[at + len(said) - 1 : stop - 1] = whole[len(said) :]  # already shifted by one
-            if turn.sort == "match":  # the words' order is free
-                labels[at + len(said) - 1 : stop - 1 : 2] = -100
-            sorts[at + len(said) - (turn.sort != "match")] = SORTS.index(turn.sort)
-            at = stop
-        return {"ids": ids, "labels": labels, "turns": turns, "positions": positions, "sorts": sorts, "early": early}
+        own = self._positions(prefix)
+        following = int(own.max()) + 1
+        waiting: Turn | None = None
+        for row in range(shape[0]):
+            rows["ids"][row, :start], rows["turns"][row, :start], positions[:, row, :start] = prefix, 0, own
+            at, number = start, 0
+            while True:
+                turn = waiting or scene.turn(stage, self.style, hints, rng)
+                said = self._encode(turn.prompt) + self._suffix
+                gold = self._encode(turn.answer)
+                stop = at + len(said) + len(gold) + 1
+                # one that does not fit begins the next row, so that long turns are as frequent as they should be
+                waiting = turn if stop > shape[1] and number else None
+                if stop > shape[1]:
+                    break
+                number += 1
+                rows["ids"][row, at:stop] = [*said, *gold, self.end]
+                rows["turns"][row, at:stop] = number
+                positions[:, row, at:stop] = np.arange(following, following + stop - at)
+                answer = at + len(said) - 1  # labels are already shifted by one
+                rows["labels"][row, answer : stop - 1] = [*gold, self.end]
+                if turn.sort == "match":  # the words' order is free
+                    rows["labels"][row, answer : stop - 1 : 2] = -100
+                rows["sorts"][row, answer + (turn.sort == "match")] = SORTS.index(turn.sort)
+                words = WORD.findall(turn.prompt)
+                if turn.word:
+                    rows["words"][row, at + said.index(self.ids["?"])] = self.ids[turn.word]
+                if turn.sort in ("choose", "look_up"):
+                    rows["chosen"][row, answer] = self.ids[turn.word]
+                for place, word in enumerate(words[2:], start=2):
+                    if words[place - 1] == "." and words[place - 2] in LETTERS[:5] and word in (*COLORS, *SHAPES):
+                        rows["words"][row, at + place] = self.ids[words[place - 2]]
+                for place, cell in scene.places(words).items():
+                    rows["places"][row, at + place] = cell
+                at = stop
+        return rows | {"positions": positions}
+
+
+def collate(items: Sequence[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+    """A batch: pixels one after the other, rows of all pictures below each other."""
+    joined = {"pixel_values": 0, "image_grid_thw": 0, "positions": 1}
+    batch = {}
+    for name in items[0]:
+        parts = [item[name] for item in items]
+        batch[name] = torch.stack(parts) if name == "shown" else torch.cat(parts, dim=joined.get(name, 0))
+    return batch

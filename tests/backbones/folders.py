@@ -1,6 +1,5 @@
 """Folders in the hub's layout of small random models with real processor classes and a tokenizer made on the spot."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -12,21 +11,14 @@ from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import GotOcr2Im
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from tdrs import benchmarks
-from tdrs.zoo import mini_llava
+from tdrs.backbones.processors import InternVLImagesOnly, Qwen2_5_VLImagesOnly, save_processor
+from tdrs.zoo import mini_internvl, mini_llava, mini_qwen2_5_vl
 from tests.attention.architectures import ARCHITECTURES
 
-TURN = "<|im_start|>{{ message['role'] }}\n%s<|im_end|>\n"
-QWEN = "<|vision_start|><|image_pad|><|vision_end|>"
-PART = (
-    "{%% for part in message['content'] %%}{%% if part['type'] == 'image' %%}%s"
-    "{%% else %%}{{ part['text'] }}{%% endif %%}{%% endfor %%}"
-)
-ASSISTANT = "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-TEMPLATES = {
-    "llava": mini_llava.CHAT_TEMPLATE,  # the hub's text
-    "internvl": "{% for message in messages %}" + TURN % (PART % "<IMG_CONTEXT>\n") + "{% endfor %}" + ASSISTANT,
-    "qwen2_5_vl": "{% for message in messages %}{% if loop.first %}<|im_start|>system\nYou are a helpful assistant."
-    "<|im_end|>\n{% endif %}" + TURN % (PART % QWEN) + "{% endfor %}" + ASSISTANT,
+TEMPLATES = {  # the hub's texts
+    "llava": mini_llava.CHAT_TEMPLATE,
+    "internvl": mini_internvl.CHAT_TEMPLATE,
+    "qwen2_5_vl": mini_qwen2_5_vl.CHAT_TEMPLATE,
 }
 SPECIAL = {
     "llava": ["<image>", "</s>"],
@@ -81,6 +73,8 @@ def write(name: str, folder: Path) -> Path:
     torch.manual_seed(0)
     model: Any = ARCHITECTURES[name](**special)
     model.save_pretrained(folder)
+    processor: Any
+    pictures: Any
     if name == "llava":
         side = {"height": 16, "width": 16}
         processor = LlavaProcessor(
@@ -91,17 +85,12 @@ def write(name: str, folder: Path) -> Path:
             num_additional_image_tokens=1,
             chat_template=TEMPLATES[name],
         )
-        processor.save_pretrained(folder)
-        return folder
-    made.save_pretrained(folder)
-    if name == "internvl":
-        own: dict[str, Any] = {"processor_class": "InternVLProcessor", "image_seq_length": 16}
-        GotOcr2ImageProcessorPil(size={"height": 32, "width": 32}, min_patches=1, max_patches=4).save_pretrained(folder)
+    elif name == "internvl":
+        pictures = GotOcr2ImageProcessorPil(size={"height": 32, "width": 32}, min_patches=1, max_patches=4)
+        processor = InternVLImagesOnly(pictures, made, None, image_seq_length=16, chat_template=TEMPLATES[name])
     else:
-        own = {"processor_class": "Qwen2_5_VLProcessor"}
-        Qwen2VLImageProcessorPil(
-            patch_size=4, merge_size=2, temporal_patch_size=2, min_pixels=64, max_pixels=4096
-        ).save_pretrained(folder)
-    (folder / "processor_config.json").write_text(json.dumps(own))
-    (folder / "chat_template.jinja").write_text(TEMPLATES[name])
+        pixels = {"min_pixels": 64, "max_pixels": 4096}
+        pictures = Qwen2VLImageProcessorPil(patch_size=4, merge_size=2, temporal_patch_size=2, **pixels)
+        processor = Qwen2_5_VLImagesOnly(pictures, made, None, chat_template=TEMPLATES[name])
+    save_processor(processor, folder)
     return folder

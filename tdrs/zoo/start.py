@@ -1,0 +1,43 @@
+"""Start one embedded model's text decoder from another's."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForImageTextToText, AutoTokenizer
+
+from tdrs.backbones.huggingface import EMBEDDED
+from tdrs.settings import SettingError
+
+
+@torch.no_grad()
+def start_from(source: str, model: Any, tokenizer: Any) -> None:
+    """Copy a trained text decoder into `model`: every weight of the same name, and the embedding word by word.
+
+    Weights that only the new decoder has (biases) are set to zero, words that only it knows stay as they are.
+
+    Args:
+        source: the folder of the trained model, or `embedded:NAME`.
+
+    Raises:
+        SettingError: the folder holds no model, or its decoder has other widths.
+    """
+    embedded = source.startswith("embedded:")
+    folder = EMBEDDED / source.removeprefix("embedded:") if embedded else Path(source).expanduser()
+    try:
+        given: Any = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32, trust_remote_code=False)
+        old = AutoTokenizer.from_pretrained(folder, trust_remote_code=False).get_vocab()
+    except (OSError, ValueError) as error:
+        raise SettingError("recipe.start", source, str(error).strip().splitlines()[0]) from error
+    theirs = given.model.language_model.state_dict()
+    own = model.model.language_model.state_dict()
+    for name, weight in own.items():
+        if name == "embed_tokens.weight":
+            continue
+        if name in theirs and theirs[name].shape != weight.shape:
+            shapes = " not ".join(str(tuple(found.shape)) for found in (theirs[name], weight))
+            raise SettingError("recipe.start", source, f"its {name} is {shapes}")
+        weight.copy_(theirs[name] if name in theirs else torch.zeros_like(weight))
+    for word, number in tokenizer.get_vocab().items():
+        if word in old:
+            own["embed_tokens.weight"][number] = theirs["embed_tokens.weight"][old[word]]
