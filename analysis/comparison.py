@@ -1,7 +1,7 @@
 """Paired differences to the stock model, of every method of a study by the protocol `compare`: a panel a place.
 
-    python -m analysis.comparison study=stage_ablation            # in a checkout
-    python -m tdrs.analysis.comparison study=stage_ablation       # where tdrs is installed
+    python -m analysis.comparison study=peers            # in a checkout
+    python -m tdrs.analysis.comparison study=peers       # where tdrs is installed
 
 redraws the figure and the table from the study's `study.json`, without a model.
 """

@@ -57,7 +57,7 @@ def test_every_experiment_says_how_to_run_it_and_what_to_expect() -> None:
         ),
         (
             "+experiment=nothing",
-            "experiment = 'nothing': must be one of peers, sqa_ablation, stage_ablation, zoo_card, zoo_seeds",
+            "experiment = 'nothing': must be one of peers, sqa_ablation, zoo_card, zoo_seeds",
         ),
         ("intervention.dc.wmin=2", "intervention.dc.wmin = '2': no such setting; `--cfg` prints all of them"),
         ("bach_size=3", "bach_size = '3': no such setting; `--cfg` prints all of them"),
@@ -92,7 +92,11 @@ def test_unknown_names(override: str, said: str, capsys: pytest.CaptureFixture[s
         ("batch_size=0", "batch_size = 0: must be a whole number of at least 1"),
         ("backbone.dtype=int8", "backbone.dtype = 'int8': must be one of auto, float32, bfloat16, float16"),
         ("backbone.source=/no/where", "backbone.source = '/no/where': no such folder, and not a hub id (owner/name)"),
-        ("backbone.source=embedded:x", "backbone.source = 'embedded:x': must be one of embedded:mini_llava"),
+        (
+            "backbone.source=embedded:x",
+            "backbone.source = 'embedded:x': must be one of embedded:mini_internvl, embedded:mini_llava, "
+            "embedded:mini_llava_seed1, embedded:mini_llava_seed2, embedded:mini_qwen2_5_vl",
+        ),
         ("split=test", "split = 'test': must be one of tuning, held_out"),
         ("limit=0", "limit = 0: must be a whole number of at least 1"),
     ],

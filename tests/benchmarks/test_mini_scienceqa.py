@@ -52,9 +52,10 @@ def test_the_gap_changes_the_hint_alone() -> None:
 
 @pytest.mark.parametrize("length", [0, 1, 7, 32, 256])
 def test_filler_has_exactly_the_tokens_asked_for(length: int) -> None:
-    tokens = mini_llava.tokenizer()(filler(length, np.random.default_rng(3)), add_special_tokens=False)["input_ids"]
+    tokenizer = mini_llava.processor().tokenizer
+    tokens = tokenizer(filler(length, np.random.default_rng(3)), add_special_tokens=False)["input_ids"]
     assert len(tokens) == length
-    assert mini_llava.vocabulary().index("<unk>") not in tokens
+    assert tokenizer.unk_token_id not in tokens
 
 
 def test_answers_are_right_and_unique() -> None:
