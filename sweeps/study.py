@@ -379,7 +379,7 @@ class Table:
     def table(self) -> list[str]:
         """The cells as lines of text, place by place."""
         width = max(len(cell.method) for cell in self.cells) + 4
-        lines = ["held-out split; nothing was chosen on any split"]
+        lines = ["held-out split, settings fixed beforehand: accuracy [95 %], paired difference to stock [95 %]"]
         place = None
         for cell in self.cells:
             if cell.place != place:
