@@ -31,10 +31,6 @@ class Compare:
     axes: dict  # type: ignore[type-arg]
     methods: dict = field(default_factory=dict)  # type: ignore[type-arg]
 
-    @property
-    def trials(self) -> int:
-        return len(list(self.cases()))
-
     def places(self) -> Iterator[Settings]:
         """Every combination of the axes' values."""
         parts = [
@@ -47,12 +43,8 @@ class Compare:
         """Of every evaluation its method's name, its place and its settings; at each place the stock model is first."""
         for place in self.places():
             for name, settings in {STOCK: {"intervention": "none"}, **self.methods}.items():
-                whole = {**place, **settings}
-                yield (
-                    name,
-                    place,
-                    {key: whole[key] for key in sorted(whole, key=lambda key: "." in key)},
-                )  # groups first
+                groups_first = sorted({**place, **settings}.items(), key=lambda item: "." in item[0])
+                yield name, place, dict(groups_first)
 
 
 def from_settings(values: Mapping[str, Any]) -> Compare:

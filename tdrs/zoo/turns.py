@@ -272,8 +272,8 @@ class Pictures(Dataset[dict[str, torch.Tensor]]):
         self._known: dict[str, list[int]] = {}
         turn = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "!"}]}]
         whole = processor.apply_chat_template(turn, add_generation_prompt=True)
-        self._before, self._after = whole.split("!")
-        self._suffix = tokens(self._after, add_special_tokens=False)["input_ids"]
+        self._before, after = whole.split("!")
+        self._suffix = tokens(after, add_special_tokens=False)["input_ids"]
 
     def __len__(self) -> int:
         return self.recipe.steps * self.recipe.batch_size
