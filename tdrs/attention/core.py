@@ -297,7 +297,7 @@ def _attend(call: Call, intervention: Intervention) -> torch.Tensor:
             edited = torch.where(call.heads, edited, block.logits)
         weights = edited.masked_fill_(block.hidden, -math.inf).softmax(dim=-1)
         if call.real is not None:  # a row without a visible key is NaN here; its output is 0, and nobody reads it
-            weights.nan_to_num_(nan=0.0)
+            weights.masked_fill_(block.hidden.all(dim=-1, keepdim=True), 0.0)  # a NaN anywhere else is to be seen
         output[:, :, block.start : block.stop] = call.product(weights, value[..., : block.keys])
     return output
 

@@ -76,6 +76,12 @@ class Session:
     def clamped(self) -> dict[str, tuple[int, int]]:
         return {name: (int(c[0]), int(c[1])) for name, c in self._clamped.items()}
 
+    def take_clamped(self) -> dict[str, tuple[int, int]]:
+        """What was counted since the last time, and start again from 0."""
+        counted = self.clamped
+        self._clamped = {}
+        return counted
+
     def enter_model(self, module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Forward pre-hook of the whole model: which of the new tokens are of the image?"""
         ids = kwargs.get("input_ids", args[0] if args else None)
