@@ -4,6 +4,7 @@ The embedded models and the hub's take the same path: a folder in the hub's layo
 """
 
 import hashlib
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -12,9 +13,12 @@ from typing import Any
 
 import torch
 from transformers import AutoConfig, AutoModelForImageTextToText, PreTrainedModel
+from transformers.modeling_outputs import BaseModelOutputWithPooling
+from transformers.utils.logging import disable_progress_bar
 
+from tdrs.backbones.features import Features
 from tdrs.backbones.processors import load_processor
-from tdrs.benchmarks.benchmark import Sample
+from tdrs.benchmarks.benchmark import Picture, Sample
 from tdrs.benchmarks.prompts import STYLES, longest_answer
 from tdrs.settings import SettingError, build, check_choice, check_number
 
@@ -72,15 +76,30 @@ class BackboneSettings:
 
     @property
     def fingerprint(self) -> str:
-        """A hash of a local folder's files but its card (of large ones, size and first MiB); a hub id's revision."""
-        return _fingerprint(self.folder) if self.folder.is_dir() else str(self.revision)
+        """A hash of a local folder's files but its card (of large ones, size and first MiB); or hub id and commit."""
+        if self.folder.is_dir():
+            return _fingerprint(self.folder)
+        return f"{self.source} {self._config._commit_hash or self.revision}"
+
+    @property
+    def decisive(self) -> dict[str, object]:
+        """What decides the answers; where the weights lie does not."""
+        return {
+            "weights": self.fingerprint,
+            "device": self.resolved_device,
+            "dtype": str(self.resolved_dtype),
+            "attention": self.attention,
+            "max_new_tokens": self.max_new_tokens or self.prompt_style,
+        }
+
+    @property
+    def _config(self) -> Any:
+        return _config(str(self.folder) if self.folder.is_dir() else self.source, self.revision)
 
     @property
     def shape(self) -> tuple[int, int]:
         """How many decoder layers the model has, and how many query heads each; from its configuration alone."""
-        source = str(self.folder) if self.folder.is_dir() else self.source
-        config = AutoConfig.from_pretrained(source, revision=self.revision, trust_remote_code=False)
-        text = config.get_text_config()
+        text = self._config.get_text_config()
         return int(text.num_hidden_layers), int(text.num_attention_heads)
 
     @property
@@ -95,6 +114,15 @@ class BackboneSettings:
             return torch.bfloat16 if self.resolved_device == "cuda" else torch.float32
         dtype: torch.dtype = getattr(torch, self.dtype)
         return dtype
+
+
+@lru_cache
+def _config(source: str, revision: str | None) -> Any:
+    try:
+        return AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise SettingError("backbone.source", source, f"cannot be read ({reason})") from error
 
 
 @lru_cache
@@ -137,11 +165,16 @@ class Answer:
 
 @dataclass
 class Backbone:
-    """A loaded model with its processor."""
+    """A loaded model with its processor.
+
+    Attributes:
+        features: where pictures' features are kept on disk; None keeps none.
+    """
 
     settings: BackboneSettings
     model: PreTrainedModel
     processor: Any
+    features: Features | None = None
     _first: dict[str, list[int]] = field(default_factory=dict)
 
     def _first_tokens(self, answer: str) -> list[int]:
@@ -182,14 +215,44 @@ class Backbone:
         batch = self.processor(text=texts, images=images, return_tensors="pt", padding=True, padding_side="left")
         return batch.to(self.model.device, dtype=self.model.dtype)
 
+    def _seen(self, pictures: Sequence[Picture]) -> BaseModelOutputWithPooling:
+        """What the vision tower and its projector make of pictures, for `mm_encoder_outputs`.
+
+        The tower sees one picture at a time, so that features do not depend on the batch or on what was kept before.
+        """
+        found = []
+        for picture in pictures:
+            kept = self.features.get(picture.digest) if self.features else None
+            if kept is None:
+                kept = self._look(picture)
+                if self.features:
+                    self.features.put(picture.digest, kept)
+            found.append(kept.to(self.model.device))
+        as_tensor = self.model.config.model_type == "internvl"  # the others take a list
+        return BaseModelOutputWithPooling(pooler_output=torch.cat(found) if as_tensor else found)  # type: ignore[arg-type]
+
+    def _look(self, picture: Picture) -> torch.Tensor:
+        """A picture's features, (tokens, width)."""
+        batch = self.processor(text=[self.processor.image_token], images=[picture.open()], return_tensors="pt")
+        given = {name: batch[name] for name in ("pixel_values", "image_grid_thw") if name in batch}
+        given = {name: value.to(self.model.device) for name, value in given.items()}
+        given["pixel_values"] = given["pixel_values"].to(self.model.dtype)
+        output = self.model.get_image_features(**given, return_dict=True)  # type: ignore[operator]
+        return torch.cat(list(output.pooler_output)).contiguous()
+
     @torch.inference_mode()
     def answer(self, samples: Sequence[Sample], benchmark: str) -> list[Answer]:
         """Greedy answers to a batch, under whatever intervention the model is in.
 
         Args:
             benchmark: the real set's name, e.g. `gqa`, which decides how long an answer may be.
+
+        Raises:
+            FloatingPointError: the logits have a NaN.
         """
         inputs = self.inputs(samples)
+        inputs.pop("pixel_values")
+        inputs["mm_encoder_outputs"] = {"image": self._seen([sample.picture for sample in samples])}
         longest = self.settings.max_new_tokens or longest_answer(self.settings.prompt_style, benchmark)
         output = self.model.generate(  # type: ignore[operator]
             **inputs,
@@ -203,19 +266,26 @@ class Backbone:
         said = output.sequences[:, inputs["input_ids"].shape[1] :]
         texts = self.processor.tokenizer.batch_decode(said, skip_special_tokens=True)
         first = output.logits[0].float().log_softmax(dim=-1).cpu()
+        if first.isnan().any():
+            raise FloatingPointError("NaN in the logits")
         return [
             Answer(text.strip(), self._margin(sample, logs))
             for sample, text, logs in zip(samples, texts, first, strict=True)
         ]
 
 
-def load(settings: BackboneSettings) -> Backbone:
+def load(settings: BackboneSettings, features: Features | None = None) -> Backbone:
     """The model in eval mode on its device, and its processor.
+
+    Args:
+        features: where pictures' features are kept.
 
     Raises:
         SettingError: the weights cannot be found or read.
     """
     source = str(settings.folder) if settings.folder.is_dir() else settings.source
+    if not sys.stderr.isatty():
+        disable_progress_bar()
     try:
         processor = load_processor(source, settings.revision)
         model = AutoModelForImageTextToText.from_pretrained(
@@ -230,4 +300,6 @@ def load(settings: BackboneSettings) -> Backbone:
         reason = str(error).strip().splitlines()[0]
         raise SettingError("backbone.source", settings.source, f"cannot be loaded ({reason})") from error
     torch.nn.Module.to(model, settings.resolved_device)
-    return Backbone(settings, model.eval(), processor)
+    if features:
+        features = features.of(settings.decisive)
+    return Backbone(settings, model.eval(), processor, features)

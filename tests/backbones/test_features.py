@@ -1,0 +1,80 @@
+"""Pictures' features on disk: seen once, equal to what the whole model sees, bounded, no matter if they are lost."""
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+from tdrs import Stock, backbones, benchmarks
+from tdrs.backbones import Backbone
+from tdrs.backbones.features import Features
+from tdrs.configuration import compose, plain
+from tdrs.evaluate import evaluate
+
+MODELS = ["mini_llava", "mini_internvl", "mini_qwen2_5_vl"]
+
+
+def load(name: str, features: Features | None = None) -> Backbone:
+    config = plain(compose("evaluate", [f"backbone={name}"]))
+    return backbones.load(backbones.from_settings(config["backbone"]), features)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_features_in_place_of_pixels_give_the_same_logits(name: str) -> None:
+    backbone = load(name)
+    benchmark = benchmarks.from_settings({"name": "mini_pope", "gap": 3})
+    samples = benchmarks.load(benchmark, "tuning", 8, backbone.settings.prompt_style)
+    inputs = backbone.inputs(samples)
+    with torch.inference_mode():
+        whole = backbone.model(**inputs).logits
+        del inputs["pixel_values"]
+        seen = backbone._seen([sample.picture for sample in samples])
+        parts = backbone.model(**inputs, mm_encoder_outputs={"image": seen}).logits
+    torch.testing.assert_close(parts, whole, atol=2e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_records_do_not_depend_on_what_was_kept(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    benchmark = benchmarks.from_settings({"name": "mini_gqa", "gap": 3})
+    plain_one, kept = load(name), load(name, Features(tmp_path, 1 << 30))
+    samples = benchmarks.load(benchmark, "tuning", 10, kept.settings.prompt_style)
+    expected = evaluate(plain_one, benchmark, samples, Stock(), batch_size=4).records
+    assert evaluate(kept, benchmark, samples[:4], Stock(), batch_size=4).records == expected[:4]
+    assert evaluate(kept, benchmark, samples, Stock(), batch_size=4).records == expected
+    assert len(list(tmp_path.glob("*/*.safetensors"))) == len({sample.picture.digest for sample in samples})
+
+    again = load(name, Features(tmp_path, 1 << 30))
+    monkeypatch.setattr(Backbone, "_look", lambda *_: pytest.fail("looked again"))
+    assert evaluate(again, benchmark, samples, Stock(), batch_size=4).records == expected
+
+
+def test_the_least_recently_used_go_first(tmp_path: Path) -> None:
+    features = Features(tmp_path, 5000).of({"weights": "a"})
+    assert features is not None
+    for number in range(4):  # some 1100 bytes each
+        features.put(str(number), torch.full((16, 16), float(number)))
+        os.utime(features._path(str(number)), (number, number))
+    assert features.get("0") is not None  # used now
+    features.put("4", torch.zeros(16, 16))
+    assert features.get("1") is None
+    assert torch.equal(features.get("0"), torch.zeros(16, 16))
+    assert sum(path.stat().st_size for path in tmp_path.glob("*/*")) <= 5000
+
+
+def test_models_and_dtypes_share_nothing(tmp_path: Path) -> None:
+    first, second = (Features(tmp_path, 1 << 20).of({"weights": "a", "dtype": d}) for d in ("float32", "bfloat16"))
+    first.put("p", torch.ones(2, 2))
+    assert second.get("p") is None
+    assert first.get("p") is not None
+
+
+def test_a_damaged_file_is_made_again(tmp_path: Path) -> None:
+    features = Features(tmp_path, 1 << 20).of({"weights": "a"})
+    features.put("p", torch.ones(2, 2))
+    features._path("p").write_bytes(b"torn")
+    assert features.get("p") is None
+
+
+def test_nothing_is_kept_with_a_bound_of_0(tmp_path: Path) -> None:
+    assert Features(tmp_path, 0).of({}) is None
