@@ -6,8 +6,10 @@ A benchmark turns rows into samples (`load`), a prediction on a sample into a re
 
 import hashlib
 import io
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, ClassVar
 
 import numpy as np
@@ -48,7 +50,8 @@ class Picture:
 
     @property
     def digest(self) -> str:
-        return hashlib.sha1(self.read()).hexdigest()[:12]
+        """A hash of the encoded bytes."""
+        return hashlib.sha256(self.read()).hexdigest()[:24]
 
 
 @dataclass(frozen=True)
@@ -138,6 +141,15 @@ class Samples(list[Sample]):
     def __init__(self, samples: Sequence[Sample], notes: Sequence[str] = ()) -> None:
         super().__init__(samples)
         self.notes = list(notes)
+
+    @cached_property
+    def content(self) -> str:
+        """A hash of all that is asked and how much it counts: pictures, prompts, gold answers, weights, their order."""
+        digest = hashlib.sha256()
+        for sample in self:
+            row = as_row(sample) | {"question": sample.question, "weight": sample.weight}
+            digest.update(json.dumps(row, sort_keys=True).encode())
+        return digest.hexdigest()[:24]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,6 +13,8 @@ from tdrs.interventions.temperature import Temperature
 from tdrs.interventions.vaf import VAF
 from tdrs.settings import build_named
 
+__all__ = ["METHODS", "Method", "from_settings"]
+
 METHODS: dict[str, type[Method]] = {
     "none": Stock,
     "tdrs": TDRS,

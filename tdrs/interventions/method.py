@@ -1,6 +1,7 @@
 """What every method has: where it acts, and defaults for what it may leave out. A new method overrides `edit`."""
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import torch
 
@@ -43,6 +44,11 @@ class Method:
     def active(self) -> bool:
         """Whether these settings edit anything; where not, the stock model runs, bit for bit."""
         return True
+
+    @property
+    def effective(self) -> dict[str, Any]:
+        """The settings that decide the edit, by name: equal for settings that edit alike, so that they run once."""
+        return {"method": type(self).__name__, **asdict(self)} if self.active else {}
 
     def statistics(self, call: Call) -> object:
         """What the edit needs to know of the whole map, given to `edit`; by default nothing."""

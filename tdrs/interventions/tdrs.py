@@ -19,6 +19,7 @@ What the paper leaves open is a setting of `TDRS`, called a reading; the class d
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -174,6 +175,25 @@ class TDRS(Method):
     @property
     def active(self) -> bool:
         return self.sd or bool(self._stages)
+
+    @property
+    def effective(self) -> dict[str, Any]:
+        values = super().effective
+        if not values:
+            return values
+        on = {"dc": self.dc in self._stages, "re": self.re in self._stages}
+        idle = {name for name, at_work in on.items() if not at_work}
+        if not self._stages:
+            idle |= {"gain", "scale", "stats_scope", "distance"}
+        if not self._relative:
+            idle |= {"a_min_of", "a_min_per"}
+        if not on["re"]:
+            idle |= {"sigma_re"}
+        if not self.sd:
+            idle |= {"sd_form"}
+        if not self._similarity:
+            idle |= {"features"}
+        return {name: value for name, value in values.items() if name not in idle}
 
     def statistics(self, call: Call) -> Statistics | None:
         if self.stats_scope == "row" or not self._stages:
