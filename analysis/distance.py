@@ -20,8 +20,7 @@ matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from tdrs.analysis.sensitivity import STYLES, redraw
-from tdrs.sweeps.compare import STOCK
-from tdrs.sweeps.study import Table
+from tdrs.sweeps.trials import STOCK, Outcome
 
 TRAINED = 32  # tokens: the longest text the embedded models were trained with
 PLACES = {"between": "text between image and question", "before_image": "the same text before the image"}
@@ -48,21 +47,23 @@ class Panel(NamedTuple):
     blank: float
 
 
-def numbers(table: Table) -> list[Panel]:
+def numbers(outcome: Outcome) -> list[Panel]:
     """The figure's numbers, from a finished study. A gap of 0 stands in the lines of both places."""
     panels: dict[tuple[str, str], Panel] = {}
-    for cell in table.cells:
-        metrics = cell.metrics
-        backbone, dataset = (cell.place.get(part, table.config[part]["name"]) for part in ("backbone", "dataset"))
+    for row in outcome.rows:
+        metrics = row.metrics
+        if not metrics:
+            continue
+        backbone, dataset = (row.place.get(part, outcome.config[part]["name"]) for part in ("backbone", "dataset"))
         panel = panels.setdefault((backbone, dataset), Panel(backbone, dataset, {}, math.nan))
-        if cell.place.get("dataset.blank"):
-            if cell.method == STOCK:
+        if row.place.get("dataset.blank"):
+            if row.name == STOCK:
                 panels[backbone, dataset] = panel._replace(blank=metrics["accuracy"])
             continue
-        gap = cell.place["dataset.gap"]
-        point = Point(gap, metrics["accuracy"], metrics["accuracy_low"], metrics["accuracy_high"], cell.n)
-        for place in PLACES if gap == 0 else [cell.place.get("dataset.filler", "between")]:
-            panel.lines.setdefault((cell.method, place), []).append(point)
+        gap = row.place["dataset.gap"]
+        point = Point(gap, metrics["accuracy"], metrics["accuracy_low"], metrics["accuracy_high"], row.n)
+        for place in PLACES if gap == 0 else [row.place.get("dataset.filler", "between")]:
+            panel.lines.setdefault((row.name, place), []).append(point)
     for panel in panels.values():
         for key in [key for key, line in panel.lines.items() if {point.gap for point in line} == {0}]:
             del panel.lines[key]  # a place that no text ever stood in
@@ -149,4 +150,4 @@ def markdown(panels: list[Panel], backbone: str) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(redraw(sys.argv[1:], lambda path, folder: draw(numbers(Table.read(path)), folder)))
+    sys.exit(redraw(sys.argv[1:], lambda outcome, folder: draw(numbers(outcome), folder)))

@@ -6,10 +6,11 @@
 redraws the figure from the study's `study.json`, without a model.
 """
 
+import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import matplotlib
 
@@ -17,7 +18,8 @@ matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
-from tdrs.sweeps.study import Outcome
+from tdrs.sweeps.study import study_folder
+from tdrs.sweeps.trials import STOCK, Outcome
 
 from tdrs.settings import SettingError
 
@@ -41,8 +43,9 @@ class Series(NamedTuple):
 
 
 class Panel(NamedTuple):
-    """One setting: its axis label, the paper's value, a curve a series; `has_zero` asks for an axis that shows 0."""
+    """One setting: key, axis label, the paper's value, a curve a series; `has_zero` asks for an axis that shows 0."""
 
+    key: str
     label: str
     paper: float
     series: list[Series]
@@ -52,59 +55,71 @@ class Panel(NamedTuple):
         return any(0 in series.values for series in self.series)
 
 
-class Sensitivity(NamedTuple):
-    """All panels in the protocol's order, the stock model's accuracy with its limits, and what was measured on."""
+class Line(NamedTuple):
+    """One place (a backbone and a data set): its panels in the protocol's order, the stock model's accuracy with its
+    limits, and on how many samples."""
 
-    title: str
+    place: str
     n: int
     stock: tuple[float, float, float]
     panels: list[Panel]
 
 
-def numbers(outcome: Outcome) -> Sensitivity:
-    """The figure's numbers, from a finished study's stored evaluations."""
-    panels: dict[str, Panel] = {}
+def numbers(outcome: Outcome) -> list[Line]:
+    """The figure's numbers, from a finished study's stored evaluations: the first round, a line a place."""
+    lines: dict[str, Line] = {}
+    for trial in outcome.trials:
+        if trial.name == STOCK and trial.metrics:
+            limits = trial.metrics["accuracy"], trial.metrics["accuracy_low"], trial.metrics["accuracy_high"]
+            lines[json.dumps(trial.place)] = Line(_where(outcome, trial.place), trial.n, limits, [])
     for curve in outcome.curves:
-        points = sorted(curve.points, key=lambda point: point.value)
-        panel = panels.setdefault(curve.step.key, Panel(curve.step.label, curve.step.paper, []))
-        metrics = [point.metrics for point in points]
+        line = lines.get(json.dumps(curve.place))
+        if curve.round > 1 or line is None:
+            continue
+        panel = next((p for p in line.panels if p.key == curve.key), None)
+        if panel is None:
+            panel = Panel(curve.key, curve.label, curve.paper, [])
+            line.panels.append(panel)
+        trials = [outcome.trials[number] for number in curve.trials]
+        points = sorted((v, trial.metrics) for v, trial in zip(curve.values, trials, strict=True) if trial.metrics)
+        metrics = [m for _, m in points]
         panel.series.append(
             Series(
                 name=curve.series,
-                values=[point.value for point in points],
+                values=[value for value, _ in points],
                 accuracy=[m["accuracy"] for m in metrics],
                 low=[m["accuracy_low"] for m in metrics],
                 high=[m["accuracy_high"] for m in metrics],
-                best=curve.best.value,
+                best=curve.chosen,
             )
         )
-    config = outcome.config
-    gap = config["dataset"].get("gap")
-    where = f"{config['backbone']['name']}, {config['dataset']['name']}" + (f" at a gap of {gap} tokens" if gap else "")
-    stock = outcome.stock
-    return Sensitivity(
-        title=f"T-DRS in {where}",
-        n=config["preset"]["tuning"],
-        stock=(stock["accuracy"], stock["accuracy_low"], stock["accuracy_high"]),
-        panels=list(panels.values()),
-    )
+    return list(lines.values())
 
 
-def draw(figure: Sensitivity, folder: Path) -> list[Path]:
+def _where(outcome: Outcome, place: dict[str, Any]) -> str:
+    """A place in words."""
+    names = [str(place.get(part, outcome.config[part]["name"])) for part in ("backbone", "dataset")]
+    gap = place.get("dataset.gap", outcome.config["dataset"].get("gap") if "dataset" not in place else None)
+    return f"{', '.join(names)}" + (f", gap {gap}" if gap else "")
+
+
+def draw(lines: list[Line], folder: Path) -> list[Path]:
     """Draw `sensitivity.png` and `sensitivity.svg` into a folder; returns their paths."""
-    count = len(figure.panels)
-    canvas, axes = plt.subplots(1, count, figsize=(3.6 * count, 4.2), sharey=True, squeeze=False, layout="constrained")
-    for number, (axis, panel) in enumerate(zip(axes[0], figure.panels, strict=True), start=1):
-        _panel(axis, panel, figure.stock)
-        axis.set_title(f"{number}. {panel.label.split(' (')[0]}", fontsize=10)
-    axes[0][0].set_ylabel(f"accuracy on the tuning split (n = {figure.n})")
+    count = max(len(line.panels) for line in lines)
+    canvas, axes = plt.subplots(
+        len(lines), count, figsize=(3.6 * count, 3.4 * len(lines) + 0.9), sharey="row", squeeze=False,
+        layout="constrained",
+    )  # fmt: skip
+    for row, line in zip(axes, lines, strict=True):
+        for number, (axis, panel) in enumerate(zip(row, line.panels, strict=True), start=1):
+            _panel(axis, panel, line.stock)
+            axis.set_title(f"{number}. {panel.label.split(' (')[0]}", fontsize=10)
+        row[0].set_ylabel(f"{line.place}\naccuracy on the tuning split (n = {line.n})", fontsize=9)
     handles, labels = axes[0][0].get_legend_handles_labels()
     handles.append(Line2D([], [], linestyle="", marker="o", color="0.3", markersize=11, markerfacecolor="none"))
     labels.append("chosen, and kept for the next panels")
     canvas.legend(handles, labels, loc="outside lower center", ncols=len(labels), frameon=False, fontsize=9)
-    canvas.suptitle(
-        f"{figure.title}: each setting in turn, the earlier ones at their best; 95 % intervals", fontsize=11
-    )
+    canvas.suptitle("T-DRS: each setting in turn, the earlier ones at their best; 95 % intervals", fontsize=11)
     paths = [folder / "sensitivity.png", folder / "sensitivity.svg"]
     for path in paths:
         canvas.savefig(path, dpi=150)
@@ -143,6 +158,8 @@ def _panel(axis: Axes, panel: Panel, stock: tuple[float, float, float]) -> None:
             capsize=2,
             label=f"gain = {series.name}" if series.name in ("logits", "weights") else series.name,
         )
+        if series.best not in series.values:  # it failed
+            continue
         at = series.values.index(series.best)
         axis.plot(
             shown[at],
@@ -162,31 +179,32 @@ def _panel(axis: Axes, panel: Panel, stock: tuple[float, float, float]) -> None:
     axis.spines[["top", "right"]].set_visible(False)
 
 
-def redraw(arguments: list[str], draw_from: Callable[[Path, Path], list[Path]]) -> int:
+def redraw(arguments: list[str], draw_from: Callable[[Outcome, Path], list[Path]]) -> int:
     """Redraw a figure from stored records: `study=NAME [output=FOLDER]`; returns the exit code.
 
     Args:
-        draw_from: from a study's `study.json` and its folder to the files written.
+        draw_from: from what a study found and its folder to the files written.
     """
     given = dict(argument.partition("=")[::2] for argument in arguments)
-    folder = Path(given.get("output", "outputs")) / given.get("study", "")
+    output = Path(given.get("output", "outputs"))
+    folder = study_folder(output, given.get("study", ""))
     try:
         if "study" not in given or not (folder / "study.json").exists():
-            have = sorted(p.parent.name for p in Path(given.get("output", "outputs")).glob("*/study.json"))
+            have = sorted(p.parent.name for p in study_folder(output, "").glob("*/study.json"))
             raise SettingError(
                 "study", given.get("study"), f"must be a finished study: {', '.join(have) or 'none yet'}"
             )
     except SettingError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    for path in draw_from(folder / "study.json", folder):
+    for path in draw_from(Outcome.read(folder / "study.json"), folder):
         print(path)
     return 0
 
 
 def main(arguments: list[str]) -> int:
     """The command."""
-    return redraw(arguments, lambda path, folder: draw(numbers(Outcome.read(path)), folder))
+    return redraw(arguments, lambda outcome, folder: draw(numbers(outcome), folder))
 
 
 if __name__ == "__main__":

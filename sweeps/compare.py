@@ -1,21 +1,19 @@
 """The protocol that compares named methods, side by side with the stock model, on the held-out split.
 
-Every combination of the axes' values is a place: a backbone, a data set, a distance. At each place the stock model is
-measured, then every method, on the same samples. Nothing is chosen, so nothing is tuned.
-
-An axis is a list of values of the configuration key it is named after (`backbone` and `dataset` take the names of their
-groups), or of mappings, each of which sets several keys at once. A method is a mapping of keys, too.
+At each place (see `sweeps/methods.py`) the stock model is measured, then every method, on the same samples. A method
+with a space is tuned at that place first, on the tuning split; all such methods have the same budget.
 """
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from itertools import product
 from typing import Any
 
-from tdrs.settings import SettingError, build
+from tdrs.settings import SettingError, build, check_choice, check_number
 
-Settings = dict[str, Any]  # dotted configuration key → value
-STOCK = "stock"
+from .engine import Engine
+from .methods import Method, check_axes, paired, places, stock
+from .sampled import SAMPLERS, choose
+from .trials import Outcome, Request, Trial
 
 
 @dataclass(frozen=True)
@@ -24,27 +22,37 @@ class Compare:
 
     Args:
         axes: the places; the first axis changes slowest.
-        methods: settings of each method by its name. None is the stock model alone.
+        methods: settings of each method by its name, with a space under `tune` where it is to be tuned. None is the
+            stock model alone.
+        budget: trials on the tuning split for each method that is tuned, the first at its own settings.
+        sampler, seed: what chooses the others.
     """
 
     protocol: str
     axes: dict  # type: ignore[type-arg]
     methods: dict = field(default_factory=dict)  # type: ignore[type-arg]
+    budget: int = 8
+    sampler: str = "tpe"
+    seed: int = 0
 
-    def places(self) -> Iterator[Settings]:
-        """Every combination of the axes' values."""
-        parts = [
-            [value if isinstance(value, Mapping) else {key: value} for value in axis] for key, axis in self.axes.items()
-        ]
-        for combination in product(*parts):
-            yield {key: value for part in combination for key, value in part.items()}
+    def __post_init__(self) -> None:
+        check_choice("sampler", self.sampler, list(SAMPLERS))
+        check_number("budget", self.budget, 1, whole=True)
+        check_number("seed", self.seed, 0, whole=True)
 
-    def cases(self) -> Iterator[tuple[str, Settings, Settings]]:
-        """Of every evaluation its method's name, its place and its settings; at each place the stock model is first."""
-        for place in self.places():
-            for name, settings in {STOCK: {"intervention": "none"}, **self.methods}.items():
-                groups_first = sorted({**place, **settings}.items(), key=lambda item: "." in item[0])
-                yield name, place, dict(groups_first)
+    def parsed(self) -> list[Method]:
+        return [Method.of(name, values, "methods") for name, values in self.methods.items()]
+
+    def possible(self, dataset: str) -> Iterator[Request]:
+        """Requests that show every value a trial could have, to be checked before the first one runs.
+
+        Args:
+            dataset: the configured one.
+        """
+        for place in places(self.axes):
+            yield stock("held_out", place)
+            for method in self.parsed():
+                yield from method.possible(place, dataset)
 
 
 def from_settings(values: Mapping[str, Any]) -> Compare:
@@ -55,14 +63,24 @@ def from_settings(values: Mapping[str, Any]) -> Compare:
     """
     try:
         search = build(Compare, values)
-        for name, axis in search.axes.items():
-            if not isinstance(axis, list) or not axis:
-                raise SettingError(f"axes.{name}", axis, "must be a list of at least one value")
+        check_axes(search.axes)
         if not search.axes:
             raise SettingError("axes", None, "must not be empty")
-        for name, settings in search.methods.items():
-            if not isinstance(settings, Mapping) or name == STOCK:
-                raise SettingError(f"methods.{name}", settings, "must be settings of another name than stock")
+        search.parsed()
     except SettingError as error:
         raise error.under("search") from None
     return search
+
+
+def run(search: Compare, engine: Engine, name: str) -> Outcome:
+    """Every method and the stock model at every place."""
+    trials: list[Trial] = []
+    rows: list[Trial] = []
+    for place in places(search.axes):
+        requests = [stock("held_out", place)]
+        for method in search.parsed():
+            request, found = choose(engine, method, place, search.budget, search.sampler, search.seed)
+            requests.append(request)
+            trials += found
+        rows += paired(engine, requests)
+    return Outcome(name, search.protocol, engine.config, trials, rows)

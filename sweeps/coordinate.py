@@ -1,17 +1,24 @@
 """The protocol of the paper's Figure 3: one setting after the other, each at its best before the next begins.
 
-For every series (a reading, say `gain=logits`) and every step in order, all values of the step's setting are measured,
-the earlier settings fixed at their best, the later ones at the paper's value. Ties go to the paper's value, then to
-the value nearest to it.
+For every series (a reading, say `gain=logits`) and every step in order, all values of the step's setting are measured
+on the tuning split, the earlier settings fixed at their best, the later ones at the paper's value. Ties go to the
+paper's value, then to the value nearest to it. A second round, if there is one, goes through the steps again from where
+the first ended. Then the stock model, each series at the paper's settings and at its best, and the controls are
+measured on the held-out split. With axes, all this happens at each place (see `sweeps/methods.py`).
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from tdrs.settings import SettingError, build
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
 
-Settings = dict[str, Any]  # dotted configuration key → value
+from tdrs.settings import SettingError, build, check_choice, check_number
+
+from .engine import Engine
+from .methods import Method, by_dataset, check_axes, paired, places, stock
+from .sampled import SAMPLERS, choose
+from .trials import Curve, Outcome, Request, Settings, Trial
 
 
 @dataclass(frozen=True)
@@ -21,122 +28,193 @@ class Step:
     Args:
         key: the dotted configuration key.
         label: what the figure's axis calls it.
-        paper: the paper's value; must be among the values.
-        values: a list for all series, or a list for each series by its name.
-        set: settings that change from this step on, e.g. the weight that turns a stage on.
+        paper: the paper's value; or, where it differs, values by benchmark (`pope`, also for its twin) and `other`.
+        values: a list for all series, or a list for each series by its name; the paper's value must be in it.
+        set: settings that change from this step on in the first round, e.g. the weight that turns a stage on; `paper`
+            is the paper's value of the step with that key.
     """
 
     key: str
     label: str
-    paper: float
+    paper: float | dict  # type: ignore[type-arg]
     values: list | dict  # type: ignore[type-arg]
     set: dict = field(default_factory=dict)  # type: ignore[type-arg]
 
     def values_for(self, series: str) -> list[float]:
         return list(self.values[series] if isinstance(self.values, Mapping) else self.values)
 
+    def paper_for(self, dataset: str) -> float:
+        """The paper's value on a data set, by its name in `conf/dataset`."""
+        return float(by_dataset(self.paper, dataset))
+
 
 @dataclass(frozen=True)
 class Coordinate:
-    """A checked `search` group."""
+    """A checked `search` group.
+
+    Args:
+        series: settings by the series' names.
+        start: settings at the beginning, where they are not the paper's.
+        rounds: how often the steps are gone through.
+        axes: places; none is the configured backbone and data set alone.
+        controls: methods that are reported beside, tuned where they have a space.
+        budget, sampler, seed: how a control is tuned.
+    """
 
     protocol: str
     series: dict  # type: ignore[type-arg]
     steps: tuple[Step, ...]
     start: dict = field(default_factory=dict)  # type: ignore[type-arg]
+    rounds: int = 1
+    axes: dict = field(default_factory=dict)  # type: ignore[type-arg]
+    controls: dict = field(default_factory=dict)  # type: ignore[type-arg]
+    budget: int = 8
+    sampler: str = "tpe"
+    seed: int = 0
 
-    @property
-    def trials(self) -> int:
-        """Measurements in all, repeated ones included."""
-        return sum(len(step.values_for(series)) for series in self.series for step in self.steps)
+    def __post_init__(self) -> None:
+        check_choice("sampler", self.sampler, list(SAMPLERS))
+        for name in ("rounds", "budget"):
+            check_number(name, getattr(self, name), 1, whole=True)
+        check_number("seed", self.seed, 0, whole=True)
 
-    def initial(self, series: str) -> Settings:
-        """Where a series starts: every step at the paper's value, then `start`, then the series' own settings."""
-        return {step.key: step.paper for step in self.steps} | self.start | self.series[series]
-
-    def paper(self, series: str) -> Settings:
+    def paper(self, series: str, dataset: str) -> Settings:
         """All steps at the paper's values, under the series' own settings."""
-        return {step.key: step.paper for step in self.steps} | self.series[series]
+        return {step.key: step.paper_for(dataset) for step in self.steps} | self.series[series]
 
-    def possible(self) -> Iterator[Settings]:
-        """Every value a trial could have, to be checked before the first one runs."""
-        for series in self.series:
-            for step in self.steps:
-                for value in step.values_for(series):
-                    yield self.initial(series) | step.set | {step.key: value}
+    def initial(self, series: str, dataset: str) -> Settings:
+        """Where a series starts: the paper's values, then `start`, then the series' own settings."""
+        return self.paper(series, dataset) | self.start | self.series[series]
+
+    def set_from(self, step: Step, dataset: str) -> Settings:
+        """What changes from a step on."""
+        paper = {other.key: other.paper_for(dataset) for other in self.steps}
+        return {key: paper[key] if value == "paper" else value for key, value in step.set.items()}
+
+    def methods(self) -> list[Method]:
+        return [Method.of(name, values, "controls") for name, values in self.controls.items()]
+
+    def possible(self, dataset: str) -> Iterator[Request]:
+        """Requests that show every value a trial could have, to be checked before the first one runs.
+
+        Args:
+            dataset: the configured one.
+        """
+        for place in places(self.axes):
+            name = place.get("dataset", dataset)
+            yield from (stock(split, place) for split in ("tuning", "held_out"))
+            for series in self.series:
+                for step in self.steps:
+                    if step.paper_for(name) not in step.values_for(series):
+                        allowed = f"must contain the paper's {step.paper_for(name):g}"
+                        raise SettingError(f"search.steps.{step.key}.values", step.values_for(series), allowed)
+                    for value in step.values_for(series):
+                        settings = self.initial(series, name) | self.set_from(step, name) | {step.key: value}
+                        yield Request(series, "tuning", settings, place)
+            for method in self.methods():
+                yield from method.possible(place, dataset)
 
 
 def from_settings(values: Mapping[str, Any]) -> Coordinate:
     """The protocol out of the `search` group.
 
     Raises:
-        SettingError: a name is unknown, a list is empty, or the paper's value is not in it.
+        SettingError: a name is unknown, or a list is empty.
     """
     try:
         steps = [build(Step, step, f"steps[{number}]") for number, step in enumerate(values.get("steps") or ())]
         search = build(Coordinate, {**values, "steps": tuple(steps)})
-        if search.protocol != "coordinate":
-            raise SettingError("protocol", search.protocol, "must be coordinate")
         if not search.series or not steps:
             raise SettingError("series" if steps else "steps", None, "must not be empty")
         for number, step in enumerate(steps):
+            if isinstance(step.paper, Mapping) and "other" not in step.paper:
+                raise SettingError(f"steps[{number}].paper", dict(step.paper), "must have a value for `other`")
             for series in search.series:
                 if isinstance(step.values, Mapping) and series not in step.values:
                     raise SettingError(f"steps[{number}].values", list(step.values), f"lacks the series {series}")
-                if step.paper not in step.values_for(series):
-                    raise SettingError(
-                        f"steps[{number}].values", step.values_for(series), f"must contain the paper's {step.paper:g}"
-                    )
+            for key, value in step.set.items():
+                if value == "paper" and key not in {other.key for other in steps}:
+                    raise SettingError(f"steps[{number}].set.{key}", value, "no step has this key")
+        check_axes(search.axes)
+        search.methods()
     except SettingError as error:
         raise error.under("search") from None
     return search
 
 
-@dataclass(frozen=True)
-class Point:
-    """One value of a step: the whole settings it was measured under, and its metrics on the tuning split."""
-
-    value: float
-    settings: Settings
-    metrics: dict[str, float]
-
-    @property
-    def score(self) -> float:
-        return self.metrics["accuracy"]
+def chosen(values: Sequence[float], trials: Sequence[Trial], paper: float) -> float:
+    """The value with the highest score; among equals the paper's, then the one nearest to it in rank."""
+    order = sorted(values)
+    rank = order.index(paper)
+    found = max(zip(values, trials, strict=True), key=lambda p: (p[1].score, -abs(order.index(p[0]) - rank)))
+    return found[0]
 
 
-@dataclass(frozen=True)
-class Curve:
-    """One step of one series, measured."""
+def curves(
+    search: Coordinate, engine: Engine, place: Settings, dataset: str, first: int
+) -> tuple[list[Curve], list[Trial], dict[str, Settings]]:
+    """The steps of all series at a place: curves, trials, and where each series ended.
 
-    series: str
-    step: Step
-    points: list[Point]
-
-    @property
-    def best(self) -> Point:
-        """The highest score; among equals the paper's value, then the value nearest to it in rank."""
-        order = [point.value for point in sorted(self.points, key=lambda p: p.value)]
-        paper = order.index(self.step.paper)
-        return max(self.points, key=lambda p: (p.score, -abs(order.index(p.value) - paper)))
-
-
-def run(search: Coordinate, measure: Callable[[str, Settings], dict[str, float]]) -> list[Curve]:
-    """Measure all series; `measure(series, settings)` returns the metrics of settings on the tuning split."""
-    curves: list[Curve] = []
-    for series in search.series:
-        current = search.initial(series)
+    Args:
+        first: the number of the first trial in the outcome's list.
+    """
+    current = {series: search.initial(series, dataset) for series in search.series}
+    drawn: list[Curve] = []
+    trials: list[Trial] = []
+    for number in range(1, search.rounds + 1):
         for step in search.steps:
-            current |= step.set
-            points = []
-            for value in step.values_for(series):
-                settings = {**current, step.key: value}
-                points.append(Point(value, settings, measure(series, settings)))
-            curves.append(Curve(series, step, points))
-            current = dict(curves[-1].best.settings)
-    return curves
+            requests: list[Request] = []
+            for series in search.series:
+                if number == 1:
+                    current[series] |= search.set_from(step, dataset)
+                for value in step.values_for(series):
+                    requests.append(Request(series, "tuning", {**current[series], step.key: value}, place))
+            measured = engine.measure(requests)
+            for series in search.series:
+                values = step.values_for(series)
+                mine = [trial for trial in measured if trial.name == series]
+                paper = step.paper_for(dataset)
+                best = chosen(values, mine, paper)
+                current[series] = {**current[series], step.key: best}
+                at = [first + len(trials) + n for n in range(len(mine))]
+                drawn.append(Curve(series, place, number, step.key, step.label, paper, values, at, best))
+                trials += mine
+    return drawn, trials, current
 
 
-def best_settings(curves: Sequence[Curve], series: str) -> Settings:
-    """Where a series ended."""
-    return [curve for curve in curves if curve.series == series][-1].best.settings
+def run(search: Coordinate, engine: Engine, name: str) -> Outcome:
+    """Curves on the tuning split and the table on the held-out split, at each place."""
+    trials: list[Trial] = []
+    rows: list[Trial] = []
+    drawn: list[Curve] = []
+    for place in places(search.axes):
+        dataset = place.get("dataset", engine.config["dataset"]["name"])
+        trials += engine.measure([stock("tuning", place)])
+        found, measured, ends = curves(search, engine, place, dataset, len(trials))
+        drawn += found
+        trials += measured
+        requests = [stock("held_out", place)]
+        for series in search.series:
+            requests.append(Request(f"{series}, paper", "held_out", search.paper(series, dataset), place))
+            asked = sum(len(curve.trials) for curve in found if curve.series == series)
+            requests.append(Request(f"{series}, tuned", "held_out", ends[series], place, budget=asked))
+        for control in search.methods():
+            request, tuned = choose(engine, control, place, search.budget, search.sampler, search.seed)
+            requests.append(request)
+            trials += tuned
+        rows += paired(engine, requests)
+    return Outcome(name, search.protocol, engine.config, trials, rows, drawn)
+
+
+def distributions(search: Coordinate) -> dict[str, BaseDistribution]:
+    """Optuna's parameters: each step's values, and the series' settings."""
+    found: dict[str, BaseDistribution] = {}
+    for step in search.steps:
+        values = [value for series in search.series for value in step.values_for(series)]
+        values += [value for value in [search.start.get(step.key)] if isinstance(value, int | float)]
+        found[step.key] = FloatDistribution(min(values), max(values))
+    keys = dict.fromkeys(key for settings in search.series.values() for key in settings)
+    for key in keys:
+        given = [settings[key] for settings in search.series.values() if key in settings]
+        found[key] = CategoricalDistribution(list(dict.fromkeys(given)))
+    return found

@@ -1,449 +1,357 @@
-"""The study loop: measure settings once each, keep them in files, in Optuna and in MLflow, and go on after a stop.
+"""A study: a protocol, run once, however often it is stopped; its trials in files, in Optuna and in MLflow.
 
-A study's folder holds `study.journal` (Optuna), `trials/<identity>/` (records, result and configuration of each
-evaluation) and, at the end, `study.json` (what its protocol found), from which figures are redrawn without a model.
-An evaluation is found again by its identity, a hash of what decides its records; it never runs twice.
+    outputs/records/                      every evaluation, shared by all studies (`tdrs/records.py`)
+    outputs/studies/NAME/config.yaml      what was asked
+                         trials.jsonl     a line a finished trial, in the protocol's order
+                         study.journal    the same trials as an Optuna study, for its dashboard and its analyses
+                         study.json       what the protocol found, from which figures are redrawn without a model
+
+The process that holds the folder's lock leads: it alone writes these files and the store of runs. Another one with the
+same command joins: it measures, and leads when the first is gone. Trials are written to Optuna and MLflow when they are
+over, so a process that dies leaves none of them running.
 """
 
-import copy
 import fcntl
+import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import shutil
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import optuna
+import yaml
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
-from optuna.trial import TrialState
+from optuna.trial import TrialState, create_trial
 from tqdm import tqdm
 
-from tdrs import backbones, benchmarks
-from tdrs.backbones import Backbone
-from tdrs.benchmarks import Benchmark, Record, Samples
-from tdrs.configuration import choice
-from tdrs.evaluate import Evaluation, Plan, evaluate, plan
-from tdrs.settings import SettingError, check_choice
-from tdrs.statistics import paired_difference
-from tdrs.tracking import Run, Tracker
+from tdrs.backbones.features import Features
+from tdrs.evaluate import gib
+from tdrs.records import Records, append_line, read_lines
+from tdrs.settings import check_choice
+from tdrs.stopping import Stop
+from tdrs.tracking import Tracker
 
-from . import compare, coordinate
+from . import compare, coordinate, grid, sampled
+from .engine import WAIT, Engine, Preview
+from .trials import FAILED, PRUNED, STOCK, Outcome, Request, Trial
 
-Search = coordinate.Coordinate | compare.Compare
-PROTOCOLS: dict[str, Callable[[Mapping[str, Any]], Search]] = {
-    "coordinate": coordinate.from_settings,
-    "compare": compare.from_settings,
-}
-
-Settings = Mapping[str, Any]
-
-
-def apply(config: Mapping[str, Any], settings: Settings) -> dict[str, Any]:
-    """A copy of a plain configuration with dotted keys set; a group (`backbone`) is set by the name of its choice.
-
-    Raises:
-        SettingError: the configuration has no such key, or the group no such choice.
-    """
-    result = copy.deepcopy(dict(config))
-    for key, value in settings.items():
-        if isinstance(result.get(key), dict):
-            result[key] = choice(key, value)
-            continue
-        *path, last = key.split(".")
-        node: Any = result
-        for part in path:
-            node = node.get(part) if isinstance(node, dict) else None
-        if not isinstance(node, dict) or last not in node:
-            raise SettingError("search", key, "no such setting in this configuration (is its stage off?)")
-        node[last] = value
-    return result
-
-
-def _shown(settings: Settings) -> str:
-    """The numbers among settings, for people: "dc.w_min=3 dc.weight=1"."""
-    return " ".join(
-        f"{key.removeprefix('intervention.')}={value:g}"
-        for key, value in settings.items()
-        if isinstance(value, int | float)
-    )
+Search = Any  # a checked `search` group, of the protocol's own class
 
 
 @dataclass(frozen=True)
-class Row:
-    """One row of the held-out table; `difference` is against stock on the same samples, with its 95 % interval."""
+class Protocol:
+    """A protocol: its settings checked, every request it may make, its run, Optuna's parameters."""
 
-    name: str
-    settings: dict[str, Any]
-    identity: str
-    n: int
-    accuracy: tuple[float, float, float]
-    difference: tuple[float, float, float] | None
-    clamped: dict[str, tuple[int, int]]
+    from_settings: Callable[[Mapping[str, Any]], Search]
+    possible: Callable[[Search, str], Iterator[Request]]
+    run: Callable[[Search, Engine, str], Outcome]
+    distributions: Callable[[Search], dict[str, BaseDistribution]] = lambda search: {}
+
+
+PROTOCOLS = {
+    "coordinate": Protocol(
+        coordinate.from_settings, lambda s, dataset: s.possible(dataset), coordinate.run, coordinate.distributions
+    ),
+    "grid": Protocol(grid.from_settings, lambda s, dataset: s.possible(dataset), grid.run, grid.distributions),
+    "sampled": Protocol(
+        sampled.from_settings, lambda s, dataset: s.possible(dataset), sampled.run, lambda s: s.parsed.distributions()
+    ),
+    "compare": Protocol(compare.from_settings, lambda s, dataset: s.possible(dataset), compare.run),
+}
+_NOT_DECISIVE = ("output", "tracking", "study", "features_gib", "dry_run")
+
+
+def study_folder(output: Path, name: str) -> Path:
+    """Where a study is kept."""
+    return output / "studies" / name
+
+
+class Log:
+    """A study's trials, in three places: a file, Optuna, MLflow. Writing one twice writes it once.
+
+    Args:
+        config: the study's plain configuration.
+        key: what tells it from a study of the same name over other settings, whose trials are not its own.
+    """
+
+    def __init__(self, folder: Path, config: Mapping[str, Any], key: str, tracker: Tracker, records: Records) -> None:
+        self.folder = folder
+        self.key = key
+        self.tracker = tracker
+        self.parent = ""
+        self._name = str(config["study"]["name"])
+        self._store = records
+        protocol = PROTOCOLS[config["search"]["protocol"]]
+        search = protocol.from_settings(config["search"])
+        self._distributions = protocol.distributions(search)
+        self._objective = getattr(search, "objective", "accuracy")
+        self._config = dict(config)
+        self._lines: dict[str, Trial] = {}
+        self._optuna: optuna.Study | None = None
+        self._told: set[str] = set()
+
+    def open(self) -> None:
+        """Read what there is; start anew where the folder holds a study over other settings."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        path = self.folder / "config.yaml"
+        if not path.exists() or study_key(yaml.safe_load(path.read_text())) != self.key:
+            for name in ("trials.jsonl", "study.json", "study.journal"):
+                (self.folder / name).unlink(missing_ok=True)
+        path.write_text(yaml.safe_dump(self._config, sort_keys=False))
+        self._lines = {trial.key: trial for trial in read_trials(self.folder)}
+        self._open_optuna()
+
+    def _open_optuna(self) -> None:
+        """The Optuna study; it is made again from the trials where its file is damaged."""
+        path = self.folder / "study.journal"
+        for attempt in range(2):
+            try:
+                self._optuna = load_optuna(path, self._name, create=True)
+                self._told = {
+                    trial.user_attrs["key"]
+                    for trial in self._optuna.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+                }
+                return
+            except Exception:  # whatever a torn file makes the library raise
+                if attempt:
+                    raise
+                shutil.move(path, path.with_suffix(".damaged"))
+
+    def add(self, trial: Trial) -> None:
+        """Write a trial wherever it is missing."""
+        known = self._lines.get(trial.key)
+        if known is None or known.status != trial.status:
+            append_line(self.folder / "trials.jsonl", json.dumps(asdict(trial)))
+            self._lines[trial.key] = trial
+        if trial.split == "tuning" and trial.key not in self._told:
+            self._tell_optuna(trial)
+        self.track(trial)
+
+    def _tell_optuna(self, trial: Trial) -> None:
+        assert self._optuna
+        known = {
+            key: value
+            for key, value in trial.settings.items()
+            if key in self._distributions and _holds(self._distributions[key], value)
+        }
+        attributes = {
+            "key": trial.key,
+            "identity": trial.identity,
+            "name": trial.name,
+            "place": trial.place,
+            "settings": trial.settings,
+            "pruned": trial.status == PRUNED,
+            "reason": trial.reason,
+        }
+        failed = trial.status == FAILED
+        self._optuna.add_trial(
+            create_trial(
+                state=TrialState.FAIL if failed else TrialState.COMPLETE,
+                value=None if failed else trial.metrics[self._objective],
+                params=known,
+                distributions={key: self._distributions[key] for key in known},
+                user_attrs=attributes,
+            )
+        )
+        if not failed:
+            self._told.add(trial.key)
+
+    def track(self, trial: Trial) -> None:
+        """Write a trial to the store of runs, if it is not there."""
+        tags = {"identity": trial.identity, "series": trial.name, "split": trial.split, "status": trial.status}
+        tags |= {key: str(value) for key, value in trial.place.items()}
+        evaluation = self._store.read(trial.identity) if self._store.done(trial.identity) else None
+        self.tracker.log(
+            experiment=self._name,
+            name=Request(trial.name, trial.split, trial.settings, trial.place).label,
+            key=trial.key,
+            tags=tags,
+            params={} if trial.name == STOCK else trial.settings,
+            metrics={f"{trial.split}.{name}": value for name, value in trial.metrics.items()},
+            folder=self._store.path(trial.identity),
+            evaluation=evaluation if trial.status != FAILED else None,
+            parent=self.parent,
+            error=trial.reason if trial.status == FAILED else "",
+        )
+
+
+def _holds(distribution: BaseDistribution, value: Any) -> bool:
+    """Whether a value lies in a distribution; one that does not is an attribute of its trial only."""
+    if isinstance(distribution, CategoricalDistribution):
+        return value in distribution.choices
+    assert isinstance(distribution, FloatDistribution | IntDistribution)
+    return isinstance(value, int | float) and distribution.low <= value <= distribution.high
+
+
+def load_optuna(path: Path, name: str, create: bool = False) -> optuna.Study:
+    """A study's trials on the tuning split as an Optuna study."""
+    storage = JournalStorage(JournalFileBackend(str(path)))
+    if create:
+        return optuna.create_study(storage=storage, study_name=name, direction="maximize", load_if_exists=True)
+    return optuna.load_study(storage=storage, study_name=name)
+
+
+def read_trials(folder: Path) -> list[Trial]:
+    """The trials of a study, in the protocol's order; of one that was tried again, the last line."""
+    found: dict[str, Trial] = {}
+    for line in read_lines(folder / "trials.jsonl"):
+        trial = Trial.of(json.loads(line))
+        found[trial.key] = trial
+    return list(found.values())
+
+
+def study_key(config: Mapping[str, Any]) -> str:
+    """A hash of what a study asks: not of where it is kept."""
+    values = {name: value for name, value in config.items() if name not in _NOT_DECISIVE}
+    return hashlib.sha256(json.dumps([config["study"]["name"], values], sort_keys=True).encode()).hexdigest()[:16]
 
 
 class Study:
-    """One study: a folder, an Optuna study, an MLflow parent run.
+    """One study.
 
     Args:
         config: the plain configuration of `conf/sweep.yaml`.
         tracker: where runs are logged.
+        stop: whether somebody asked to stop.
 
     Raises:
-        SettingError: from `check`, before anything is loaded or written.
+        SettingError: a setting, or a data set, is not to be had; nothing is loaded or written by then.
     """
 
-    def __init__(self, config: Mapping[str, Any], tracker: Tracker) -> None:
+    def __init__(self, config: dict[str, Any], tracker: Tracker, stop: Stop | None = None) -> None:
         self.config = config
-        self.tracker = tracker
         self.name = str(config["study"]["name"])
-        self.folder = Path(config["output"]) / self.name
+        output = Path(config["output"])
+        self.folder = study_folder(output, self.name)
+        self.tracker = tracker
         check_choice("search.protocol", config["search"].get("protocol"), list(PROTOCOLS))
-        self.search = PROTOCOLS[config["search"]["protocol"]](config["search"])
-        self.evaluated = 0
-        self.reused = 0
-        self._samples: dict[tuple[Benchmark, str], Samples] = {}
-        self._backbone: Backbone | None = None
-        self._logged: set[str] = set()
-        self._run = Run(None, "")
-        self.check()
+        self.protocol = PROTOCOLS[config["search"]["protocol"]]
+        self.search = self.protocol.from_settings(config["search"])
+        self.records = Records(output / "records")
+        self.preview = Preview(config, self.records)
+        for request in self.protocol.possible(self.search, config["dataset"]["name"]):
+            self.preview.job(request)
+        self.protocol.run(self.search, self.preview, self.name)
+        self.log = Log(self.folder, config, study_key(config), tracker, self.records)
+        features = Features(output / "features", gib(config["features_gib"]))
+        self.engine = Engine(config, self.records, features, stop, self._report)
+        self._leads = False
+        self._unlogged = False
 
-    def _plan(self, settings: Settings | None, split: str) -> Plan:
-        """The evaluation of settings, or of the stock model for None, on a split."""
-        stock = {**self.config, "intervention": {"name": "none"}}
-        values = stock if settings is None else apply(self.config, settings)
-        return plan({**values, "split": split, "limit": self.config["preset"][split]})
-
-    def check(self) -> None:
-        """Build every trial's settings and load each data set's splits, so that no error waits behind the model."""
-        if isinstance(self.search, compare.Compare):
-            planned = [self._plan(settings, "held_out") for _, _, settings in self.search.cases()]
-            for one in {plan.dataset.__class__: plan for plan in planned}.values():
-                self._load(one)
+    def _report(self, trial: Trial) -> None:
+        if not self._leads:
             return
-        for settings in self.search.possible():
-            self._plan(settings, "tuning")
-        for split in benchmarks.SPLITS:
-            self._load(self._plan(None, split))
+        try:
+            self.log.add(trial)
+        except OSError as error:
+            if not self._unlogged:
+                print(f"the study's log cannot be written ({error}); measuring goes on", file=sys.stderr)
+            self._unlogged = True
 
-    def _load(self, planned: Plan) -> Samples:
-        """The samples of a plan, kept while the study lasts."""
-        key = planned.dataset, planned.split
-        if key not in self._samples:
-            style = planned.backbone.prompt_style
-            self._samples[key] = benchmarks.load(*key, planned.limit, style, f"preset.{planned.split}")
-        return self._samples[key]
+    def dry_run(self) -> list[str]:
+        """What would run, as lines of text."""
+        preview = self.preview
+        lines = [
+            f"{preview.asked} trials asked for, {preview.asked - len(preview.planned)} found done or alike; to run:"
+        ]
+        for job in preview.planned.values():
+            lines.append(f"  {job.identity}  {job.request.split:9} n = {len(job.samples):<5} {job.request.label}")
+        if self.config["search"]["protocol"] in ("coordinate", "sampled"):
+            lines.append("later settings depend on earlier results: where those are missing, these are first guesses")
+        seconds, unknown = preview.seconds()
+        known = len(preview.planned) - unknown
+        if known:
+            lines.append(f"estimate by like evaluations kept here: {seconds / 60:.1f} minutes for {known} of them")
+        if unknown:
+            lines.append(f"no like evaluation is kept here for {unknown}: no estimate for these")
+        return lines
 
-    def _model(self, planned: Plan) -> Backbone:
-        """The backbone of a plan; one at a time is held."""
-        if self._backbone is None or self._backbone.settings != planned.backbone:
-            self._backbone = None
-            self._backbone = backbones.load(planned.backbone)
-        return self._backbone
+    def run(self) -> Outcome:
+        """Run the study, go on with it, or join it; returns what its protocol found.
 
-    @property
-    def notes(self) -> list[str]:
-        """What there is to say about how the splits were read, such as rows that were left out."""
-        found = [f"{split}: {note}" for (_, split), samples in self._samples.items() for note in samples.notes]
-        return list(dict.fromkeys(found))
-
-    def run(self) -> "Outcome | Table":
-        """Run or resume the whole study; returns what its protocol found, also written to `study.json`."""
-        with self._alone():
-            return self._run_or_resume()
+        Raises:
+            KeyboardInterrupt: somebody asked to stop; the same command goes on.
+        """
+        with self._bar() as self.engine.bar:
+            lock = self._lock()
+            if lock is None:
+                print(f"{self.name} is being run by another process; joining it", file=sys.stderr)
+                self.protocol.run(self.search, self.engine, self.name)
+            while lock is None:
+                self.engine.stop.check()
+                time.sleep(WAIT)
+                lock = self._lock()
+            with lock:  # it goes with the process, however that ends
+                self._leads = True
+                return self._run()
 
     @contextmanager
-    def _alone(self) -> Iterator[None]:
-        """Hold the study's folder; the lock goes with the process, however that ends."""
+    def _bar(self) -> Iterator[Any]:
+        total = sum(len(job.samples) for job in self.preview.planned.values())
+        self.engine.total = len(self.preview.planned)
+        with tqdm(total=total, unit="sample", disable=None if total else True, dynamic_ncols=True) as bar:
+            yield bar
+
+    def _lock(self) -> TextIO | None:
+        """The folder's lock, or None if another process has it."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        with (self.folder / "lock").open("w") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                raise SettingError(
-                    "study.name", self.name, "is being run by another process; wait, or name another"
-                ) from None
-            yield
+        lock = (self.folder / "lock").open("a")
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            lock.close()
+            return None
+        return lock
 
-    def _run_or_resume(self) -> "Outcome | Table":
-        optuna.logging.set_verbosity(optuna.logging.WARNING)
-        storage = JournalStorage(JournalFileBackend(str(self.folder / "study.journal")))
-        self.optuna = optuna.create_study(
-            storage=storage, study_name=self.name, direction="maximize", load_if_exists=True
-        )
-        self._fail_abandoned_trials()
-        parent = self.optuna.user_attrs.get("mlflow_run")
-        known = parent if self.tracker.resume(parent) else None
-        if known:
-            self._logged = self.tracker.finished_children(self.name, known)
-        tags = {"protocol": self.search.protocol}
-        if isinstance(self.search, coordinate.Coordinate):  # the others have several
-            tags |= {part: self.config[part]["name"] for part in ("backbone", "dataset", "intervention")}
-        with self.tracker.run(self.name, " ".join([f"{self.name}:", *tags.values()]), tags, run_id=known) as self._run:
-            self.optuna.set_user_attr("mlflow_run", self._run.id)
-            found = self._cells(self.search) if isinstance(self.search, compare.Compare) else self._curves(self.search)
-            found.save(self.folder / "study.json")
-            self._run.describe("```\n" + "\n".join(found.table()) + "\n```")
-        return found
-
-    def _cells(self, search: compare.Compare) -> "Table":
-        """Every method and the stock model at every place, on the held-out split."""
-        cells: list[Cell] = []
-        stock: list[Record] = []
-        with tqdm(list(search.cases()), desc="held-out", unit="run") as bar:
-            for method, place, settings in bar:
-                label = " ".join([method, *map(str, place.values())])
-                bar.set_postfix_str(label)
-                planned = self._plan(settings, "held_out")
-                found = self._trial(method, settings, planned, label=label)
-                difference = None
-                if method == compare.STOCK:
-                    stock = found.records
-                else:
-                    difference = difference_to(stock, found.records)
-                cells.append(Cell(method, place, planned.identity, len(found.records), found.metrics, difference))
-        return Table(self.name, dict(self.config), cells)
-
-    def _curves(self, search: coordinate.Coordinate) -> "Outcome":
-        """The coordinate protocol on the tuning split, then its table on the held-out split."""
-        stock = self._measure("stock", {}, self._plan(None, "tuning"))
-        choices = {key: [s[key] for s in search.series.values()] for s in search.series.values() for key in s}
-        with tqdm(total=search.trials, desc="tuning", unit="trial") as bar:
-
-            def score(series: str, settings: Settings) -> dict[str, float]:
-                bar.set_postfix_str(f"{_shown(settings)} {series}")
-                metrics = self._trial(series, settings, self._plan(settings, "tuning"), choices).metrics
-                bar.update()
-                return metrics
-
-            curves = coordinate.run(search, score)
-        outcome = Outcome(self.name, dict(self.config), curves, stock.metrics, self._held_out(search, curves))
-        for row in outcome.rows:
-            name = f"held_out.{row.name.replace(', ', '.')}"
-            values = {"accuracy": row.accuracy[0]}
-            if row.difference:
-                values |= zip(("difference", "difference_low", "difference_high"), row.difference, strict=True)
-            self._run.metrics({f"{name}.{key}": value for key, value in values.items()})
+    def _run(self) -> Outcome:
+        self.log.open()
+        tags = {"protocol": self.config["search"]["protocol"]}
+        tags |= {part: self.config[part]["name"] for part in ("backbone", "dataset", "intervention")}
+        with self.tracker.study(self.name, self.log.key, self.name, tags) as self.log.parent:
+            outcome = self.protocol.run(self.search, self.engine, self.name)
+            outcome.save(self.folder / "study.json")
+            describe(self.tracker, self.log.parent, outcome)
         return outcome
 
-    def _fail_abandoned_trials(self) -> None:
-        """Trials a killed process left running or waiting; what they asked for is asked again."""
-        for trial in self.optuna.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-            self.optuna.tell(trial.number, state=TrialState.FAIL)
-        while self.optuna.get_trials(deepcopy=False, states=(TrialState.WAITING,)):
-            self.optuna.tell(self.optuna.ask(), state=TrialState.FAIL)
-
-    def attach(self, *files: Path) -> None:
+    def attach(self, files: list[Path]) -> None:
         """Log files, such as figures, as artifacts of the study's run."""
-        if self._run.client:
-            for file in files:
-                self._run.client.log_artifact(self._run.id, str(file))
-
-    def _trial(
-        self,
-        name: str,
-        settings: Settings,
-        planned: Plan,
-        choices: Mapping[str, list[Any]] | None = None,
-        label: str = "",
-    ) -> Evaluation:
-        """The evaluation of a plan as one trial of the Optuna study.
-
-        Args:
-            choices: all values of the settings that are no numbers, where settings are Optuna's parameters; None keeps
-                them as an attribute, so that another run of the study may have other ones.
-            label: what the trial is called in MLflow; "" is its name and its numbers.
-        """
-        done = {
-            trial.user_attrs.get("identity")
-            for trial in self.optuna.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-        }
-        if planned.identity in done:
-            return self._measure(name, settings, planned, label)
-        self.optuna.enqueue_trial({} if choices is None else dict(settings))
-        trial = self.optuna.ask()
-        if choices is not None:
-            for key, value in settings.items():
-                if isinstance(value, int | float):
-                    trial.suggest_float(key, min(0.0, value), max(1e6, value))
-                else:
-                    trial.suggest_categorical(key, choices[key])
-        trial.set_user_attr("settings", dict(settings))
-        trial.set_user_attr("identity", planned.identity)
-        try:
-            evaluation = self._measure(name, settings, planned, label)
-        except BaseException:
-            self.optuna.tell(trial, state=TrialState.FAIL)
-            raise
-        self.optuna.tell(trial, evaluation.metrics["accuracy"])
-        return evaluation
-
-    def _measure(self, name: str, settings: Settings, planned: Plan, label: str = "") -> Evaluation:
-        """The evaluation of a plan: read if it was done before, else run; logged as a child run either way."""
-        folder = self.folder / "trials" / planned.identity
-        done = (folder / "result.json").exists()
-        if done and planned.identity in self._logged:
-            self.reused += 1
-            return Evaluation.read(folder)
-        model = None if done else self._model(planned)
-        tags = {"identity": planned.identity, "series": name, "split": planned.split}
-        values = " / ".join(f"{value:g}" for value in settings.values() if isinstance(value, int | float))
-        label = label or (f"{name}: {values}" if values else name)
-        with self.tracker.run(self.name, label, tags, self._run.id) as child:
-            child.params(settings)
-            if done:
-                self.reused += 1
-                evaluation = Evaluation.read(folder)
-            else:
-                self.evaluated += 1
-                assert model
-                evaluation = evaluate(
-                    model,
-                    planned.dataset,
-                    self._load(planned),
-                    planned.intervention,
-                    planned.batch_size,
-                    planned.execution,
-                    progress=label,
-                )
-                evaluation.save(folder, planned.config)
-            child.result({f"{planned.split}.{key}": value for key, value in evaluation.metrics.items()}, folder)
-        self._logged.add(planned.identity)
-        return evaluation
-
-    def _held_out(self, search: coordinate.Coordinate, curves: Sequence[coordinate.Curve]) -> list[Row]:
-        """Stock, and for each series the paper's settings and the best ones, on the held-out split."""
-        cases: list[tuple[str, Settings, Plan]] = [("stock", {}, self._plan(None, "held_out"))]
-        for series in search.series:
-            paper, best = search.paper(series), coordinate.best_settings(curves, series)
-            cases.append((f"{series}, paper", paper, self._plan(paper, "held_out")))
-            cases.append((f"{series}, tuned", best, self._plan(best, "held_out")))
-        rows: list[Row] = []
-        stock: list[Record] = []
-        for name, settings, planned in tqdm(cases, desc="held-out", unit="run"):
-            evaluation = self._measure(name, settings, planned)
-            stock = stock or evaluation.records
-            m = evaluation.metrics
-            rows.append(
-                Row(
-                    name=name,
-                    settings=dict(settings),
-                    identity=planned.identity,
-                    n=len(evaluation.records),
-                    accuracy=(m["accuracy"], m["accuracy_low"], m["accuracy_high"]),
-                    difference=difference_to(stock, evaluation.records) if rows else None,
-                    clamped=evaluation.clamped,
-                )
-            )
-        return rows
+        self.tracker.describe(
+            self.log.parent, None, {}, [*files, self.folder / "study.json", self.folder / "config.yaml"]
+        )
 
 
-def difference_to(stock: Sequence[Record], edited: Sequence[Record]) -> tuple[float, float, float]:
-    """The paired difference of two evaluations on the same samples, with its 95 % interval; images are clusters."""
-    before, after = ([record.score for record in records] for records in (stock, edited))
-    return paired_difference(before, after, [record.image_id for record in stock], [record.weight for record in stock])
+def describe(tracker: Tracker, parent: str, outcome: Outcome) -> None:
+    """Put an outcome's table and held-out numbers on the study's run."""
+    metrics: dict[str, float] = {}
+    for row in outcome.rows:
+        name = ".".join(["held_out", *(str(value) for value in row.place.values()), row.name])
+        name = "".join(letter if letter.isalnum() or letter in "._- " else "." for letter in name)
+        if row.metrics:
+            metrics[f"{name}.accuracy"] = row.metrics["accuracy"]
+        if row.difference:
+            values = zip(("", "_low", "_high"), row.difference, strict=True)
+            metrics |= {f"{name}.difference{end}": value for end, value in values}
+    tracker.describe(parent, "```\n" + "\n".join(outcome.table()) + "\n```", metrics, [])
 
 
-@dataclass(frozen=True)
-class Cell:
-    """A method, or the stock model, at one place, on the held-out split; `difference` is to the stock model there."""
-
-    method: str
-    place: dict[str, Any]
-    identity: str
-    n: int
-    metrics: dict[str, float]
-    difference: tuple[float, float, float] | None
-
-
-@dataclass(frozen=True)
-class Table:
-    """What a finished study of the protocol `compare` says."""
-
-    name: str
-    config: dict[str, Any]
-    cells: list[Cell]
-
-    def save(self, path: Path) -> None:
-        _save(self, path)
-
-    @classmethod
-    def read(cls, path: Path) -> "Table":
-        """What `save` wrote."""
-        values = json.loads(path.read_text())
-        for cell in values["cells"]:
-            cell["difference"] = cell["difference"] and tuple(cell["difference"])
-        return cls(values["name"], values["config"], [Cell(**cell) for cell in values["cells"]])
-
-    def table(self) -> list[str]:
-        """The cells as lines of text, place by place."""
-        width = max(len(cell.method) for cell in self.cells) + 4
-        lines = ["held-out split, settings fixed beforehand: accuracy [95 %], paired difference to stock [95 %]"]
-        place = None
-        for cell in self.cells:
-            if cell.place != place:
-                place = cell.place
-                lines.append(f"{' '.join(f'{key}={value}' for key, value in place.items())}, n = {cell.n}")
-            m = cell.metrics
-            line = f"  {cell.method:{width}}{m['accuracy']:.3f} [{m['accuracy_low']:.3f}, {m['accuracy_high']:.3f}]"
-            if cell.difference:
-                line += "   {:+.3f} [{:+.3f}, {:+.3f}]".format(*cell.difference)
-            lines.append(line)
-        return lines
-
-
-def _save(found: "Outcome | Table", path: Path) -> None:
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(asdict(found), indent=1))
-    partial.replace(path)
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What a finished study of the protocol `coordinate` says.
-
-    Attributes:
-        stock: metrics of the stock model on the tuning split.
-        rows: the held-out table, stock first.
-    """
-
-    name: str
-    config: dict[str, Any]
-    curves: list[coordinate.Curve]
-    stock: dict[str, float]
-    rows: list[Row]
-
-    def save(self, path: Path) -> None:
-        _save(self, path)
-
-    @classmethod
-    def read(cls, path: Path) -> "Outcome":
-        """What `save` wrote."""
-        values = json.loads(path.read_text())
-        curves = [
-            coordinate.Curve(
-                curve["series"], coordinate.Step(**curve["step"]), [coordinate.Point(**p) for p in curve["points"]]
-            )
-            for curve in values["curves"]
-        ]
-        rows = []
-        for row in values["rows"]:
-            row["accuracy"] = tuple(row["accuracy"])
-            row["difference"] = row["difference"] and tuple(row["difference"])
-            row["clamped"] = {name: tuple(counts) for name, counts in row["clamped"].items()}
-            rows.append(Row(**row))
-        return cls(values["name"], values["config"], curves, values["stock"], rows)
-
-    def table(self) -> list[str]:
-        """The held-out table as lines of text; settings were chosen on the tuning split."""
-        preset = self.config["preset"]
-        lines = [
-            f"held-out split, n = {self.rows[0].n}; settings chosen on the tuning split, n = {preset['tuning']}",
-            f"{'':20}{'accuracy [95 %]':22}{'difference to stock, paired [95 %]':38}settings",
-        ]
-        for row in self.rows:
-            accuracy = "{:.3f} [{:.3f}, {:.3f}]".format(*row.accuracy)
-            difference = "{:+.3f} [{:+.3f}, {:+.3f}]".format(*row.difference) if row.difference else "-"
-            lines.append(f"{row.name:20}{accuracy:22}{difference:38}{_shown(row.settings)}")
-        return lines
+def sync(folder: Path, tracker: Tracker, records: Records) -> int:
+    """Write a study's trials wherever they are missing, from its files; returns how many trials it has."""
+    config = yaml.safe_load((folder / "config.yaml").read_text())
+    log = Log(folder, config, study_key(config), tracker, records)
+    log.open()
+    trials = read_trials(folder)
+    tags = {"protocol": config["search"]["protocol"]}
+    tags |= {part: config[part]["name"] for part in ("backbone", "dataset", "intervention")}
+    with tracker.study(log._name, log.key, log._name, tags) as log.parent:
+        for trial in trials:
+            log.add(trial)
+        if (folder / "study.json").exists():
+            describe(tracker, log.parent, Outcome.read(folder / "study.json"))
+    return len(trials)

@@ -3,9 +3,11 @@
 The folder `conf/` is installed as `tdrs/conf`; entry modules compose `evaluate.yaml` or `sweep.yaml` from it.
 """
 
+import copy
+import errno
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -55,6 +57,27 @@ def choice(group: str, name: str) -> dict[str, Any]:
     return dict(plain(OmegaConf.load(folder() / group / f"{name}.yaml")))  # type: ignore[arg-type]
 
 
+def with_settings(config: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:
+    """A copy of a plain configuration with dotted keys set; a group (`backbone`) is set by the name of its choice.
+
+    Raises:
+        SettingError: the configuration has no such key, or the group no such choice.
+    """
+    result = copy.deepcopy(dict(config))
+    for key, value in settings.items():
+        if isinstance(result.get(key), dict):
+            result[key] = choice(key, value)
+            continue
+        *path, last = key.split(".")
+        node: Any = result
+        for part in path:
+            node = node.get(part) if isinstance(node, dict) else None
+        if not isinstance(node, dict) or last not in node:
+            raise SettingError("search", key, "no such setting in this configuration (is its stage off?)")
+        node[last] = value
+    return result
+
+
 def _one_line(message: str, overrides: Sequence[str]) -> SettingError:
     """Hydra's error as ours: which override it was about, and what would have been allowed."""
     given = {text.lstrip("+~").partition("=")[0]: text.partition("=")[2] for text in overrides}
@@ -75,10 +98,13 @@ def plain(config: DictConfig) -> Any:
     return OmegaConf.to_container(config, resolve=True)
 
 
-def run(entry: str, function: Callable[[DictConfig], None], usage: str, arguments: Sequence[str] | None = None) -> int:
+def run(
+    entry: str, function: Callable[[DictConfig], int | None], usage: str, arguments: Sequence[str] | None = None
+) -> int:
     """Compose, then call `function`; returns the exit code.
 
-    0 done; 2 a setting is not allowed (one line says which); 130 stopped by Ctrl-C. `--help` and `--cfg` print.
+    0 done, or what `function` returns; 1 the disk is full; 2 a setting is not allowed (one line says which); 130
+    stopped by Ctrl-C. `--help` and `--cfg` print.
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     if "--help" in arguments or "-h" in arguments:
@@ -92,11 +118,15 @@ def run(entry: str, function: Callable[[DictConfig], None], usage: str, argument
         if "--cfg" in arguments:
             print(OmegaConf.to_yaml(config, resolve=True), end="")
             return 0
-        function(config)
+        return function(config) or 0
     except SettingError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        print(f"error: {error}; what was finished is kept, and the same command continues from there", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print("stopped; what was finished is kept, and the same command continues from there", file=sys.stderr)
         return 130
-    return 0

@@ -2,7 +2,9 @@
 
     python -m tdrs.evaluate backbone=mini_llava dataset=mini_scienceqa intervention=tdrs limit=200
 
-writes `samples.parquet`, `result.json` and `config.yaml` into a folder under `outputs/evaluate` and logs the run.
+keeps `samples.parquet`, `result.json` and `config.yaml` in a folder under `outputs/records` and logs the run. Samples
+are asked in batches that their numbers alone decide; a run that was stopped goes on at the next whole batch, so its
+records are those of an uninterrupted one, bit for bit.
 """
 
 import hashlib
@@ -10,31 +12,31 @@ import json
 import math
 import sys
 import time
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, closing, nullcontext
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-import yaml
+import torch
 from omegaconf import DictConfig
 from tqdm import tqdm
 
 from tdrs import __version__, backbones, benchmarks, interventions
-from tdrs.attention.core import EXECUTIONS, Intervention
+from tdrs.attention.core import EXECUTIONS
 from tdrs.attention.intervene import Session, intervene
 from tdrs.attention.selection import names_numbers, resolve
 from tdrs.backbones import Backbone, BackboneSettings
+from tdrs.backbones.features import Features
+from tdrs.backbones.huggingface import Answer
 from tdrs.benchmarks import Benchmark, Record, Sample, Samples
 from tdrs.configuration import plain, run
+from tdrs.interventions import Method
+from tdrs.records import Batch, Counts, Evaluation, Records
 from tdrs.settings import check_choice, check_number
 from tdrs.statistics import accuracy_interval
+from tdrs.stopping import stoppable
 from tdrs.tracking import open_tracker
-
-# What decides the records of an evaluation; output and tracking settings do not.
-DECISIVE = ("backbone", "dataset", "intervention", "attention", "split", "limit", "batch_size")
 
 
 @dataclass(frozen=True)
@@ -43,18 +45,34 @@ class Plan:
 
     backbone: BackboneSettings
     dataset: Benchmark
-    intervention: Intervention
+    intervention: Method
     execution: str
     split: str
     limit: int | None
     batch_size: int
     config: Mapping[str, Any]
 
-    @property
-    def identity(self) -> str:
-        """A hash of what decides the records."""
-        decisive = {name: self.config[name] for name in DECISIVE}
-        decisive |= {"weights": self.backbone.fingerprint, "version": __version__}
+    def load(self, limit_name: str = "limit") -> Samples:
+        """The samples; raises as `benchmarks.load`."""
+        return benchmarks.load(self.dataset, self.split, self.limit, self.backbone.prompt_style, limit_name)
+
+    def identity(self, samples: Samples) -> str:
+        """A hash of what decides the records of these samples: not of paths, names, or settings without effect."""
+        method = self.intervention.effective
+        for place, part in enumerate(("layers", "heads")):
+            if method and method[part] != "all":
+                count = self.backbone.shape[place]
+                chosen = resolve(part, method[part], count)
+                method[part] = "all" if len(chosen) == count else sorted(chosen)
+        decisive = {
+            "backbone": self.backbone.decisive,
+            "samples": samples.content,
+            "rule": [type(self.dataset).__name__, self.dataset.rule],
+            "method": method,
+            "execution": self.execution if method else "",
+            "batch_size": self.batch_size,
+            "version": __version__,
+        }
         return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -87,90 +105,97 @@ def plan(config: Mapping[str, Any]) -> Plan:
     )
 
 
-@dataclass(frozen=True)
-class Evaluation:
-    """One evaluation.
+def out_of_memory(error: BaseException) -> bool:
+    """Whether this is a device or a machine that has no more memory."""
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "allocate memory" in str(error)
 
-    Attributes:
-        records: one a sample.
-        metrics: the benchmark's, and the accuracy's 95 % limits, the mean margin, the share of clamped w_min.
-        notes: what a reader of the metrics should know.
-        clamped: how many w_min were clamped, and of how many.
-        seconds: how long it took.
+
+def _ask(backbone: Backbone, batch: Sequence[Sample], benchmark: str, size: int) -> list[Answer] | None:
+    """The answers to a batch, `size` samples at a time; None if memory ran out and fewer can be asked."""
+    answers: list[Answer] = []
+    try:
+        for first in range(0, len(batch), size):
+            answers += backbone.answer(batch[first : first + size], benchmark)
+    except (RuntimeError, MemoryError) as error:
+        if size == 1 or not out_of_memory(error):
+            raise
+        return None
+    return answers
+
+
+def run_batches(
+    backbone: Backbone,
+    benchmark: Benchmark,
+    samples: Sequence[Sample],
+    intervention: Method,
+    batch_size: int,
+    execution: str = "auto",
+    done: Sequence[Batch] = (),
+) -> Iterator[Batch]:
+    """Answer the samples greedily under the intervention, batch by batch, after those that are `done`.
+
+    Where memory runs out, a batch is asked in halves, and so are the later ones; that changes rounding, and is noted.
+
+    Raises:
+        FloatingPointError: the logits have a NaN.
     """
-
-    records: list[Record]
-    metrics: dict[str, float]
-    notes: list[str]
-    clamped: dict[str, tuple[int, int]]
-    seconds: float
-
-    def save(self, folder: Path, config: Mapping[str, Any]) -> None:
-        """Write the three files; `result.json` last, so that a folder with it is complete."""
-        folder.mkdir(parents=True, exist_ok=True)
-        pq.write_table(pa.Table.from_pylist([asdict(record) for record in self.records]), folder / "samples.parquet")
-        (folder / "config.yaml").write_text(yaml.safe_dump(dict(config), sort_keys=False))
-        result = {
-            "metrics": {name: None if math.isnan(value) else value for name, value in self.metrics.items()},
-            "n": len(self.records),
-            "notes": self.notes,
-            "clamped": self.clamped,
-            "seconds": self.seconds,
-        }
-        partial = folder / "result.json.partial"
-        partial.write_text(json.dumps(result, indent=2))
-        partial.replace(folder / "result.json")
-
-    @classmethod
-    def read(cls, folder: Path) -> "Evaluation":
-        """What `save` wrote."""
-        result = json.loads((folder / "result.json").read_text())
-        rows = pq.read_table(folder / "samples.parquet").to_pylist()
-        clamped = {name: (count, of) for name, (count, of) in result["clamped"].items()}
-        metrics = {name: math.nan if value is None else value for name, value in result["metrics"].items()}
-        return cls([Record(**row) for row in rows], metrics, result["notes"], clamped, result["seconds"])
+    scope: AbstractContextManager[Session | None] = (
+        intervene(backbone.model, intervention, execution) if intervention.active else nullcontext()
+    )
+    size = min([batch_size, *(batch.size for batch in done)])
+    with scope as session:
+        for first in range(sum(len(batch.records) for batch in done), len(samples), batch_size):
+            begun = time.perf_counter()
+            batch = samples[first : first + batch_size]
+            try:
+                while (answers := _ask(backbone, batch, benchmark.real, size)) is None:
+                    size = (size + 1) // 2
+                    if session:
+                        session.take_clamped()
+                    if torch.cuda.is_available():
+                        torch.cuda.empty_cache()
+            except FloatingPointError as error:
+                raise FloatingPointError(f"{error} of samples {first} to {first + len(batch) - 1}") from error
+            records = [
+                replace(benchmark.score(answer.text, sample), margin=answer.margin)
+                for sample, answer in zip(batch, answers, strict=True)
+            ]
+            clamped = session.take_clamped() if session else {}
+            yield Batch(first, records, clamped, time.perf_counter() - begun, size)
 
 
-def _metrics(
-    benchmark: Benchmark, records: Sequence[Record], clamped: Mapping[str, tuple[int, int]]
-) -> dict[str, float]:
+def summary(benchmark: Benchmark, samples: Sequence[Sample], batches: Sequence[Batch], batch_size: int) -> Evaluation:
+    """What the batches of an evaluation say together."""
+    records = [record for batch in batches for record in batch.records]
+    clamped: Counts = {}
+    for batch in batches:
+        for name, (count, of) in batch.clamped.items():
+            before = clamped.get(name, (0, 0))
+            clamped[name] = (before[0] + count, before[1] + of)
     metrics = benchmark.metrics(records)
     weights = [record.weight for record in records]
     interval = accuracy_interval([r.score for r in records], [r.image_id for r in records], weights)
     metrics |= {"accuracy_low": interval.low, "accuracy_high": interval.high}
     metrics["margin"] = sum(r.margin * r.weight for r in records) / sum(weights) if records else math.nan
-    return metrics | {f"clamped_{name}": count / max(of, 1) for name, (count, of) in clamped.items()}
+    metrics |= {f"clamped_{name}": count / max(of, 1) for name, (count, of) in clamped.items()}
+    notes = [*(samples.notes if isinstance(samples, Samples) else ()), *benchmark.notes(records)]
+    smallest = min((batch.size for batch in batches), default=batch_size)
+    if smallest < batch_size:
+        notes.append(f"out of memory: batches of {batch_size} were asked {smallest} samples at a time")
+    return Evaluation(records, metrics, notes, clamped, sum(batch.seconds for batch in batches), time.time())
 
 
 def evaluate(
     backbone: Backbone,
     benchmark: Benchmark,
     samples: Sequence[Sample],
-    intervention: Intervention,
+    intervention: Method,
     batch_size: int = 32,
-    execution: str = "blocked",
-    progress: str | None = None,
+    execution: str = "auto",
 ) -> Evaluation:
-    """Answer every sample greedily under the intervention and score the answers.
-
-    Args:
-        progress: the progress bar's text; None for no bar.
-    """
-    start = time.perf_counter()
-    scope: AbstractContextManager[Session | None] = (
-        intervene(backbone.model, intervention, execution) if intervention.active else nullcontext()
-    )
-    records = []
-    quiet = progress is None or not sys.stderr.isatty()
-    with scope as session, tqdm(total=len(samples), desc=progress, unit="sample", disable=quiet, leave=False) as bar:
-        for first in range(0, len(samples), batch_size):
-            batch = samples[first : first + batch_size]
-            for sample, answer in zip(batch, backbone.answer(batch, benchmark.real), strict=True):
-                records.append(replace(benchmark.score(answer.text, sample), margin=answer.margin))
-            bar.update(len(batch))
-    clamped = session.clamped if session else {}
-    notes = [*(samples.notes if isinstance(samples, Samples) else ()), *benchmark.notes(records)]
-    return Evaluation(records, _metrics(benchmark, records, clamped), notes, clamped, time.perf_counter() - start)
+    """Answer every sample greedily under the intervention and score the answers."""
+    batches = list(run_batches(backbone, benchmark, samples, intervention, batch_size, execution))
+    return summary(benchmark, samples, batches, batch_size)
 
 
 def clamped_line(clamped: Mapping[str, tuple[int, int]]) -> str:
@@ -182,38 +207,101 @@ def clamped_line(clamped: Mapping[str, tuple[int, int]]) -> str:
 def main_evaluate(config: DictConfig) -> None:
     values = plain(config)
     planned = plan(values)
-    samples = benchmarks.load(planned.dataset, planned.split, planned.limit, planned.backbone.prompt_style)
-    with open_tracker(values["tracking"], Path(values["output"])) as tracker:
-        backbone = backbones.load(planned.backbone)
-        names = [values[part]["name"] for part in ("backbone", "dataset", "intervention")]
-        folder = Path(values["output"]) / "evaluate" / f"{'-'.join(names)}-{planned.identity}"
-        tags = {"identity": planned.identity, "split": planned.split, **dict(zip(DECISIVE, names, strict=False))}
-        with tracker.run("evaluate", " ".join(names), tags) as logged:
-            evaluation = evaluate(
-                backbone,
-                planned.dataset,
-                samples,
-                planned.intervention,
-                planned.batch_size,
-                planned.execution,
-                progress=" ".join(names),
-            )
-            evaluation.save(folder, values)
-            logged.result({f"{planned.split}.{k}": v for k, v in evaluation.metrics.items()}, folder)
+    samples = planned.load()
+    identity = planned.identity(samples)
+    output = Path(values["output"])
+    records = Records(output / "records")
+    names = [values[part]["name"] for part in ("backbone", "dataset", "intervention")]
+    with stoppable() as stop, open_tracker(values["tracking"], output) as tracker:
+        known = records.done(identity)
+        features = Features(output / "features", gib(values["features_gib"]))
+        with (
+            records.wait_for(identity, stop),
+            tqdm(total=len(samples), desc=" ".join(names), unit="sample", disable=True if known else None) as bar,
+        ):
+
+            def after(count: int) -> None:
+                bar.update(count)
+                stop.check()
+
+            if not records.done(identity):
+                load = lambda: backbones.load(planned.backbone, features)  # noqa: E731
+                complete(planned, samples, load, records, identity, after)
+        evaluation = records.read(identity)
+        tags = {"identity": identity, "split": planned.split, **dict(zip(("backbone", "dataset"), names, strict=False))}
+        metrics = {f"{planned.split}.{name}": value for name, value in evaluation.metrics.items()}
+        tracker.log("evaluate", " ".join(names), identity, tags, {}, metrics, records.path(identity), evaluation)
         metrics = evaluation.metrics
         low, high = metrics["accuracy_low"], metrics["accuracy_high"]
         print(f"{'backbone':18}{'dataset':18}{'intervention':14}{'split':10}{'n':>5}  accuracy [95 % interval]")
         print(
             f"{names[0]:18}{names[1]:18}{names[2]:14}{planned.split:10}{len(samples):>5}  "
-            f"{metrics['accuracy']:.3f} [{low:.3f}, {high:.3f}]  in {evaluation.seconds:.0f} s"
+            f"{metrics['accuracy']:.3f} [{low:.3f}, {high:.3f}]  "
+            + (f"found done, {evaluation.seconds:.0f} s then" if known else f"in {evaluation.seconds:.0f} s")
         )
         others = {k: v for k, v in metrics.items() if k in planned.dataset.shown}
         if others:
             print("  ".join(f"{name} {value:.3f}" for name, value in others.items()))
         for line in filter(None, [clamped_line(evaluation.clamped), *evaluation.notes]):
             print(line)
-        print(f"records: {folder}")
+        print(f"records: {records.path(identity)}")
         print("\n".join(tracker.next_steps("evaluate")))
+
+
+def gib(value: float) -> int:
+    """A size in GiB as bytes; raises SettingError below 0."""
+    check_number("features_gib", value, 0)
+    return int(value * 2**30)
+
+
+def complete(
+    planned: Plan,
+    samples: Samples,
+    backbone: Callable[[], Backbone],
+    records: Records,
+    identity: str,
+    after: Callable[[int], None],
+    enough: Callable[[list[Record]], bool] | None = None,
+) -> Evaluation | None:
+    """Run an evaluation to its end from where it was left, keeping each batch; the caller has claimed it.
+
+    Args:
+        backbone: loads the model; not called if nothing is left to ask.
+        after: called after each batch with the number of its samples, also for those that were kept before.
+        enough: asked after each batch, with all records so far, whether to end early.
+
+    Returns:
+        The evaluation, kept in `records`; None if it ended early, its batches kept.
+    """
+    batches: list[Batch] = []
+    known: list[Record] = []
+
+    def add(batch: Batch) -> bool:
+        batches.append(batch)
+        known.extend(batch.records)
+        after(len(batch.records))
+        return enough is not None and len(known) < len(samples) and enough(known)
+
+    if any(add(batch) for batch in records.batches(identity)):
+        return None
+    if len(known) < len(samples):
+        steps = run_batches(
+            backbone(),
+            planned.dataset,
+            samples,
+            planned.intervention,
+            planned.batch_size,
+            planned.execution,
+            list(batches),
+        )
+        with closing(steps):  # type: ignore[type-var]
+            for batch in steps:
+                records.append(identity, batch)
+                if add(batch):
+                    return None
+    evaluation = summary(planned.dataset, samples, batches, planned.batch_size)
+    records.finish(identity, evaluation, planned.config)
+    return evaluation
 
 
 USAGE = """

@@ -1,174 +1,292 @@
-"""MLflow: every run is logged into one SQLite store under the output folder, with a status that is always true.
+"""MLflow: every study and evaluation is logged, with a status that is always true, from records that stay if it fails.
 
-A study is a parent run, its trials are children. Only swept settings are logged as params; the whole configuration and
-the samples are artifacts. Runs are addressed by id through `MlflowClient`, never through MLflow's global active run.
+A study is a parent run, its trials are children, each written when it is over. Only swept settings are params; the
+whole configuration and the samples are artifacts. A run is found again by its key, so logging twice writes once. A
+store that cannot be reached stops nothing: the records are complete, and `python -m tdrs.study sync` writes the rest.
 """
 
+import fcntl
 import logging
-import signal
-from collections.abc import Iterator, Mapping
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from types import FrameType
-from typing import Any
+from typing import Any, TypeVar
 
-from mlflow.entities import Metric, Param
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")  # a server that is down is told from a slow one at once
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "15")
+
+from mlflow.entities import Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 from mlflow.utils.time import get_current_time_millis
+from sqlalchemy.exc import SQLAlchemyError
 
-from tdrs.settings import check_choice
+from tdrs.records import Evaluation
+from tdrs.settings import SettingError, check_choice
 
 KINDS = ("mlflow", "none")
+T = TypeVar("T")
 for _name in ("mlflow", "alembic"):  # creating the store is no news
     logging.getLogger(_name).setLevel(logging.WARNING)
+logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # the error it logs is raised, too, and said once
 
-
-class Run:
-    """One run that is being logged; without a client it logs nothing."""
-
-    def __init__(self, client: MlflowClient | None, run_id: str) -> None:
-        self.client = client
-        self.id = run_id
-
-    def params(self, values: Mapping[str, object]) -> None:
-        if self.client:
-            self.client.log_batch(self.id, params=[Param(name, str(value)) for name, value in values.items()])
-
-    def metrics(self, values: Mapping[str, float]) -> None:
-        if self.client:
-            now = get_current_time_millis()
-            self.client.log_batch(self.id, metrics=[Metric(name, value, now, 0) for name, value in values.items()])
-
-    def artifacts(self, folder: Path) -> None:
-        if self.client:
-            self.client.log_artifacts(self.id, str(folder))
-
-    def describe(self, text: str) -> None:
-        if self.client:
-            self.client.set_tag(self.id, "mlflow.note.content", text)
-
-    def result(self, metrics: Mapping[str, float], folder: Path) -> None:
-        """Metrics, and an evaluation's files as artifacts."""
-        self.metrics(metrics)
-        self.artifacts(folder)
+# A process of its own, which outlives a kill -9: when the study's process is gone without a word, it ends its runs.
+_GUARD = """
+import sys
+if sys.stdin.read() != "ended":
+    from mlflow.tracking import MlflowClient
+    client, parent = MlflowClient(sys.argv[1]), sys.argv[2]
+    run = client.get_run(parent)
+    where = f"tags.`mlflow.parentRunId` = '{parent}' and attributes.status = 'RUNNING'"
+    for one in [run, *client.search_runs([run.info.experiment_id], where)]:
+        if one.info.status == "RUNNING":
+            client.set_terminated(one.info.run_id, "KILLED")
+"""
 
 
 class Tracker:
-    """The store of an output folder; `kind` none logs nothing."""
+    """A store of runs.
 
-    def __init__(self, kind: str, output: Path) -> None:
+    Args:
+        kind: `mlflow`, or `none`, which logs nothing.
+        output: the folder whose `mlflow.db` is the store.
+        uri: another store, e.g. a server's address.
+
+    Attributes:
+        down: why logging stopped; "" while it works.
+    """
+
+    def __init__(self, kind: str, output: Path, uri: str | None = None) -> None:
         self.client: MlflowClient | None = None
-        self._ui_command = ""
+        self.down = ""
         self._root = output.resolve()
+        self._local = uri is None
+        self._uri = uri or f"sqlite:///{self._root}/mlflow.db"
+        self._known: dict[str, dict[str, tuple[str, str]]] = {}  # of each parent: key → run and status
+        self._experiments: dict[str, str] = {}
         if kind == "mlflow":
-            self._root.mkdir(parents=True, exist_ok=True)
-            uri = f"sqlite:///{self._root}/mlflow.db"
-            self.client = MlflowClient(tracking_uri=uri)
-            self._ui_command = f"mlflow ui --host 127.0.0.1 --backend-store-uri {uri}"
+            if self._local:
+                try:
+                    self._create()
+                except (MlflowException, SQLAlchemyError, OSError) as error:
+                    self._give_up(error)
+                    return
+            self.client = MlflowClient(tracking_uri=self._uri)
+
+    def _create(self) -> None:
+        """Make the local store if there is none: one process alone, and it is whole or not there."""
+        self._root.mkdir(parents=True, exist_ok=True)
+        store, new = self._root / "mlflow.db", self._root / "mlflow.db.new"
+        with (self._root / "mlflow.lock").open("a") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not store.exists():
+                new.unlink(missing_ok=True)
+                MlflowClient(tracking_uri=f"sqlite:///{new}").search_experiments(max_results=1)
+                new.replace(store)
+
+    def _give_up(self, error: Exception) -> None:
+        """Go on without a store, and say so."""
+        self.down = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+        self.client = None
+        print(f"tracking stopped ({self.down}); the study goes on, and its records are kept", file=sys.stderr)
+
+    def _attempt(self, action: Callable[[MlflowClient], T]) -> T | None:
+        """What an action returns; None without a store, or when this one fails, which is said once."""
+        if not self.client:
+            return None
+        try:
+            return action(self.client)
+        except (MlflowException, SQLAlchemyError, OSError) as error:
+            self._give_up(error)
+            return None
 
     def next_steps(self, experiment: str) -> list[str]:
         """What to type and open to look at an experiment's runs; nothing without a store."""
-        if not self.client:
+        found = self._attempt(lambda client: self._experiment(client, experiment))
+        page = f"#/experiments/{found}/runs?workflowType=machine_learning"
+        if self.down:
+            return [f"tracking was unavailable; later:  python -m tdrs.study sync {experiment}"]
+        if not found:
             return []
-        page = f"#/experiments/{self._experiment(experiment)}/runs?workflowType=machine_learning"
-        return [f"next:    {self._ui_command}", f"         then open http://127.0.0.1:5000/{page}"]
+        if not self._local:
+            return [f"runs:    {self._uri.rstrip('/')}/{page}"]
+        ui = f"mlflow ui --host 127.0.0.1 --backend-store-uri {self._uri}"
+        return [f"next:    {ui}", f"         then open http://127.0.0.1:5000/{page}"]
 
-    def _experiment(self, name: str) -> str:
-        assert self.client
-        found = self.client.get_experiment_by_name(name)
-        if found:
-            return str(found.experiment_id)
-        return str(
-            self.client.create_experiment(
-                name,
-                artifact_location=(self._root / "mlartifacts" / name).as_uri(),
-                tags={"mlflow.experimentKind": "custom_model_development"},  # opens at its runs, not at LLM traces
+    def _experiment(self, client: MlflowClient, name: str) -> str:
+        if name not in self._experiments:
+            found = client.get_experiment_by_name(name)
+            self._experiments[name] = (
+                found.experiment_id
+                if found
+                else client.create_experiment(
+                    name,
+                    artifact_location=(self._root / "mlartifacts" / name).as_uri() if self._local else None,
+                    tags={"mlflow.experimentKind": "custom_model_development"},  # opens at its runs, not at LLM traces
+                )
             )
-        )
+        return self._experiments[name]
 
-    def resume(self, run_id: str | None) -> bool:
-        """Whether a run of this id is in the store; its children left RUNNING by a killed process become KILLED."""
-        if not self.client or not run_id:
-            return False
-        try:
-            run = self.client.get_run(run_id)
-        except MlflowException:
-            return False
-        for child in self._children(run.info.experiment_id, run_id):
-            if child.info.status == "RUNNING":
-                self.client.set_terminated(child.info.run_id, "KILLED")
-        return True
-
-    def _children(self, experiment_id: str, parent: str) -> list[Any]:
-        assert self.client
-        return list(
-            self.client.search_runs(
-                [experiment_id], filter_string=f"tags.`mlflow.parentRunId` = '{parent}'", max_results=10_000
-            )
-        )
-
-    def finished_children(self, experiment: str, parent: str) -> set[str]:
-        """Identities of the parent's children that finished."""
-        if not self.client:
-            return set()
-        runs = self._children(self._experiment(experiment), parent)
-        return {run.data.tags.get("identity", "") for run in runs if run.info.status == "FINISHED"}
+    def _children(self, client: MlflowClient, experiment: str, parent: str) -> dict[str, tuple[str, str]]:
+        """By key the runs under a parent ("" for those under none), with their statuses."""
+        if parent not in self._known:
+            where = f"tags.`mlflow.parentRunId` = '{parent}'" if parent else ""
+            found: dict[str, tuple[str, str]] = {}
+            token = None
+            while True:
+                page = client.search_runs(
+                    [self._experiment(client, experiment)], where, max_results=1000, page_token=token
+                )
+                for run in page:
+                    if "key" in run.data.tags and (parent or "mlflow.parentRunId" not in run.data.tags):
+                        found[run.data.tags["key"]] = (run.info.run_id, run.info.status)
+                token = page.token
+                if not token:
+                    break
+            self._known[parent] = found
+        return self._known[parent]
 
     @contextmanager
-    def run(
-        self,
-        experiment: str,
-        name: str,
-        tags: Mapping[str, str],
-        parent: str | None = None,
-        run_id: str | None = None,
-    ) -> Iterator[Run]:
-        """A run that ends FINISHED, FAILED after an exception, or KILLED after Ctrl-C or SIGTERM.
+    def study(self, name: str, key: str, title: str, tags: Mapping[str, str]) -> Iterator[str]:
+        """A parent run, begun or gone on with; its id, "" without a store.
+
+        It ends FINISHED, FAILED after an exception, KILLED after Ctrl-C, SIGTERM, or the death of this process.
 
         Args:
-            parent: the id of the study's run.
-            run_id: go on with this run instead of beginning a new one.
+            name: the experiment.
+            key: what it is found by when the study goes on.
         """
-        if not self.client:
-            yield Run(None, "")
-            return
-        if run_id:
-            self.client.update_run(run_id, status="RUNNING")
-        else:
-            links = {"mlflow.parentRunId": parent} if parent else {}
-            created = self.client.create_run(
-                self._experiment(experiment), tags={**tags, **links, "mlflow.source.name": "tdrs"}, run_name=name
-            )
-            run_id = str(created.info.run_id)
+        parent = self._attempt(lambda client: self._begin(client, name, key, title, tags)) or ""
+        guard = subprocess.Popen(
+            [sys.executable, "-c", _GUARD, self._uri, parent] if parent else [sys.executable, "-c", ""],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+            text=True,
+        )
         status = "FAILED"
         try:
-            yield Run(self.client, run_id)
+            yield parent
             status = "FINISHED"
         except KeyboardInterrupt:
             status = "KILLED"
             raise
-        except Exception as error:
-            self.client.set_tag(run_id, "error", str(error)[:500])
-            raise
         finally:
-            self.client.set_terminated(run_id, status)
+            if parent:
+                self._attempt(lambda client: client.set_terminated(parent, status))
+            ended = not parent or self.client is not None
+            guard.communicate("ended" if ended else "")
+
+    def _begin(self, client: MlflowClient, name: str, key: str, title: str, tags: Mapping[str, str]) -> str:
+        known = self._children(client, name, "").get(key)
+        if known:
+            client.update_run(known[0], status="RUNNING")
+            return known[0]
+        values = {**tags, "key": key, "mlflow.source.name": "tdrs"}
+        run = client.create_run(self._experiment(client, name), tags=values, run_name=title)
+        return str(run.info.run_id)
+
+    def log(
+        self,
+        experiment: str,
+        name: str,
+        key: str,
+        tags: Mapping[str, str],
+        params: Mapping[str, object],
+        metrics: Mapping[str, float],
+        folder: Path,
+        evaluation: Evaluation | None,
+        parent: str = "",
+        error: str = "",
+    ) -> None:
+        """Write one run, whole: settings, metrics, an evaluation's files; nothing if it is there.
+
+        Args:
+            key: what it is found by.
+            evaluation: None for one that failed.
+            error: why it failed.
+        """
+
+        def write(client: MlflowClient) -> None:
+            known = self._children(client, experiment, parent)
+            status = "FAILED" if error else "FINISHED"
+            if known.get(key, ("", ""))[1] == status:
+                return
+            end = int(1000 * evaluation.finished) if evaluation else get_current_time_millis()
+            start = end - int(1000 * evaluation.seconds) if evaluation else end
+            values = {**tags, "key": key, "mlflow.source.name": "tdrs"}
+            if parent:
+                values["mlflow.parentRunId"] = parent
+            if error:
+                values["error"] = error[:500]
+            if key in known:
+                run = known[key][0]
+                client.log_batch(run, tags=[RunTag(k, v) for k, v in ({"error": ""} | values).items()])
+            else:
+                created = client.create_run(self._experiment(client, experiment), start, values, name)
+                run = created.info.run_id
+            logged = [Metric(k, value, end, 0) for k, value in metrics.items()]
+            logged += [Metric("running_accuracy", v, end, step) for step, v in _running(evaluation)]
+            client.log_batch(run, logged, [Param(k, str(value)) for k, value in params.items()])
+            if evaluation:
+                for file in ("config.yaml", "result.json", "samples.parquet"):
+                    client.log_artifact(run, str(folder / file))
+            client.set_terminated(run, status, end)
+            known[key] = (run, status)
+
+        self._attempt(write)
+
+    def describe(self, run: str, text: str | None, metrics: Mapping[str, float], files: list[Path]) -> None:
+        """A run's description (None leaves it), metrics and files; nothing without a store."""
+
+        def write(client: MlflowClient) -> None:
+            if text is not None:
+                client.set_tag(run, "mlflow.note.content", text)
+            now = get_current_time_millis()
+            client.log_batch(run, [Metric(name, value, now, 0) for name, value in metrics.items()])
+            for file in files:
+                client.log_artifact(run, str(file))
+
+        if run:
+            self._attempt(write)
+
+    def delete(self, experiment: str, keys: set[str]) -> int:
+        """Delete parent runs by their keys, with their children; returns how many runs that were."""
+
+        def remove(client: MlflowClient) -> int:
+            parents = [run for key, (run, _) in self._children(client, experiment, "").items() if key in keys]
+            runs = [run for parent in parents for run, _ in self._children(client, experiment, parent).values()]
+            for run in [*runs, *parents]:
+                client.delete_run(run)
+            return len(runs) + len(parents)
+
+        return self._attempt(remove) or 0
 
 
-def _interrupt(number: int, frame: FrameType | None) -> None:
-    raise KeyboardInterrupt
+def _running(evaluation: Evaluation | None, points: int = 20) -> list[tuple[int, float]]:
+    """The accuracy of the first samples at up to so many places; the step is how many samples they are."""
+    records = evaluation.records if evaluation else []
+    stops = sorted({round(len(records) * (i + 1) / points) for i in range(points)} - {0})
+    found = []
+    for stop in stops:
+        weights = sum(record.weight for record in records[:stop])
+        found.append((stop, sum(record.score * record.weight for record in records[:stop]) / weights))
+    return found
 
 
 @contextmanager
 def open_tracker(settings: Mapping[str, Any], output: Path) -> Iterator[Tracker]:
-    """The store; while it is open, SIGTERM stops the program as Ctrl-C does, so that no run is left RUNNING.
+    """The store that `tracking` settings describe.
 
     Raises:
-        SettingError: `tracking.name` is unknown.
+        SettingError: `tracking.name` is unknown, or `tracking.uri` no text.
     """
     check_choice("tracking.name", settings.get("name"), KINDS)
-    before = signal.signal(signal.SIGTERM, _interrupt)
-    try:
-        yield Tracker(settings["name"], output)
-    finally:
-        signal.signal(signal.SIGTERM, before)
+    uri = settings.get("uri")
+    if uri is not None and not isinstance(uri, str):
+        raise SettingError("tracking.uri", uri, "must be an address, or null")
+    yield Tracker(settings["name"], output, uri)

@@ -9,6 +9,7 @@ from tdrs.sweeps.study import PROTOCOLS
 
 from tdrs import interventions
 from tdrs.backbones import BackboneSettings
+from tdrs.benchmarks import mini_textvqa
 from tdrs.configuration import compose, folder, plain, run
 from tdrs.evaluate import plan
 from tdrs.interventions import METHODS
@@ -21,8 +22,12 @@ GROUPS = sorted(path.relative_to(folder()) for path in folder().rglob("*.yaml") 
 def test_every_file_composes(path: Path) -> None:
     group, name = str(path.parent), path.stem
     config = plain(compose("sweep", [f"{'+' if group == 'experiment' else ''}{group}={name}"]))
-    if config["intervention"]["name"] != "none" and str(path) != "search/compare.yaml":  # an experiment has the axes
-        PROTOCOLS[config["search"]["protocol"]](config["search"])
+    if str(path) not in (
+        "search/compare.yaml",
+        "search/grid.yaml",
+        "search/sampled.yaml",
+    ):  # an experiment has the rest
+        PROTOCOLS[config["search"]["protocol"]].from_settings(config["search"])
     plan({**config, "split": "tuning", "limit": config["preset"]["tuning"]})
 
 
@@ -57,7 +62,8 @@ def test_every_experiment_says_how_to_run_it_and_what_to_expect() -> None:
         ),
         (
             "+experiment=nothing",
-            "experiment = 'nothing': must be one of peers, sqa_ablation, zoo_card, zoo_seeds",
+            "experiment = 'nothing': must be one of distance, main_table, peers, pope_ablation, readings, search, "
+            "sensitivity, sqa_ablation, stage_ablation, zoo_card, zoo_seeds",
         ),
         ("intervention.dc.wmin=2", "intervention.dc.wmin = '2': no such setting; `--cfg` prints all of them"),
         ("bach_size=3", "bach_size = '3': no such setting; `--cfg` prints all of them"),
@@ -116,20 +122,76 @@ def test_off_switches() -> None:
     assert method.re is not None
 
 
-def test_identity_follows_what_decides_the_records() -> None:
-    def identity(*overrides: str) -> str:
-        return plan(plain(compose("evaluate", ["intervention=tdrs", *overrides]))).identity
+def identity(*overrides: str) -> str:
+    planned = plan(plain(compose("evaluate", ["intervention=tdrs", "limit=4", *overrides])))
+    return planned.identity(planned.load())
 
-    base = identity()
-    assert identity("output=elsewhere", "tracking=none") == base
-    for override in (
+
+@pytest.mark.parametrize(
+    "override",
+    [
         "dataset.gap=7",
+        "dataset.seed=1",
+        "dataset.rule=lmms_eval",
+        "dataset.prompt=internvl",
+        "dataset.blank=true",
+        "dataset=mini_pope",
+        "split=tuning",
+        "limit=3",
         "batch_size=8",
-        "intervention.gain=weights",
+        "attention.execution=reference",
+        "backbone=mini_llava_seed1",
         "backbone.dtype=bfloat16",
-        "limit=9",
-    ):
-        assert identity(override) != base
+        "backbone.attention=eager",
+        "backbone.max_new_tokens=4",
+        "intervention.gain=weights",
+        "intervention.phase=prefill",
+        "intervention.layers=[0,1]",
+        "intervention=none",
+    ],
+)
+def test_identity_follows_what_decides_the_records(override: str) -> None:
+    assert identity(override) != identity()
+
+
+@pytest.mark.parametrize(
+    ("some", "others"),
+    [
+        ([], ["output=elsewhere", "tracking=none", "features_gib=0", "backbone.name=x", "dataset.name=mini_scienceqa"]),
+        ([], ["attention.execution=auto", "intervention.layers=0-3", "intervention.heads=0%-100%"]),
+        (["intervention.re=null"], ["intervention.re.weight=0", "intervention.re.w_min=7", "intervention.sigma_re=1"]),
+        (
+            ["intervention.re=null", "intervention.dc=null"],
+            ["intervention.re.weight=0", "intervention.dc.weight=0", "intervention.gain=weights",
+             "intervention.scale=max", "intervention.a_min_per=layer", "intervention.distance=position"],
+        ),
+        (["intervention.sd=false"], ["intervention.sd=false", "intervention.sd_form=full"]),
+        (
+            ["intervention.sd=false", "intervention.scale=none"],
+            ["intervention.sd=false", "intervention.scale=none", "intervention.features=post_rope"],
+        ),
+        (
+            ["intervention=none"],
+            ["intervention.sd=false", "intervention.dc.weight=0", "intervention.re=null", "intervention.layers=[1]",
+             "attention.execution=reference"],
+        ),
+        (["intervention=none"], ["intervention=temperature", "intervention.tau=1"]),
+    ],
+)  # fmt: skip
+def test_settings_without_effect_decide_nothing(some: list[str], others: list[str]) -> None:
+    assert identity(*some) == identity(*others)
+
+
+def test_identity_follows_the_content_not_the_path(tmp_path: Path) -> None:
+    rows = mini_textvqa.dataset("held_out", 3)
+    rows.to_parquet(tmp_path / "a.parquet")
+    rows.to_parquet(tmp_path / "b.parquet")
+    rows.map(lambda row: {"answers": row["answers"][::-1]}).to_parquet(tmp_path / "c.parquet")
+    found = []
+    for name in "abc":
+        given = [f"dataset.source={tmp_path}/{name}.parquet", "dataset.rows=null", "limit=3"]
+        found.append(identity("dataset=textvqa", *given))
+    assert found[0] == found[1] != found[2]
 
 
 def test_identity_follows_the_weights(tmp_path: Path) -> None:

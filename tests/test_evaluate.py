@@ -6,6 +6,7 @@ import subprocess
 import sys
 from dataclasses import fields, replace
 from pathlib import Path
+from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
@@ -13,19 +14,22 @@ import torch
 import yaml
 from mlflow.tracking import MlflowClient
 
+import tdrs
 from tdrs import TDRS, Stock, benchmarks
+from tdrs.attention.core import Block
 from tdrs.backbones import Backbone
 from tdrs.benchmarks import Benchmark, Record
 from tdrs.benchmarks.benchmark import mean_score
 from tdrs.configuration import run
-from tdrs.evaluate import Evaluation, evaluate, main_evaluate
+from tdrs.evaluate import evaluate, main_evaluate, run_batches, summary
 from tdrs.interventions import METHODS
+from tdrs.records import Evaluation
 
 
 def test_files_and_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["intervention=tdrs", "limit=10", "batch_size=4", "dataset.gap=8", f"output={tmp_path}"]
     assert run("evaluate", main_evaluate, "", arguments) == 0
-    (folder,) = (tmp_path / "evaluate").iterdir()
+    (folder,) = (tmp_path / "records").iterdir()
     result = json.loads((folder / "result.json").read_text())
     metrics = result["metrics"]
     assert result["n"] == 10
@@ -44,13 +48,16 @@ def test_files_and_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
         "result.json",
         "config.yaml",
     }
+    assert run("evaluate", main_evaluate, "", [*arguments, "backbone.name=another"]) == 0  # a name decides nothing
+    assert "found done" in capsys.readouterr().out
+    assert len(client.search_runs([logged.info.experiment_id])) == 1
 
 
 @pytest.mark.parametrize("name", METHODS)
 def test_every_method_runs_from_the_command_line(name: str, tmp_path: Path) -> None:
     arguments = [f"intervention={name}", "limit=3", "dataset.gap=8", "tracking=none", f"output={tmp_path}"]
     assert run("evaluate", main_evaluate, "", arguments) == 0
-    assert len(list((tmp_path / "evaluate").glob("*/result.json"))) == 1
+    assert len(list((tmp_path / "records").glob("*/result.json"))) == 1
 
 
 def twin(gap: int = 0) -> Benchmark:
@@ -117,3 +124,57 @@ def test_bad_input_ends_with_code_2_before_a_model_is_loaded(tmp_path: Path) -> 
     assert done.returncode == 2
     assert done.stderr == "error: intervention.re.weight = -1.0: must be a finite number of at least 0\n"
     assert not list(tmp_path.iterdir())
+
+
+def test_a_run_that_was_cut_gives_the_same_records_bit_for_bit(mini_llava: Backbone) -> None:
+    benchmark = twin(12)
+    samples = benchmarks.load(benchmark, "tuning", 23)
+    whole = list(run_batches(mini_llava, benchmark, samples, TDRS(), 8))
+    assert [len(batch.records) for batch in whole] == [8, 8, 7]
+    for done in (1, 2):
+        rest = list(run_batches(mini_llava, benchmark, samples, TDRS(), 8, done=whole[:done]))
+        assert [batch.records for batch in rest] == [batch.records for batch in whole[done:]]
+        assert [batch.clamped for batch in rest] == [batch.clamped for batch in whole[done:]]
+    made, again = (summary(benchmark, samples, batches, 8) for batches in (whole, whole[:1] + whole[1:]))
+    assert made.clamped == again.clamped
+    counts = [batch.clamped["dc.w_min"][1] for batch in whole]
+    assert made.clamped["dc.w_min"][1] == sum(counts)
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("can't allocate memory")])
+def test_out_of_memory_asks_for_less_at_a_time(
+    mini_llava: Backbone, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    answer, sizes = Backbone.answer, []
+
+    def limited(self: Backbone, samples: Any, benchmark: str) -> Any:
+        sizes.append(len(samples))
+        if len(samples) > 3:
+            raise error
+        return answer(self, samples, benchmark)
+
+    monkeypatch.setattr(Backbone, "answer", limited)
+    samples = benchmarks.load(twin(), "tuning", 20)
+    batches = list(run_batches(mini_llava, twin(), samples, TDRS(), 8))
+    assert sizes == [8, 4, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2]
+    assert [batch.start for batch in batches] == [0, 8, 16]  # the plan is as it was
+    found = summary(twin(), samples, batches, 8)
+    assert "out of memory: batches of 8 were asked 2 samples at a time" in found.notes
+    sizes.clear()
+    list(run_batches(mini_llava, twin(), samples, TDRS(), 8, done=batches[:2]))
+    assert sizes == [2, 2]  # what was learned is kept
+    monkeypatch.setattr(Backbone, "answer", lambda *_: (_ for _ in ()).throw(error))
+    with pytest.raises(type(error)):
+        list(run_batches(mini_llava, twin(), samples, TDRS(), 8))
+
+
+def test_nan_in_the_logits_is_an_error_that_names_the_samples(mini_llava: Backbone) -> None:
+    class Poison(tdrs.Method):
+        """A method that breaks down."""
+
+        def edit(self, block: Block, statistics: object) -> torch.Tensor:
+            return block.logits * float("nan")
+
+    samples = benchmarks.load(twin(), "tuning", 4)
+    with pytest.raises(FloatingPointError, match="NaN in the logits of samples 0 to 1"):
+        list(run_batches(mini_llava, twin(), samples, Poison(), 2))

@@ -1,4 +1,4 @@
-"""The protocol compare: every method at every place, paired with stock, resumed without a model, checked before one."""
+"""The protocol compare: every method at every place, paired with stock, tuned where it has a space, checked first."""
 
 from pathlib import Path
 from typing import Any
@@ -6,13 +6,19 @@ from typing import Any
 import pytest
 from tdrs.analysis import comparison, distance
 from tdrs.sweeps import compare
-from tdrs.sweeps.study import Cell, Study, Table, apply
+from tdrs.sweeps.methods import Method, places
+from tdrs.sweeps.study import Study
+from tdrs.sweeps.trials import FAILED, Outcome, Request, Trial
 
 from tdrs import backbones
-from tdrs.configuration import choice, compose, plain, run
+from tdrs.configuration import choice, compose, plain, run, with_settings
 from tdrs.settings import SettingError
 from tdrs.sweep import main_sweep
 from tdrs.tracking import Tracker
+
+from .pretend import configuration, pretended
+
+__all__ = ["pretended"]
 
 AXES = {
     "dataset": ["mini_pope", "mini_scienceqa"],
@@ -23,66 +29,68 @@ AXES = {
         {"dataset.gap": 9, "dataset.filler": "before_image"},
     ],
 }
-
-
 METHODS = {"sharper": {"intervention": "temperature", "intervention.tau": 0.3}}
 
 
-def small(output: Path, axes: Any = AXES, methods: Any = METHODS) -> dict[str, Any]:
-    config = plain(compose("sweep", ["search=compare", "study.name=small", f"output={output}"]))
-    config["search"] |= {"axes": axes, "methods": methods}
-    config["preset"] = {"held_out": 6}
-    return config
+def small(output: Path, axes: Any = AXES, methods: Any = METHODS, **search: Any) -> dict[str, Any]:
+    return configuration(output, "search=compare", axes=axes, methods=methods, **search)
 
 
-def test_cases_are_all_combinations_stock_first_groups_before_keys() -> None:
-    axes = {"dataset.gap": [1, 2], "dataset": ["a", "b"]}
-    cases = list(compare.from_settings({"protocol": "compare", "axes": axes, "methods": METHODS}).cases())
-    assert [(name, *place.values()) for name, place, _ in cases] == [
-        ("stock", 1, "a"), ("sharper", 1, "a"), ("stock", 1, "b"), ("sharper", 1, "b"),
-        ("stock", 2, "a"), ("sharper", 2, "a"), ("stock", 2, "b"), ("sharper", 2, "b"),
-    ]  # fmt: skip
-    assert cases[0][2] == {"dataset": "a", "intervention": "none", "dataset.gap": 1}
-    assert list(cases[1][2]) == ["dataset", "intervention", "dataset.gap", "intervention.tau"]
-    merged = list(compare.from_settings({"protocol": "compare", "axes": AXES}).places())
+def test_places_are_all_combinations() -> None:
+    assert list(places({"dataset.gap": [1, 2], "dataset": ["a", "b"]})) == [
+        {"dataset.gap": gap, "dataset": name} for gap in (1, 2) for name in "ab"
+    ]
+    merged = list(places(AXES))
     assert len(merged) == 8
     assert merged[5] == {"dataset": "mini_scienceqa", "dataset.gap": 0, "dataset.blank": True}
+    assert list(places({})) == [{}]
+
+
+def test_groups_are_set_before_keys() -> None:
+    request = Request(
+        "x", "tuning", {"intervention.tau": 1, "intervention": "temperature"}, {"dataset.gap": 1, "dataset": "a"}
+    )
+    assert list(request.merged) == ["dataset", "intervention", "dataset.gap", "intervention.tau"]
 
 
 def test_a_group_is_set_by_the_name_of_its_choice() -> None:
     config = plain(compose("sweep", []))
-    found = apply(config, {"dataset": "mini_pope", "dataset.gap": 4})
+    found = with_settings(config, {"dataset": "mini_pope", "dataset.gap": 4})
     assert found["dataset"] == {**choice("dataset", "mini_pope"), "gap": 4}
     assert config["dataset"]["name"] == "mini_scienceqa"
     with pytest.raises(SettingError, match="backbone = 'lava': must be one of llava_1_5_7b"):
-        apply(config, {"backbone": "lava"})
+        with_settings(config, {"backbone": "lava"})
 
 
-def test_a_finished_comparison_and_its_figure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    found = Study(small(tmp_path), Tracker("mlflow", tmp_path)).run()
-    assert isinstance(found, Table)
-    assert [(cell.method, cell.place) for cell in found.cells] == [
-        (name, place) for name, place, _ in compare.from_settings(small(tmp_path)["search"]).cases()
+def test_a_value_may_differ_between_benchmarks() -> None:
+    method = Method.of("m", {"intervention.re.weight": {"pope": 1, "other": 0.8}}, "methods")
+    assert method.at({"dataset": "mini_pope"}, "gqa").settings == {"intervention.re.weight": 1}
+    assert method.at({}, "pope").settings == {"intervention.re.weight": 1}
+    assert method.at({"dataset": "mini_gqa"}, "pope").settings == {"intervention.re.weight": 0.8}
+
+
+def test_a_finished_comparison_and_its_figure(
+    tmp_path: Path, pretended: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = Study(small(tmp_path), Tracker("none", tmp_path)).run()
+    assert [(row.name, row.place) for row in found.rows] == [
+        (name, place) for place in places(AXES) for name in ("stock", "sharper")
     ]
-    assert len({cell.identity for cell in found.cells}) == 16
-    assert all(cell.n == 6 for cell in found.cells)
-    for stock, edited in zip(found.cells[::2], found.cells[1::2], strict=True):
+    assert found.trials == []
+    assert len({row.identity for row in found.rows}) == 16
+    assert all(row.n == 8 for row in found.rows)
+    for stock, edited in zip(found.rows[::2], found.rows[1::2], strict=True):
         assert stock.difference is None
         assert edited.difference is not None
-        assert edited.difference[0] == pytest.approx(edited.metrics["accuracy"] - stock.metrics["accuracy"])
-    assert Table.read(tmp_path / "small" / "study.json") == found
-    assert len(found.table()) == 1 + 8 * 3
-
-    monkeypatch.setattr(backbones, "load", lambda settings: pytest.fail("loaded again"))
-    again = Study(small(tmp_path), Tracker("mlflow", tmp_path))
-    assert again.run() == found
-    assert (again.evaluated, again.reused) == (0, 16)
+        assert edited.difference[0] == pytest.approx(edited.score - stock.score)
+    assert Outcome.read(tmp_path / "studies" / "small" / "study.json") == found
+    assert len(found.table()) == 2 + 8 * 3
 
     panels = distance.numbers(found)
     assert [(panel.backbone, panel.dataset) for panel in panels] == [
         ("mini_llava", "mini_pope"), ("mini_llava", "mini_scienceqa")
     ]  # fmt: skip
-    measured = {(cell.method, *cell.place.values()): cell.metrics["accuracy"] for cell in found.cells}
+    measured = {(row.name, *row.place.values()): row.score for row in found.rows}
     pope = panels[0]
     assert set(pope.lines) == {(m, p) for p in ("between", "before_image") for m in ("stock", "sharper")}
     assert all([point.gap for point in line] == [0, 9] for line in pope.lines.values())
@@ -95,17 +103,37 @@ def test_a_finished_comparison_and_its_figure(tmp_path: Path, monkeypatch: pytes
     assert f"{pope.lines['stock', 'between'][1].accuracy:.3f} [" in paths[2].read_text()
 
 
+def test_a_method_with_a_space_is_tuned_at_each_place(tmp_path: Path, pretended: list[str]) -> None:
+    methods = {
+        "default": {"intervention": "temperature"},
+        "tuned": {"intervention": "temperature", "tune": {"intervention.tau": [0.3, 0.4, 0.5, 0.6, 0.7]}},
+    }
+    found = Study(small(tmp_path, {"dataset.gap": [0, 5]}, methods, budget=4), Tracker("none", tmp_path)).run()
+    assert len(found.trials) == 8
+    assert {trial.split for trial in found.trials} == {"tuning"}
+    for gap in (0, 5):
+        trials = [trial for trial in found.trials if trial.place["dataset.gap"] == gap]
+        assert trials[0].settings["intervention.tau"] == 0.5  # its own default first
+        (row,) = [row for row in found.rows if row.name == "tuned" and row.place["dataset.gap"] == gap]
+        assert row.budget == 4
+        assert row.settings == max(trials, key=lambda trial: trial.score).settings
+    assert "tuned rows: settings chosen on the tuning split, n = 8" in "\n".join(found.table())
+
+
 def test_a_comparison_at_one_distance_is_a_forest(tmp_path: Path) -> None:
-    cells = []
+    rows = []
     for place in ({"dataset": "a", "dataset.gap": 4}, {"dataset": "b", "dataset.gap": 4}):
         metrics = {"accuracy": 0.5, "accuracy_low": 0.4, "accuracy_high": 0.6}
-        cells.append(Cell("stock", place, "0", 9, metrics, None))
+        rows.append(Trial("stock", "held_out", place, {}, "0", 9, metrics))
         for name, low in (("helps", 0.1), ("unclear", -0.1), ("hurts", -0.4)):
-            cells.append(Cell(name, place, "1", 9, {"accuracy": 0.5 + low + 0.1}, (low + 0.1, low, low + 0.2)))
-    panels = comparison.numbers(Table("t", {}, cells))
+            difference = low + 0.1, low, low + 0.2
+            given = {"accuracy": 0.5 + low + 0.1}
+            rows.append(Trial(name, "held_out", place, {}, "1", 9, given, difference=difference))
+        rows.append(Trial("broken", "held_out", place, {}, "2", 9, status=FAILED, reason="no"))
+    panels = comparison.numbers(Outcome("t", "compare", {}, [], rows))
     assert [panel.place for panel in panels] == ["a, gap 4", "b, gap 4"]
     assert [row.method for row in panels[1].rows] == ["helps", "unclear", "hurts"]
-    assert panels[0].rows[2][2:] == pytest.approx((-0.3, -0.4, -0.2))
+    assert panels[0].rows[2][2:5] == pytest.approx((-0.3, -0.4, -0.2))
     paths = comparison.draw(panels, tmp_path)
     assert paths[0].read_bytes().startswith(b"\x89PNG")
     assert "| | hurts | 9 | 0.200 | -0.300 [-0.400, -0.200] |" in paths[2].read_text()
@@ -122,18 +150,35 @@ def test_a_comparison_at_one_distance_is_a_forest(tmp_path: Path) -> None:
         ({"dataset.gap": [0], "intervention.tau": [-1.0]}, r"search = 'intervention.tau': no such setting"),
     ],
 )
-def test_bad_cells_are_named_before_anything_is_written(
+def test_bad_places_are_named_before_anything_is_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, axes: Any, said: str
 ) -> None:
-    monkeypatch.setattr(backbones, "load", lambda settings: pytest.fail("loaded"))
+    monkeypatch.setattr(backbones, "load", lambda *a: pytest.fail("loaded"))
     with pytest.raises(SettingError, match=said):
         Study(small(tmp_path, axes), Tracker("none", tmp_path))
     assert not list(tmp_path.iterdir())
 
 
-def test_the_command_draws_the_figure(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    arguments = ["search=compare", "study.name=g", "preset=smoke", f"output={tmp_path}"]
+@pytest.mark.parametrize(
+    ("method", "said"),
+    [
+        ({"intervention": "temperature", "tune": {"intervention.tau": [0.5, -1]}}, "intervention.tau = -1.0: must be"),
+        ({"intervention": "temperature", "tune": {"intervention.tua": [1]}}, "search = 'intervention.tua': no such"),
+        ({"intervention": "temperature", "tune": {}}, "search.methods.m.tune = {}: must name at least one setting"),
+        ({"intervention.re.weight": {"pope": 1}}, r"search.methods.m.intervention.re.weight = .*: must have a value"),
+        (3, "search.methods.m = 3: must be settings of another name than stock"),
+    ],
+)
+def test_bad_methods_are_named(tmp_path: Path, method: Any, said: str) -> None:
+    with pytest.raises(SettingError, match=said):
+        Study(small(tmp_path, {"dataset.gap": [0]}, {"m": method}), Tracker("none", tmp_path))
+    with pytest.raises(SettingError, match=r"search\.budget = 0"):
+        compare.from_settings({"protocol": "compare", "axes": AXES, "budget": 0})
+
+
+def test_the_command_draws_the_figure(tmp_path: Path, pretended: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["search=compare", "study.name=g", "preset=smoke", "tracking=none", f"output={tmp_path}"]
     assert run("sweep", main_sweep, "", [*arguments, "++search.axes={dataset.gap: [0, 4]}"]) == 0
     printed = capsys.readouterr().out
     assert "tdrs.analysis.distance study=g" in printed
-    assert (tmp_path / "g" / "distance.svg").exists()
+    assert (tmp_path / "studies" / "g" / "distance.svg").exists()

@@ -1,0 +1,110 @@
+"""What protocols have in common: places, methods by name, and rows that are paired with the stock model.
+
+A place is a combination of the axes' values: a backbone, a data set, a distance. An axis is a list of values of the
+configuration key it is named after (`backbone` and `dataset` take the names of their groups), or of mappings, each of
+which sets several keys at once. A method is a mapping of keys, too; under `tune` it may have a search space, whose best
+point on the tuning split is what is reported.
+"""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import product
+from typing import Any
+
+from tdrs.benchmarks import DATASETS
+from tdrs.settings import SettingError
+
+from .engine import Engine
+from .space import Space
+from .trials import STOCK, STOCK_SETTINGS, Request, Settings, Trial
+
+
+def check_axes(axes: Mapping[str, Any]) -> None:
+    """Raises SettingError unless each axis is a list of at least one value."""
+    for name, axis in axes.items():
+        if not isinstance(axis, list) or not axis:
+            raise SettingError(f"axes.{name}", axis, "must be a list of at least one value")
+
+
+def places(axes: Mapping[str, Any]) -> Iterator[Settings]:
+    """Every combination of the axes' values, the first axis slowest; one empty place without any axis."""
+    parts = [[value if isinstance(value, Mapping) else {key: value} for value in axis] for key, axis in axes.items()]
+    for combination in product(*parts):
+        yield {key: value for part in combination for key, value in part.items()}
+
+
+def by_dataset(value: Any, dataset: str) -> Any:
+    """A value; where it differs between benchmarks, of values by benchmark (`pope`, also for its twin) and `other`.
+
+    Args:
+        dataset: a name in `conf/dataset`.
+    """
+    if not isinstance(value, Mapping):
+        return value
+    real = DATASETS[dataset].real if dataset in DATASETS else ""
+    return value.get(real, value["other"])
+
+
+@dataclass(frozen=True)
+class Method:
+    """Settings under a name; with a space, those in it are chosen on the tuning split. Values may be `by_dataset`."""
+
+    name: str
+    settings: Settings
+    space: Space | None = None
+
+    @classmethod
+    def of(cls, name: str, values: Any, group: str) -> "Method":
+        """The method of a mapping; raises SettingError under `group`."""
+        if not isinstance(values, Mapping) or name == STOCK:
+            raise SettingError(f"{group}.{name}", values, "must be settings of another name than stock")
+        settings = {key: value for key, value in values.items() if key != "tune"}
+        for key, value in settings.items():
+            if isinstance(value, Mapping) and "other" not in value:
+                raise SettingError(f"{group}.{name}.{key}", dict(value), "must have a value for `other`")
+        space = Space.of(values["tune"], f"{group}.{name}.tune") if "tune" in values else None
+        return cls(name, settings, space)
+
+    def at(self, place: Settings, dataset: str) -> "Method":
+        """The method at a place; `dataset` is the configured one, where the place has none."""
+        name = place.get("dataset", dataset)
+        return replace(self, settings={key: by_dataset(value, name) for key, value in self.settings.items()})
+
+    def possible(self, place: Settings, dataset: str) -> Iterator[Request]:
+        """Requests that show every value the method may have at a place."""
+        settings = self.at(place, dataset).settings
+        yield Request(self.name, "held_out", settings, place)
+        for ends in self.space.ends() if self.space else ():
+            yield Request(self.name, "tuning", {**settings, **ends}, place)
+
+
+def stock(split: str, place: Settings) -> Request:
+    """The stock model at a place."""
+    return Request(STOCK, split, STOCK_SETTINGS, place)
+
+
+def best(trials: Sequence[Trial]) -> Trial:
+    """The highest accuracy; the earliest among equals, and where nothing was measured."""
+    return max(trials, key=lambda trial: trial.score)
+
+
+def paired(engine: Engine, requests: Sequence[Request]) -> list[Trial]:
+    """Trials with their paired differences to the stock model's trial at the same place, which is one of them."""
+    trials = engine.measure(requests)
+    baseline = {json.dumps(trial.place): trial for trial in trials if trial.name == STOCK}
+    return pair(engine, trials, baseline)
+
+
+def pair(engine: Engine, trials: Sequence[Trial], baseline: Mapping[str, Trial]) -> list[Trial]:
+    """Trials with their paired differences to the stock model's trial at the same place.
+
+    Args:
+        baseline: stock trials by their places as JSON.
+    """
+    return [
+        trial
+        if trial.name == STOCK
+        else replace(trial, difference=engine.difference(baseline[json.dumps(trial.place)], trial))
+        for trial in trials
+    ]

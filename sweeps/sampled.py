@@ -1,0 +1,244 @@
+"""The protocol that lets a sampler choose: Optuna's TPE, QMC or random points of a search space, on the tuning split.
+
+Points are asked for `at_once`, then measured, then told in the order they were asked, so a study's points depend on its
+seed and on nothing else: not on how many workers there are, nor on whether it was stopped and begun again. The first
+points are the settings as configured, and those in `start`.
+
+With `prune` a trial ends early when it is clearly worse than the best before it: Wilcoxon's signed-rank test on the
+margins of the gold answers, the same samples in both, 16 to a value, from 20 values on. The objective must then be the
+mean margin, for which such values can be paired (0/1 scores mostly tie). A pruned trial's mean so far is told to the
+sampler; it is reported nowhere.
+"""
+
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import optuna
+from optuna.pruners import WilcoxonPruner
+from optuna.samplers import BaseSampler, QMCSampler, RandomSampler, TPESampler
+from optuna.trial import TrialState, create_trial
+
+from tdrs.benchmarks import Record
+from tdrs.configuration import with_settings
+from tdrs.settings import SettingError, build, check_choice, check_number
+
+from .engine import Engine
+from .methods import Method, best, paired, stock
+from .space import Space
+from .trials import COMPLETE, PRUNED, Outcome, Request, Settings, Trial
+
+optuna.logging.set_verbosity(optuna.logging.WARNING)  # its studies are not the user's
+SAMPLERS: dict[str, Callable[[int], BaseSampler]] = {
+    "tpe": lambda seed: TPESampler(seed=seed, multivariate=True, constant_liar=True),
+    "qmc": lambda seed: QMCSampler(seed=seed, scramble=True, warn_independent_sampling=False),
+    "random": lambda seed: RandomSampler(seed=seed),
+}
+OBJECTIVES = ("accuracy", "margin")
+BUNDLE, STARTUP, P_THRESHOLD = 16, 20, 0.05  # samples to a value; values before a trial may end; Wilcoxon's p
+
+
+@dataclass(frozen=True)
+class Sampled:
+    """A checked `search` group.
+
+    Args:
+        space: see `sweeps/space.py`.
+        trials: points in all; equal ones are measured once.
+        at_once: points that are chosen before the results of any of them are known.
+        start: points to begin with, after the configured one.
+        prune: whether trials may end early; needs `objective: margin`.
+        controls: methods that are reported beside, chosen in the same way.
+        budget: points for each control that has a space.
+    """
+
+    protocol: str
+    space: dict  # type: ignore[type-arg]
+    trials: int = 40
+    sampler: str = "tpe"
+    seed: int = 0
+    at_once: int = 4
+    objective: str = "accuracy"
+    prune: bool = False
+    start: tuple = ()  # type: ignore[type-arg]
+    controls: dict = field(default_factory=dict)  # type: ignore[type-arg]
+    budget: int = 8
+
+    def __post_init__(self) -> None:
+        check_choice("sampler", self.sampler, list(SAMPLERS))
+        check_choice("objective", self.objective, OBJECTIVES)
+        for name in ("trials", "at_once", "budget"):
+            check_number(name, getattr(self, name), 1, whole=True)
+        check_number("seed", self.seed, 0, whole=True)
+        if self.prune and self.objective != "margin":
+            raise SettingError("prune", self.prune, "needs objective=margin: 0/1 scores mostly tie")
+
+    @property
+    def parsed(self) -> Space:
+        return Space.of(self.space, "space")
+
+    def methods(self) -> list[Method]:
+        return [Method.of(name, values, "controls") for name, values in self.controls.items()]
+
+    def possible(self, dataset: str) -> Iterator[Request]:
+        """Requests that show every value a trial could have, to be checked before the first one runs.
+
+        Args:
+            dataset: the configured one.
+        """
+        yield from (stock(split, {}) for split in ("tuning", "held_out"))
+        for settings in [*self.parsed.ends(), *({**next(self.parsed.ends()), **one} for one in self.start)]:
+            yield Request("search", "tuning", settings)
+        for method in self.methods():
+            yield from method.possible({}, dataset)
+
+
+def from_settings(values: Mapping[str, Any]) -> Sampled:
+    """The protocol out of the `search` group; raises SettingError."""
+    try:
+        search = build(Sampled, values)
+        parsed = search.parsed
+        search.methods()
+        for number, one in enumerate(search.start):
+            if not isinstance(one, Mapping) or not set(one) <= set(parsed.parts):
+                raise SettingError(f"start[{number}]", one, f"must have keys of {', '.join(parsed.parts)}")
+    except SettingError as error:
+        raise error.under("search") from None
+    return search
+
+
+def configured(engine: Engine, settings: Settings, keys: Sequence[str]) -> Settings:
+    """What the configuration, under settings, says for keys."""
+    config: Any = with_settings(engine.config, settings)
+    found = {}
+    for key in keys:
+        node = config
+        for part in key.split("."):
+            node = node[part]
+        found[key] = node
+    return found
+
+
+def sample(
+    engine: Engine,
+    method: Method,
+    place: Settings,
+    trials: int,
+    sampler: str = "tpe",
+    seed: int = 0,
+    at_once: int = 4,
+    start: Sequence[Settings] = (),
+    objective: str = "accuracy",
+    rival: Trial | None = None,
+) -> list[Trial]:
+    """Trials of a method's space on the tuning split, in the order they were asked for.
+
+    Args:
+        start: whole settings of the space to begin with; those outside it are left out.
+        rival: with it, trials that are clearly worse than the best so far, at first this one, end early.
+    """
+    space = method.space
+    assert space is not None
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        study = optuna.create_study(direction="maximize", sampler=SAMPLERS[sampler](seed))
+    for settings in start:
+        params = space.params(settings)
+        if params is not None:
+            study.enqueue_trial(params)
+    found: list[Trial] = []
+    while len(found) < trials:
+        asked = [space.ask(study) for _ in range(min(at_once, trials - len(found)))]
+        enough = _clearly_worse(engine.records(rival)) if rival and rival.status == COMPLETE else None
+        requests = [
+            Request(method.name, "tuning", {**method.settings, **settings}, place, enough=enough)
+            for _, settings in asked
+        ]
+        for (waiting, _), trial in zip(asked, engine.measure(requests), strict=True):
+            if trial.status in (COMPLETE, PRUNED):
+                study.tell(waiting, trial.metrics[objective])
+            else:
+                study.tell(waiting, state=TrialState.FAIL)
+            found.append(trial)
+            if rival and trial.status == COMPLETE and trial.metrics[objective] > rival.metrics[objective]:
+                rival = trial
+    return found
+
+
+def _bundles(records: Sequence[Record]) -> dict[int, float]:
+    """The mean margin of each whole bundle of samples."""
+    margins = [record.margin for record in records]
+    return {
+        number: sum(margins[BUNDLE * number : BUNDLE * (number + 1)]) / BUNDLE
+        for number in range(len(margins) // BUNDLE)
+    }
+
+
+def _clearly_worse(rival: Sequence[Record]) -> Callable[[Sequence[Record]], bool]:
+    """Whether records so far lie clearly below a rival's on the same samples, by Optuna's WilcoxonPruner."""
+    theirs = _bundles(rival)
+
+    def enough(records: Sequence[Record]) -> bool:
+        ours = _bundles(records)
+        if len(ours) < STARTUP:
+            return False
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            pruner = WilcoxonPruner(p_threshold=P_THRESHOLD, n_startup_steps=STARTUP)
+        study = optuna.create_study(direction="maximize", pruner=pruner)
+        mean = sum(theirs.values()) / len(theirs)
+        study.add_trial(create_trial(value=mean, intermediate_values=theirs))
+        trial = study.ask()
+        for number, value in ours.items():
+            trial.report(value, number)
+        return trial.should_prune()
+
+    return enough
+
+
+def choose(
+    engine: Engine, method: Method, place: Settings, budget: int, sampler: str = "tpe", seed: int = 0
+) -> tuple[Request, list[Trial]]:
+    """The held-out request of a method, and the trials its settings were chosen from, if it has a space."""
+    method = method.at(place, engine.config["dataset"]["name"])
+    if method.space is None:
+        return Request(method.name, "held_out", method.settings, place), []
+    given = {**place, **method.settings}
+    start = configured(engine, Request("", "", given).merged, list(method.space.parts))
+    trials = sample(engine, method, place, budget, sampler, seed, start=[start])
+    return Request(method.name, "held_out", best(trials).settings, place, budget=len(trials)), trials
+
+
+def run(search: Sampled, engine: Engine, name: str) -> Outcome:
+    """The stock model, the points, and on the held-out split: stock, the configured settings, the best point."""
+    baseline = engine.measure([stock("tuning", {})])
+    method = Method("search", {}, search.parsed)
+    keys = list(search.parsed.parts)
+    start = configured(engine, {}, keys)
+    trials = sample(
+        engine,
+        method,
+        {},
+        search.trials,
+        search.sampler,
+        search.seed,
+        search.at_once,
+        [start, *({**start, **one} for one in search.start)],
+        search.objective,
+        baseline[0] if search.prune else None,
+    )
+    whole = [trial for trial in trials if trial.status == COMPLETE] or trials
+    chosen = max(whole, key=lambda trial: trial.metrics.get(search.objective, float("-inf")))
+    requests = [
+        stock("held_out", {}),
+        Request("as configured", "held_out", {}),
+        Request(f"best of {len(trials)}", "held_out", chosen.settings, budget=len(trials)),
+    ]
+    controls: list[Trial] = []
+    for control in search.methods():
+        request, found = choose(engine, control, {}, search.budget, search.sampler, search.seed)
+        requests.append(request)
+        controls += found
+    rows = paired(engine, requests)
+    return Outcome(name, search.protocol, engine.config, [*baseline, *trials, *controls], rows)

@@ -1,0 +1,141 @@
+"""A search space: for each configuration key the values it may have, as an experiment's YAML says them.
+
+    space:
+      intervention.gain: [logits, weights]                              # one of these
+      intervention.dc.weight: {low: 0.01, high: 5, log: true, off_at: 0}   # a number between two, or switched off
+
+`off_at` makes whether the key has that value a choice of its own, beside the number: so stages go on and off while
+every trial has the same parameters, which samplers that look at several parameters at once need.
+"""
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from itertools import product
+from typing import Any
+
+import optuna
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
+
+from tdrs.settings import SettingError, build
+
+from .trials import Settings
+
+Scalar = str | int | float | bool | None
+
+
+@dataclass(frozen=True)
+class Range:
+    """Numbers from `low` to `high`.
+
+    Args:
+        log: spread over decades rather than evenly.
+        whole: whole numbers only.
+        off_at: a value that switches something off, asked for beside the range.
+    """
+
+    low: float
+    high: float
+    log: bool = False
+    whole: bool = False
+    off_at: float | None = None
+
+    def __post_init__(self) -> None:
+        if not self.low < self.high:
+            raise SettingError("low", self.low, f"must be below high = {self.high:g}")
+        if self.log and self.low <= 0:
+            raise SettingError("low", self.low, "must be above 0 with log=true")
+        if self.whole and not (float(self.low).is_integer() and float(self.high).is_integer()):
+            raise SettingError("low", self.low, "both ends must be whole with whole=true")
+
+    def ends(self) -> list[float]:
+        """The lowest and the highest value, and the one that is off."""
+        found = [int(end) if self.whole else end for end in (self.low, self.high)]
+        return found if self.off_at is None else [*found, self.off_at]
+
+
+def _encode(value: Any) -> Scalar:
+    """A value as Optuna takes it."""
+    return value if isinstance(value, str | int | float | bool | None) else json.dumps(value)
+
+
+@dataclass(frozen=True)
+class Space:
+    """Values by key: a list, or a range."""
+
+    parts: dict[str, list[Any] | Range]
+
+    @classmethod
+    def of(cls, values: Mapping[str, Any], name: str) -> "Space":
+        """The space in a mapping; raises SettingError under `name`."""
+        if not isinstance(values, Mapping) or not values:
+            raise SettingError(name, values, "must name at least one setting and its values")
+        parts: dict[str, list[Any] | Range] = {}
+        for key, given in values.items():
+            if isinstance(given, Mapping):
+                parts[key] = build(Range, given, f"{name}.{key}")
+            elif isinstance(given, list) and given:
+                parts[key] = list(given)
+            else:
+                raise SettingError(f"{name}.{key}", given, "must be a list of at least one value, or low and high")
+        return cls(parts)
+
+    def ends(self) -> Iterator[Settings]:
+        """Settings in which each key has each of its values, or ends, once: to be checked before a trial runs."""
+        first = {key: part.ends()[0] if isinstance(part, Range) else part[0] for key, part in self.parts.items()}
+        for key, part in self.parts.items():
+            values = part.ends() if isinstance(part, Range) else part
+            yield from (first | {key: value} for value in values)
+
+    def cells(self) -> list[Settings]:
+        """Every combination of lists; the first key changes slowest."""
+        values = [part for part in self.parts.values() if isinstance(part, list)]
+        return [dict(zip(self.parts, cell, strict=True)) for cell in product(*values)]
+
+    def distributions(self) -> dict[str, BaseDistribution]:
+        """Optuna's parameters; a key that can be off has one more, `KEY.on`."""
+        found: dict[str, BaseDistribution] = {}
+        for key, part in self.parts.items():
+            if isinstance(part, list):
+                found[key] = CategoricalDistribution([_encode(value) for value in part])
+                continue
+            if part.off_at is not None:
+                found[f"{key}.on"] = CategoricalDistribution([True, False])
+            if part.whole:
+                found[key] = IntDistribution(int(part.low), int(part.high), log=part.log)
+            else:
+                found[key] = FloatDistribution(part.low, part.high, log=part.log)
+        return found
+
+    def settings(self, params: Mapping[str, Any]) -> Settings:
+        """The settings that Optuna's parameters stand for."""
+        found: Settings = {}
+        for key, part in self.parts.items():
+            if isinstance(part, list):
+                found[key] = next(value for value in part if _encode(value) == params[key])
+            else:
+                found[key] = params[key] if params.get(f"{key}.on", True) else part.off_at
+        return found
+
+    def params(self, settings: Mapping[str, Any]) -> dict[str, Any] | None:
+        """Optuna's parameters of settings; None where a value lies outside the space."""
+        found: dict[str, Any] = {}
+        for key, part in self.parts.items():
+            value = settings.get(key)
+            if isinstance(part, list):
+                if value not in part:
+                    return None
+                found[key] = _encode(value)
+                continue
+            if part.off_at is not None:
+                found[f"{key}.on"] = value != part.off_at
+                value = part.low if value == part.off_at else value
+            if not isinstance(value, int | float) or not part.low <= value <= part.high:
+                return None
+            found[key] = value
+        return found
+
+    def ask(self, study: optuna.Study) -> tuple[optuna.Trial, Settings]:
+        """A new trial of an Optuna study, and its settings."""
+        trial = study.ask(self.distributions())
+        return trial, self.settings(trial.params)

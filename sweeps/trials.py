@@ -1,0 +1,216 @@
+"""What a study is made of: requests, the trials they become, and what a finished study says."""
+
+import hashlib
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tdrs.benchmarks import Record
+from tdrs.records import Counts
+
+Settings = dict[str, Any]  # dotted configuration key → value; a group (`backbone`) by the name of its choice
+STOCK = "stock"
+STOCK_SETTINGS: Settings = {"intervention": "none"}
+COMPLETE, FAILED, PRUNED, PLANNED = "complete", "failed", "pruned", "planned"
+
+
+@dataclass(frozen=True)
+class Request:
+    """One evaluation that a protocol asks for.
+
+    Args:
+        name: the row or the series it belongs to.
+        settings: over the study's configuration; `place` is applied before.
+        budget: how many trials on the tuning split its settings were chosen from; 0 if they were given.
+        enough: asked after each batch, with the records so far, whether the trial may end early.
+    """
+
+    name: str
+    split: str
+    settings: Settings
+    place: Settings = field(default_factory=dict)
+    budget: int = 0
+    enough: Callable[[Sequence[Record]], bool] | None = field(default=None, compare=False)
+
+    @property
+    def merged(self) -> Settings:
+        """Place and settings, groups before single keys."""
+        both = {**self.place, **self.settings}
+        return dict(sorted(both.items(), key=lambda item: "." in item[0]))
+
+    @property
+    def label(self) -> str:
+        """The trial for people, in a few words."""
+        values = " ".join(shown(self.settings).values())
+        return " ".join(filter(None, [self.name, *(str(value) for value in self.place.values()), values]))
+
+
+def shown(settings: Mapping[str, Any]) -> dict[str, str]:
+    """The numbers and switches among settings, for people: `dc.w_min=3`."""
+    return {
+        key: f"{key.removeprefix('intervention.')}={value:g}" if not isinstance(value, bool) else f"{key}={value}"
+        for key, value in settings.items()
+        if isinstance(value, int | float)
+    }
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A request that was measured.
+
+    Attributes:
+        identity: the hash of what decides the records; the name of their folder.
+        metrics: empty where the trial failed; of the samples it saw where it was pruned.
+        status: `complete`; `failed`, with its `reason`; `pruned`; `planned`, in a dry run.
+        difference: to the stock model at the same place, paired, with its 95 % limits; None where there is none.
+        seconds, finished: how long its batches took, and when it was over.
+    """
+
+    name: str
+    split: str
+    place: Settings
+    settings: Settings
+    identity: str
+    n: int
+    metrics: dict[str, float] = field(default_factory=dict)
+    clamped: Counts = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+    seconds: float = 0.0
+    finished: float = 0.0
+    status: str = COMPLETE
+    reason: str = ""
+    budget: int = 0
+    difference: tuple[float, float, float] | None = None
+
+    @property
+    def key(self) -> str:
+        """A hash of what was asked and what decides the result: the trial's name in Optuna and MLflow."""
+        values = [self.name, self.split, self.place, self.settings, self.identity]
+        return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
+
+    @property
+    def score(self) -> float:
+        """Accuracy; −∞ where it was not measured whole."""
+        return self.metrics["accuracy"] if self.status == COMPLETE else -math.inf
+
+    @classmethod
+    def of(cls, values: Mapping[str, Any]) -> "Trial":
+        """The trial of plain values, such as JSON gives."""
+        given = dict(values)
+        given["difference"] = given.get("difference") and tuple(given["difference"])
+        given["clamped"] = {name: tuple(counts) for name, counts in given["clamped"].items()}
+        return cls(**given)
+
+
+@dataclass(frozen=True)
+class Curve:
+    """One step of one series of the protocol `coordinate`: a point is a trial, by its place in the outcome's list.
+
+    Attributes:
+        values: in the order they were asked.
+        chosen: the value that was kept for the next steps.
+        round: from 1 on.
+    """
+
+    series: str
+    place: Settings
+    round: int
+    key: str
+    label: str
+    paper: float
+    values: list[float]
+    trials: list[int]
+    chosen: float
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a study says.
+
+    Attributes:
+        trials: on the tuning split, in the protocol's order.
+        rows: on the held-out split; at each place the stock model is first.
+    """
+
+    name: str
+    protocol: str
+    config: dict[str, Any]
+    trials: list[Trial]
+    rows: list[Trial]
+    curves: list[Curve] = field(default_factory=list)
+
+    def save(self, path: Path) -> None:
+        """Write it as JSON."""
+        partial = path.with_suffix(".partial")
+        partial.write_text(json.dumps(asdict(self), indent=1))
+        partial.replace(path)
+
+    @classmethod
+    def read(cls, path: Path) -> "Outcome":
+        """What `save` wrote."""
+        values = json.loads(path.read_text())
+        trials, rows = ([Trial.of(trial) for trial in values[part]] for part in ("trials", "rows"))
+        curves = [Curve(**curve) for curve in values["curves"]]
+        return cls(values["name"], values["protocol"], values["config"], trials, rows, curves)
+
+    @property
+    def failures(self) -> list[Trial]:
+        """Trials that failed, on either split."""
+        return [trial for trial in [*self.trials, *self.rows] if trial.status == FAILED]
+
+    def table(self) -> list[str]:
+        """The held-out rows as lines of text, place by place, after what protocols have to say of the tuning split."""
+        lines = self._cells() if self.protocol == "grid" else []
+        budget = max((row.budget for row in self.rows), default=0)
+        chosen = f"tuned rows: settings chosen on the tuning split, n = {self.config['preset']['tuning']}"
+        lines.append(f"held-out split; {chosen if budget else 'settings given beforehand'}")
+        width = max((len(row.name) for row in self.rows), default=0) + 2
+        head = f"{'':{width + 2}}{'accuracy [95 %]':24}{'difference to stock, paired [95 %]':36}"
+        lines.append(head + ("chosen settings" if budget else ""))
+        place = None
+        for row in self.rows:
+            if row.place != place:
+                place = row.place
+                named = " ".join(f"{key}={value}" for key, value in place.items())
+                lines.append(", ".join(filter(None, [named, f"n = {row.n}"])))
+            values = " ".join(shown(row.settings).values()) if row.budget else ""
+            lines.append(f"  {row.name:{width}}{_numbers(row)}{values}".rstrip())
+        return lines
+
+    def clamps(self) -> list[str]:
+        """Of held-out rows the shares of kernels whose w_min was clamped into (0, 1), where they reach a per cent."""
+        lines = []
+        for row in self.rows:
+            shares = {name: count / max(of, 1) for name, (count, of) in row.clamped.items()}
+            parts = [f"{name} {share:.0%}" for name, share in shares.items() if share >= 0.01]
+            if parts:
+                where = " ".join(str(value) for value in row.place.values())
+                lines.append(f"  {' '.join(filter(None, [where, row.name]))}: {', '.join(parts)}")
+        return ["w_min clamped into (0, 1), share of kernels:", *lines] if lines else []
+
+    def _cells(self) -> list[str]:
+        """Every cell of a grid, failed ones too."""
+        lines = [f"tuning split, every cell, n = {self.config['preset']['tuning']}"]
+        width = max(len(" ".join(_texts(cell))) for cell in self.trials) + 2
+        for cell in self.trials:
+            lines.append(f"  {' '.join(_texts(cell)):{width}}{_numbers(cell)}".rstrip())
+        return [*lines, ""]
+
+
+def _texts(trial: Trial) -> list[str]:
+    """All settings of a grid's cell."""
+    if trial.name == STOCK:
+        return [STOCK]
+    return [f"{key.removeprefix('intervention.')}={value}" for key, value in trial.settings.items()]
+
+
+def _numbers(trial: Trial) -> str:
+    if trial.status == FAILED:
+        return f"failed: {trial.reason}"
+    m = trial.metrics
+    accuracy = f"{m['accuracy']:.3f} [{m['accuracy_low']:.3f}, {m['accuracy_high']:.3f}]"
+    difference = "{:+.3f} [{:+.3f}, {:+.3f}]".format(*trial.difference) if trial.difference else "-"
+    return f"{accuracy:24}{difference:36}"

@@ -1,0 +1,70 @@
+"""Studies without a model: answers are a pure function of the sample and of the method's settings, at once."""
+
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from tdrs import backbones
+from tdrs import evaluate as evaluate_module
+from tdrs.benchmarks import Benchmark, Sample
+from tdrs.configuration import compose, plain
+from tdrs.interventions import Method
+from tdrs.records import Batch
+
+
+def margin(method: Method, sample: Sample) -> float:
+    """From −3 to 3, the same for settings that edit alike."""
+    text = json.dumps([method.effective, sample.id])
+    return int(hashlib.sha256(text.encode()).hexdigest()[:6], 16) / 0xFFFFFF * 6 - 3
+
+
+def run_batches(
+    backbone: Any,
+    benchmark: Benchmark,
+    samples: Sequence[Sample],
+    intervention: Method,
+    batch_size: int,
+    execution: str = "auto",
+    done: Sequence[Batch] = (),
+) -> Iterator[Batch]:
+    for first in range(sum(len(batch.records) for batch in done), len(samples), batch_size):
+        records = []
+        for sample in samples[first : first + batch_size]:
+            value = margin(intervention, sample)
+            answer = sample.gold if value > 0 else "?"
+            records.append(replace(benchmark.score(answer, sample), margin=value))
+        yield Batch(first, records, {}, 0.01, batch_size)
+
+
+def pretend(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Pretend from here on; the list has the name of each backbone that is loaded."""
+    loaded: list[str] = []
+
+    def load(settings: Any, features: Any = None) -> Any:
+        loaded.append(settings.name)
+        return SimpleNamespace(settings=settings)
+
+    monkeypatch.setattr(backbones, "load", load)
+    monkeypatch.setattr(evaluate_module, "run_batches", run_batches)
+    return loaded
+
+
+@pytest.fixture
+def pretended(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """For one test; see `pretend`."""
+    return pretend(monkeypatch)
+
+
+def configuration(output: Path, *overrides: str, **search: Any) -> dict[str, Any]:
+    """A small study's configuration: 8 tuning and 8 held-out samples, batches of 4; `search` is added to the group."""
+    given = ["study.name=small", f"output={output}", "batch_size=4", "dataset.gap=4", *overrides]
+    config: dict[str, Any] = plain(compose("sweep", given))
+    config["preset"] = {"tuning": 8, "held_out": 8}
+    config["search"] |= search
+    return config

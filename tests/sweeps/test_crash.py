@@ -1,0 +1,53 @@
+"""SIGKILL in the middle, alone and beside another worker: what is there afterwards equals the uninterrupted study."""
+
+import os
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from . import crash
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    output = tmp_path_factory.mktemp("whole")
+    crash.finish(crash.start(output))
+    return crash.state(output)
+
+
+def kill_in_the_middle(process: Any, output: Path, progress: int) -> None:
+    """Kill when so much is done."""
+    while crash.batches(output) < progress:
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.005)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+def test_one_worker(whole: dict[str, Any], tmp_path: Path) -> None:
+    process = crash.start(tmp_path)
+    kill_in_the_middle(process, tmp_path, 42)
+    assert not (tmp_path / "studies" / "crash" / "study.json").exists()
+    for _ in range(100):  # the guard ends the parent's run
+        if "RUNNING" not in {run.info.status for run in crash.runs(tmp_path)}:
+            break
+        time.sleep(0.2)
+    assert "KILLED" in {run.info.status for run in crash.runs(tmp_path)}
+    assert "RUNNING" not in {run.info.status for run in crash.runs(tmp_path)}
+    crash.finish(crash.start(tmp_path))
+    assert crash.state(tmp_path) == whole
+
+
+def test_two_workers(whole: dict[str, Any], tmp_path: Path) -> None:
+    """The second joins the first; when that is killed it goes on and leads."""
+    first = crash.start(tmp_path)
+    while not (tmp_path / "studies" / "crash" / "config.yaml").exists():
+        assert first.poll() is None, first.communicate()
+        time.sleep(0.01)
+    second = crash.start(tmp_path)
+    kill_in_the_middle(first, tmp_path, 42)
+    crash.finish(second)
+    assert crash.state(tmp_path) == whole

@@ -1,0 +1,97 @@
+"""The protocol grid: every cell there once, failed ones shown, the best one reported on the held-out split."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tdrs.sweeps import grid
+from tdrs.sweeps.study import Study, load_optuna
+from tdrs.sweeps.trials import FAILED
+
+from tdrs import evaluate as evaluate_module
+from tdrs.settings import SettingError
+from tdrs.tracking import Tracker
+
+from . import pretend
+from .pretend import configuration, pretended
+
+__all__ = ["pretended"]
+
+SPACE = {"intervention.gain": ["logits", "weights"], "intervention.dc.w_min": [1, 3, 10]}
+
+
+def small(output: Path, space: Any = SPACE) -> dict[str, Any]:
+    return configuration(output, "search=grid", space=space, controls={})
+
+
+def test_every_cell_is_there_in_order(tmp_path: Path, pretended: list[str]) -> None:
+    found = Study(small(tmp_path), Tracker("none", tmp_path)).run()
+    assert [trial.name for trial in found.trials] == ["stock"] + 6 * ["cell"]
+    assert [trial.settings for trial in found.trials[1:]] == [
+        {"intervention.gain": gain, "intervention.dc.w_min": w} for gain in ("logits", "weights") for w in (1, 3, 10)
+    ]
+    stock, *cells = found.trials
+    assert all(cell.difference[0] == pytest.approx(cell.score - stock.score) for cell in cells)
+    best = max(cells, key=lambda cell: cell.score)
+    assert [row.name for row in found.rows] == ["stock", "as configured", "best of 6"]
+    assert found.rows[2].settings == best.settings
+    assert found.rows[2].budget == 6
+    table = "\n".join(found.table())
+    assert table.count("gain=logits") == 3 + found.rows[2].settings["intervention.gain"].count("no")
+    trials = load_optuna(tmp_path / "studies" / "small" / "study.journal", "small").get_trials()
+    assert [trial.params for trial in trials] == [{}, *(cell.settings for cell in cells)]
+
+
+def test_failed_cells_are_tried_again_and_shown(
+    tmp_path: Path, pretended: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    attempts: list[Any] = []
+
+    def maybe(backbone: Any, benchmark: Any, samples: Any, method: Any, *others: Any) -> Any:
+        if (method.effective.get("dc") or {}).get("w_min") == 10:
+            attempts.append(method)
+            raise RuntimeError("no")
+        return pretend.run_batches(backbone, benchmark, samples, method, *others)
+
+    monkeypatch.setattr(evaluate_module, "run_batches", maybe)
+    found = Study(small(tmp_path), Tracker("none", tmp_path)).run()
+    assert len(attempts) == 4
+    assert [trial.status == FAILED for trial in found.trials] == [False, False, False, True, False, False, True]
+    assert "\n".join(found.table()).count("failed: RuntimeError: no") == 2
+    assert found.rows[2].settings["intervention.dc.w_min"] != 10
+
+
+def test_other_keys_make_places_with_a_stock_model_each(tmp_path: Path, pretended: list[str]) -> None:
+    found = Study(
+        small(tmp_path, {"dataset.gap": [0, 7], "intervention.dc.w_min": [1, 3]}), Tracker("none", tmp_path)
+    ).run()
+    assert [(trial.name, trial.place) for trial in found.trials] == [
+        (name, {"dataset.gap": gap}) for gap in (0, 7) for name in ("stock", "cell", "cell")
+    ]
+    gains = [cell.difference[0] for cell in found.trials if cell.name == "cell"]
+    best = max((cell for cell in found.trials if cell.name == "cell"), key=lambda cell: cell.difference[0])
+    assert max(gains) == best.difference[0]
+    assert found.rows[2].place == best.place
+    assert {row.place["dataset.gap"] for row in found.rows} == {best.place["dataset.gap"]}
+
+
+@pytest.mark.parametrize(
+    ("space", "said"),
+    [
+        ({"intervention.dc.w_min": {"low": 1, "high": 3}}, "search.space.intervention.dc.w_min = .*: must be a list"),
+        ({"intervention.dc.w_min": [1, 0]}, "intervention.dc.w_min = 0.0: must be a finite number above 0"),
+        ({"intervention.gain": ["logits", "both"]}, "intervention.gain = 'both': must be one of logits, weights"),
+        ({"intervention.gian": ["logits"]}, "search = 'intervention.gian': no such setting"),
+        ({}, "search.space = {}: must name at least one setting"),
+    ],
+)
+def test_bad_cells_are_named_before_anything_is_written(tmp_path: Path, space: Any, said: str) -> None:
+    with pytest.raises(SettingError, match=said):
+        Study(small(tmp_path, space), Tracker("none", tmp_path))
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_is_of_the_method_and_what_is_a_place() -> None:
+    assert grid.split_place({"dataset.gap": 1, "intervention.tau": 2, "batch_size": 3}) == (
+        {"dataset.gap": 1, "batch_size": 3}, {"intervention.tau": 2}
+    )  # fmt: skip

@@ -1,0 +1,156 @@
+"""The protocol sampled: points that depend on the seed alone, stages on and off, pruning by paired evidence."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tdrs.sweeps.sampled import BUNDLE, STARTUP, _clearly_worse
+from tdrs.sweeps.study import Study, load_optuna
+from tdrs.sweeps.trials import PRUNED
+
+from tdrs import evaluate as evaluate_module
+from tdrs.benchmarks import Record
+from tdrs.records import Batch, Records
+from tdrs.settings import SettingError
+from tdrs.stopping import Stop
+from tdrs.tracking import Tracker
+
+from .pretend import configuration, pretended, run_batches
+
+__all__ = ["pretended"]
+
+SPACE = {
+    "intervention.gain": ["logits", "weights"],
+    "intervention.dc.weight": {"low": 0.01, "high": 5, "log": True, "off_at": 0},
+    "intervention.re.weight": {"low": 0.01, "high": 5, "log": True, "off_at": 0},
+}
+
+
+def small(output: Path, **search: Any) -> dict[str, Any]:
+    return configuration(output, "search=sampled", **({"space": SPACE, "trials": 14, "controls": {}} | search))
+
+
+def run(output: Path, **search: Any) -> Any:
+    return Study(small(output, **search), Tracker("none", output)).run()
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "qmc", "random"])
+def test_points_depend_on_the_seed_alone(sampler: str, tmp_path: Path, pretended: list[str]) -> None:
+    first, second, other = (
+        run(tmp_path / name, sampler=sampler, seed=seed) for name, seed in (("a", 0), ("b", 0), ("c", 1))
+    )
+    points = [[trial.settings for trial in found.trials[1:]] for found in (first, second, other)]
+    assert points[0] == points[1] != points[2]
+    assert points[0][0] == {"intervention.gain": "logits", "intervention.dc.weight": 1, "intervention.re.weight": 0.8}
+    assert {p["intervention.dc.weight"] == 0 for p in points[0]} == {True, False}
+    assert len(points[0]) == 14
+
+
+def test_a_stopped_study_goes_on_with_the_same_points(
+    tmp_path: Path, pretended: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = run(tmp_path / "a")
+    stop, append = Stop(), Records.append
+    seen: list[str] = []
+
+    def count(self: Records, identity: str, batch: Batch) -> None:
+        append(self, identity, batch)
+        seen.append(identity)
+        stop.requested = len(seen) in (7, 16)
+
+    monkeypatch.setattr(Records, "append", count)
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt):
+            Study(small(tmp_path / "b"), Tracker("none", tmp_path), stop).run()
+        stop.requested = False
+    found = Study(small(tmp_path / "b"), Tracker("none", tmp_path), stop).run()
+    assert [(t.key, t.metrics) for t in found.trials] == [(t.key, t.metrics) for t in whole.trials]
+    assert [(t.key, t.metrics, t.difference) for t in found.rows] == [
+        (t.key, t.metrics, t.difference) for t in whole.rows
+    ]
+    trials = load_optuna(tmp_path / "b" / "studies" / "small" / "study.journal", "small").get_trials()
+    assert [trial.value for trial in trials] == [t.metrics["accuracy"] for t in unique(whole.trials)]
+
+
+def unique(trials: Any) -> Any:
+    return list({trial.key: trial for trial in trials}.values())
+
+
+def test_the_best_point_is_reported_beside_the_configured_one(tmp_path: Path, pretended: list[str]) -> None:
+    found = run(tmp_path, start=[{"intervention.gain": "weights"}])
+    points = found.trials[1:]
+    assert points[1].settings["intervention.gain"] == "weights"
+    assert points[1].settings["intervention.dc.weight"] == 1
+    best = max(points, key=lambda trial: trial.score)
+    assert [row.name for row in found.rows] == ["stock", "as configured", "best of 14"]
+    assert found.rows[2].settings == best.settings
+    assert found.rows[1].settings == {}
+
+
+def records(margins: list[float]) -> list[Record]:
+    return [Record(str(n), str(n), "", "", "", "", 0.0, margin, "", 1.0) for n, margin in enumerate(margins)]
+
+
+def test_only_clear_paired_evidence_ends_a_trial() -> None:
+    """Sample by sample: what is worse on nearly all bundles, though by little beside their spread."""
+    spread = [10.0 * ((7 * n) % 13) for n in range(BUNDLE * STARTUP)]
+    enough = _clearly_worse(records(spread))
+    worse = [value - 0.1 for value in spread]
+    assert enough(records(worse))
+    assert not enough(records(worse[: BUNDLE * (STARTUP - 1)]))  # too early
+    assert not enough(records([value + 0.1 for value in spread]))
+    assert not enough(records([value + (0.1 if (n // BUNDLE) % 2 else -0.1) for n, value in enumerate(spread)]))
+
+
+def test_pruned_trials_are_told_and_tagged_but_not_reported(
+    tmp_path: Path, pretended: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Large λ_dc is made clearly worse; on all others the margins are as for the stock model."""
+
+    def graded(backbone: Any, benchmark: Any, samples: Any, method: Any, *others: Any) -> Any:
+        dc = method.effective.get("dc") or {"weight": 0.0}
+        for batch in run_batches(backbone, benchmark, samples, method, *others):
+            shifted = [replace(record, margin=5 - dc["weight"]) for record in batch.records]
+            yield replace(batch, records=shifted)
+
+    monkeypatch.setattr(evaluate_module, "run_batches", graded)
+    config = small(tmp_path, objective="margin", prune=True, trials=12)
+    config["preset"]["tuning"] = BUNDLE * STARTUP + 80
+    config["batch_size"] = 32
+    study = Study(config, Tracker("mlflow", tmp_path))
+    found = study.run()
+    pruned = [trial for trial in found.trials if trial.status == PRUNED]
+    assert pruned
+    assert all(trial.n == BUNDLE * STARTUP for trial in pruned)
+    assert all(trial.reason == "after 320 of 400 samples" for trial in pruned)
+    chosen = found.rows[2]
+    assert chosen.name == "best of 12"
+    assert chosen.settings not in [trial.settings for trial in pruned]
+    trials = load_optuna(tmp_path / "studies" / "small" / "study.journal", "small").get_trials()
+    told = {trial.user_attrs["key"]: trial for trial in trials}
+    for trial in pruned:
+        assert told[trial.key].state.name == "COMPLETE"
+        assert told[trial.key].user_attrs["pruned"]
+        assert told[trial.key].value == pytest.approx(trial.metrics["margin"])
+    before = study.engine.evaluated
+    again = Study(config, Tracker("mlflow", tmp_path))
+    assert again.run() == found
+    assert (before, again.engine.evaluated) == (before, 0)
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"prune": True}, "search.prune = True: needs objective=margin"),
+        ({"sampler": "cmaes"}, "search.sampler = 'cmaes': must be one of tpe, qmc, random"),
+        ({"trials": 0}, "search.trials = 0: must be a whole number of at least 1"),
+        ({"objective": "f1"}, "search.objective = 'f1': must be one of accuracy, margin"),
+        ({"start": [{"intervention.tau": 1}]}, r"search.start\[0\] = .*: must have keys of intervention.gain"),
+        ({"space": {"intervention.dc.weight": {"low": -1, "high": 1}}}, "intervention.dc.weight = -1.0: must be"),
+    ],
+)
+def test_bad_searches_are_named(tmp_path: Path, changed: Any, said: str) -> None:
+    with pytest.raises(SettingError, match=said):
+        run(tmp_path, **changed)
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,132 @@
+"""The command that looks after studies: list, show, best, export, delete, sync; bad words are one line and code 2."""
+
+import csv
+import shutil
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+from tdrs.sweeps.study import Study
+from tdrs.sweeps.trials import Outcome
+
+from tdrs.configuration import run
+from tdrs.evaluate import main_evaluate
+from tdrs.study import main
+from tdrs.tracking import Tracker
+
+from .sweeps.pretend import configuration, pretended
+
+__all__ = ["pretended"]
+
+METHODS = {
+    "sharper": {"intervention": "temperature"},
+    "tuned": {"intervention": "temperature", "tune": {"intervention.tau": {"low": 0.2, "high": 0.9}}},
+}
+
+
+def made(output: Path, name: str = "small", tracking: str = "mlflow", gap: int = 3) -> Outcome:
+    config = configuration(output, "search=compare", axes={"dataset.gap": [gap]}, methods=METHODS, budget=3)
+    config["study"]["name"] = name
+    config["tracking"] = {"name": tracking, "uri": None}
+    return Study(config, Tracker(tracking, output)).run()
+
+
+def say(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    assert main(arguments) == 0
+    return capsys.readouterr().out
+
+
+def test_list_and_show(tmp_path: Path, pretended: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert "no study in" in say(capsys, "list", f"output={tmp_path}")
+    found = made(tmp_path)
+    line = say(capsys, "list", f"output={tmp_path}").splitlines()[1]
+    assert line.split()[:6] == ["small", "compare", "finished", "6", "0", "0"]
+    shown = say(capsys, "show", "small", f"output={tmp_path}")
+    assert all(trial.identity in shown for trial in [*found.trials, *found.rows])
+    assert found.table()[-1] in shown
+    (tmp_path / "studies" / "small" / "study.json").unlink()
+    assert "small: compare, stopped, 6 trials" in say(capsys, "show", "small", f"output={tmp_path}")
+
+
+def test_best_is_a_command_that_finds_the_evaluation(
+    tmp_path: Path, pretended: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = made(tmp_path)
+    printed = say(capsys, "best", "small", f"output={tmp_path}")
+    (row,) = [row for row in found.rows if row.name == "tuned"]
+    command = printed.splitlines()[1].split()
+    assert command[:3] == ["python", "-m", "tdrs.evaluate"]
+    assert f"intervention.tau={row.settings['intervention.tau']}" in command or row.settings["intervention.tau"] == 0.5
+    assert run("evaluate", main_evaluate, "", [*command[3:], "tracking=none"]) == 0
+    again = capsys.readouterr().out
+    assert row.identity in again
+    assert "found done" in again
+    (tmp_path / "studies" / "small" / "study.json").unlink()
+    assert "on the tuning split, so far" in say(capsys, "best", "small", f"output={tmp_path}")
+
+
+def test_export(tmp_path: Path, pretended: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    found = made(tmp_path)
+    printed = say(capsys, "export", "small", f"output={tmp_path}")
+    folder = tmp_path / "studies" / "small" / "export"
+    assert str(folder / "trials.csv") in printed
+    with (folder / "trials.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["identity"] for row in rows] == [t.identity for t in [*found.trials, *found.rows]]
+    assert len(rows) == 6
+    assert float(rows[0]["accuracy"]) == found.trials[0].score
+    assert {row["dataset.gap"] for row in rows} == {"3"}
+    samples = pq.read_table(folder / "samples.parquet").to_pylist()
+    assert len(samples) == 8 * len({row["identity"] for row in rows})
+
+
+def test_delete_keeps_what_other_studies_use(
+    tmp_path: Path, pretended: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    made(tmp_path)
+    other = made(tmp_path, "other")
+    made(tmp_path, "far", gap=9)
+    before = sorted(path.name for path in (tmp_path / "records").iterdir())
+    printed = say(capsys, "delete", "far", f"output={tmp_path}")
+    assert "nothing was deleted" in printed
+    assert before == sorted(path.name for path in (tmp_path / "records").iterdir())
+    printed = say(capsys, "delete", "far", f"output={tmp_path}", "--yes")
+    assert "deleted, with 7 runs in MLflow" in printed
+    assert "deleted" in say(capsys, "delete", "small", f"output={tmp_path}", "--yes")
+    left = {path.name for path in (tmp_path / "records").iterdir()}
+    assert left == {trial.identity for trial in [*other.trials, *other.rows]}
+    assert [path.name for path in (tmp_path / "studies").iterdir()] == ["other"]
+
+
+def test_sync_writes_what_is_missing(tmp_path: Path, pretended: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    made(tmp_path, tracking="none")
+    assert not (tmp_path / "mlflow.db").exists()
+    (tmp_path / "studies" / "small" / "study.journal").unlink()
+    printed = say(capsys, "sync", "small", f"output={tmp_path}")
+    assert "6 trials of small are in Optuna and MLflow" in printed
+    assert (tmp_path / "mlflow.db").exists()
+    assert (tmp_path / "studies" / "small" / "study.journal").exists()
+    shutil.rmtree(tmp_path / "mlartifacts")
+    assert main(["sync", "small", f"output={tmp_path}", "tracking.uri=http://127.0.0.1:9"]) == 1
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["lst"], "verb = 'lst': must be one of list, show, best, export, delete, sync"),
+        (["show"], "study = '': show takes the name of one study"),
+        (["show", "nothing"], "study = 'nothing': must be one of none yet in outputs"),
+        (["list", "ouput=x"], "option = 'ouput': must be one of output, tracking.uri"),
+    ],
+)
+def test_bad_words(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(words) == 2
+    assert capsys.readouterr().err == f"error: {said}\n"
+    assert not list(tmp_path.iterdir())
+
+
+def test_help(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "python -m tdrs.study list" in say(capsys, "--help")
