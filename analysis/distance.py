@@ -12,19 +12,22 @@ redraws the figure and the tables from the study's `study.json`, without a model
 import math
 import sys
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import matplotlib
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
 from tdrs.analysis.sensitivity import STYLES, redraw
 from tdrs.sweeps.trials import STOCK, Outcome
 
 TRAINED = 32  # tokens: the longest text the embedded models were trained with
 PLACES = {"between": "text between image and question", "before_image": "the same text before the image"}
-LINES = {"between": "-", "before_image": "--"}
+LINES: dict[str, Literal["-", "--"]] = {"between": "-", "before_image": "--"}
 
 
 class Point(NamedTuple):
@@ -76,8 +79,10 @@ def draw(panels: list[Panel], folder: Path) -> list[Path]:
     """Write `distance.png`, `distance.svg` and `distance.md` into a folder; returns their paths."""
     backbones = list(dict.fromkeys(panel.backbone for panel in panels))
     datasets = list(dict.fromkeys(panel.dataset for panel in panels))
+    methods = list(dict.fromkeys(method for panel in panels for method, _ in panel.lines))
+    width, height = max(9.0, 3 * len(datasets)), 2.3 if len(backbones) > 1 else 3.4
     canvas, axes = plt.subplots(
-        len(backbones), len(datasets), figsize=(3 * len(datasets), 2.3 * len(backbones) + 0.9),
+        len(backbones), len(datasets), figsize=(width, height * len(backbones) + 1.1),
         sharex=True, sharey=True, squeeze=False, layout="constrained",
     )  # fmt: skip
     for panel in panels:
@@ -89,11 +94,10 @@ def draw(panels: list[Panel], folder: Path) -> list[Path]:
         row[0].set_ylabel(f"{backbone}\naccuracy", fontsize=9)
     for axis in axes[-1]:
         axis.set_xlabel("unrelated text (tokens)", fontsize=9)
-    handles, labels = axes[0][0].get_legend_handles_labels()
-    canvas.legend(handles, labels, loc="outside lower center", ncols=2, frameon=False, fontsize=9)
+    canvas.legend(handles=_legend(panels, methods), loc="outside lower center", ncols=3, frameon=False, fontsize=9)
     sizes = sorted({point.n for panel in panels for line in panel.lines.values() for point in line})
     size = " to ".join(str(n) for n in dict.fromkeys((sizes[0], sizes[-1])))
-    what = "the stock model" if {method for panel in panels for method, _ in panel.lines} == {STOCK} else "every method"
+    what = "the stock model" if methods == [STOCK] else "every method"
     canvas.suptitle(f"Accuracy against distance, {what}: held-out split, n = {size}; 95 % intervals", fontsize=11)
     paths = [folder / "distance.png", folder / "distance.svg", folder / "distance.md"]
     for path in paths[:2]:
@@ -103,11 +107,30 @@ def draw(panels: list[Panel], folder: Path) -> list[Path]:
     return paths
 
 
+def _legend(panels: list[Panel], methods: list[str]) -> list[Artist]:
+    """Methods by colour and marker, places of the text by line; the stock model alone has a colour for each place."""
+    places = list(dict.fromkeys(place for panel in panels for _, place in panel.lines))
+    handles: list[Artist] = []
+    if methods == [STOCK]:
+        for number, place in enumerate(places):
+            color, marker = STYLES[number]
+            handles.append(Line2D([], [], color=color, marker=marker, linestyle=LINES[place], label=PLACES[place]))
+    else:
+        for method, (color, marker) in zip(methods, STYLES, strict=False):
+            handles.append(Line2D([], [], color=color, marker=marker, label=method))
+        handles += [Line2D([], [], color="0.3", linestyle=LINES[place], label=PLACES[place]) for place in places]
+    if any(panel.backbone.startswith("mini_") for panel in panels):
+        handles.append(Patch(color="0.93", label=f"distances seen in training (0 to {TRAINED})"))
+    if not all(math.isnan(panel.blank) for panel in panels):
+        handles.append(Line2D([], [], color="0.4", linestyle=":", linewidth=1.2, label="blank pictures, no text"))
+    return handles
+
+
 def _panel(axis: Axes, panel: Panel) -> None:
     if panel.backbone.startswith("mini_"):
-        axis.axvspan(-4, TRAINED, color="0.93", zorder=0, label=f"distances seen in training (0 to {TRAINED})")
+        axis.axvspan(-4, TRAINED, color="0.93", zorder=0)
     if not math.isnan(panel.blank):
-        axis.axhline(panel.blank, color="0.4", linestyle=":", linewidth=1.2, label="blank pictures, no text")
+        axis.axhline(panel.blank, color="0.4", linestyle=":", linewidth=1.2)
     methods = list(dict.fromkeys(method for method, _ in panel.lines))
     for number, ((method, place), points) in enumerate(panel.lines.items()):
         alone = methods == [STOCK]
@@ -116,7 +139,6 @@ def _panel(axis: Axes, panel: Panel) -> None:
         axis.errorbar(
             [p.gap for p in points], [p.accuracy for p in points], yerr=errors, color=color, marker=marker,
             linestyle=LINES[place], markersize=4, linewidth=1.3, elinewidth=0.8, capsize=2,
-            label=PLACES[place] if alone else f"{method}, {PLACES[place]}",
         )  # fmt: skip
     axis.set_xscale("symlog", base=2, linthresh=16, linscale=0.8)
     gaps = sorted({p.gap for points in panel.lines.values() for p in points})

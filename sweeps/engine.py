@@ -146,7 +146,8 @@ class Engine:
 
     def _trial(self, job: Job, **values: Any) -> Trial:
         r = job.request
-        return Trial(r.name, r.split, r.place, r.settings, job.identity, len(job.samples), budget=r.budget, **values)
+        values |= {"budget": r.budget, "samples": job.samples.content}
+        return Trial(r.name, r.split, r.place, r.settings, job.identity, len(job.samples), **values)
 
     def _found(self, job: Job) -> Trial | None:
         """The trial if it is over: done, or failed often enough since this study was started."""

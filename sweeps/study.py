@@ -19,7 +19,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -32,7 +32,10 @@ from optuna.trial import TrialState, create_trial
 from tqdm import tqdm
 
 from tdrs.backbones.features import Features
+from tdrs.configuration import with_settings
+from tdrs.environment import environment
 from tdrs.evaluate import gib
+from tdrs.interventions.tdrs import READINGS
 from tdrs.records import Records, append_line, read_lines
 from tdrs.settings import check_choice
 from tdrs.stopping import Stop
@@ -40,6 +43,7 @@ from tdrs.tracking import Tracker
 
 from . import compare, coordinate, grid, sampled
 from .engine import WAIT, Engine, Preview
+from .space import Space
 from .trials import FAILED, PRUNED, STOCK, Outcome, Request, Trial
 
 Search = Any  # a checked `search` group, of the protocol's own class
@@ -91,6 +95,7 @@ class Log:
         protocol = PROTOCOLS[config["search"]["protocol"]]
         search = protocol.from_settings(config["search"])
         self._distributions = protocol.distributions(search)
+        self._space = getattr(search, "parsed", None)
         self._objective = getattr(search, "objective", "accuracy")
         self._config = dict(config)
         self._lines: dict[str, Trial] = {}
@@ -136,11 +141,7 @@ class Log:
 
     def _tell_optuna(self, trial: Trial) -> None:
         assert self._optuna
-        known = {
-            key: value
-            for key, value in trial.settings.items()
-            if key in self._distributions and _holds(self._distributions[key], value)
-        }
+        known = self._params(trial)
         attributes = {
             "key": trial.key,
             "identity": trial.identity,
@@ -163,14 +164,26 @@ class Log:
         if not failed:
             self._told.add(trial.key)
 
+    def _params(self, trial: Trial) -> dict[str, Any]:
+        """Optuna's parameters of a trial; a value outside its distribution is an attribute only."""
+        if isinstance(self._space, Space) and trial.name in ("search", "cell"):
+            return self._space.params({**trial.place, **trial.settings}) or {}
+        return {
+            key: value
+            for key, value in trial.settings.items()
+            if key in self._distributions and _holds(self._distributions[key], value)
+        }
+
     def track(self, trial: Trial) -> None:
         """Write a trial to the store of runs, if it is not there."""
-        tags = {"identity": trial.identity, "series": trial.name, "split": trial.split, "status": trial.status}
-        tags |= {key: str(value) for key, value in trial.place.items()}
+        request = Request(trial.name, trial.split, trial.settings, trial.place)
+        tags = _tags(with_settings(self._config, request.merged))
+        tags |= {"identity": trial.identity, "series": trial.name, "split": trial.split, "status": trial.status}
         evaluation = self._store.read(trial.identity) if self._store.done(trial.identity) else None
         self.tracker.log(
             experiment=self._name,
-            name=Request(trial.name, trial.split, trial.settings, trial.place).label,
+            name=request.label,
+            data=(tags["dataset"], trial.split, trial.samples, trial.n),
             key=trial.key,
             tags=tags,
             params={} if trial.name == STOCK else trial.settings,
@@ -220,13 +233,15 @@ class Study:
         config: the plain configuration of `conf/sweep.yaml`.
         tracker: where runs are logged.
         stop: whether somebody asked to stop.
+        command: what was typed.
 
     Raises:
         SettingError: a setting, or a data set, is not to be had; nothing is loaded or written by then.
     """
 
-    def __init__(self, config: dict[str, Any], tracker: Tracker, stop: Stop | None = None) -> None:
+    def __init__(self, config: dict[str, Any], tracker: Tracker, stop: Stop | None = None, command: str = "") -> None:
         self.config = config
+        self.command = command
         self.name = str(config["study"]["name"])
         output = Path(config["output"])
         self.folder = study_folder(output, self.name)
@@ -312,10 +327,11 @@ class Study:
 
     def _run(self) -> Outcome:
         self.log.open()
-        tags = {"protocol": self.config["search"]["protocol"]}
-        tags |= {part: self.config[part]["name"] for part in ("backbone", "dataset", "intervention")}
+        surroundings = environment()
+        tags = {**_tags(self.config), "commit": surroundings["commit"], "device": surroundings["device"]}
         with self.tracker.study(self.name, self.log.key, self.name, tags) as self.log.parent:
             outcome = self.protocol.run(self.search, self.engine, self.name)
+            outcome = replace(outcome, command=self.command, environment=surroundings)
             outcome.save(self.folder / "study.json")
             describe(self.tracker, self.log.parent, outcome)
         return outcome
@@ -325,6 +341,14 @@ class Study:
         self.tracker.describe(
             self.log.parent, None, {}, [*files, self.folder / "study.json", self.folder / "config.yaml"]
         )
+
+
+def _tags(config: Mapping[str, Any]) -> dict[str, str]:
+    """What a configuration is about: protocol, backbone, dataset, method and its readings."""
+    method = config["intervention"]
+    found = {"protocol": config["search"]["protocol"], "method": method["name"]}
+    found |= {part: config[part]["name"] for part in ("backbone", "dataset")}
+    return found | {f"reading.{name}": str(value) for name, value in method.items() if name in READINGS}
 
 
 def describe(tracker: Tracker, parent: str, outcome: Outcome) -> None:
@@ -347,9 +371,7 @@ def sync(folder: Path, tracker: Tracker, records: Records) -> int:
     log = Log(folder, config, study_key(config), tracker, records)
     log.open()
     trials = read_trials(folder)
-    tags = {"protocol": config["search"]["protocol"]}
-    tags |= {part: config[part]["name"] for part in ("backbone", "dataset", "intervention")}
-    with tracker.study(log._name, log.key, log._name, tags) as log.parent:
+    with tracker.study(log._name, log.key, log._name, _tags(config)) as log.parent:
         for trial in trials:
             log.add(trial)
         if (folder / "study.json").exists():

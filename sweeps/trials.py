@@ -66,6 +66,7 @@ class Trial:
         metrics: empty where the trial failed; of the samples it saw where it was pruned.
         status: `complete`; `failed`, with its `reason`; `pruned`; `planned`, in a dry run.
         difference: to the stock model at the same place, paired, with its 95 % limits; None where there is none.
+        samples: a hash of the samples' content.
         seconds, finished: how long its batches took, and when it was over.
     """
 
@@ -84,6 +85,7 @@ class Trial:
     reason: str = ""
     budget: int = 0
     difference: tuple[float, float, float] | None = None
+    samples: str = ""
 
     @property
     def key(self) -> str:
@@ -133,6 +135,8 @@ class Outcome:
     Attributes:
         trials: on the tuning split, in the protocol's order.
         rows: on the held-out split; at each place the stock model is first.
+        command: what was typed.
+        environment: versions, machine, commit.
     """
 
     name: str
@@ -141,6 +145,8 @@ class Outcome:
     trials: list[Trial]
     rows: list[Trial]
     curves: list[Curve] = field(default_factory=list)
+    command: str = ""
+    environment: dict[str, str] = field(default_factory=dict)
 
     def save(self, path: Path) -> None:
         """Write it as JSON."""
@@ -154,7 +160,7 @@ class Outcome:
         values = json.loads(path.read_text())
         trials, rows = ([Trial.of(trial) for trial in values[part]] for part in ("trials", "rows"))
         curves = [Curve(**curve) for curve in values["curves"]]
-        return cls(values["name"], values["protocol"], values["config"], trials, rows, curves)
+        return cls(**{**values, "trials": trials, "rows": rows, "curves": curves})
 
     @property
     def failures(self) -> list[Trial]:

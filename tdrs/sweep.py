@@ -1,22 +1,22 @@
-"""A study from the command line, to its figures.
+"""A study from the command line, to its report.
 
     python -m tdrs.sweep +experiment=sqa_ablation
 
-checks every setting, runs (or resumes) the study, draws its figure and prints the held-out table.
+checks every setting, runs (or resumes) the study, writes its report with figures and tables, and prints the rows.
 """
 
+import shlex
 import sys
 import time
 from pathlib import Path
 
 from omegaconf import DictConfig
 
-from tdrs.analysis import comparison, distance, sensitivity
+from tdrs.analysis import report
 from tdrs.configuration import plain, run
 from tdrs.settings import SettingError
 from tdrs.stopping import stoppable
 from tdrs.sweeps.study import Study
-from tdrs.sweeps.trials import Outcome
 from tdrs.tracking import open_tracker
 
 
@@ -28,13 +28,15 @@ def main_sweep(config: DictConfig) -> int:
     if values["dry_run"]:
         values["tracking"] = {"name": "none"}
     with stoppable() as stop, open_tracker(values["tracking"], Path(values["output"])) as tracker:
-        study = Study(values, tracker, stop)
+        study = Study(values, tracker, stop, shlex.join(["python", "-m", "tdrs.sweep", *sys.argv[1:]]))
         if values["dry_run"]:
             print("\n".join(study.dry_run()))
             return 0
         outcome = study.run()
-        module, figures = draw(outcome, study.folder)
-        study.attach(figures)
+        page = report.numbers(outcome, study.records, study.folder)
+        written = report.draw(page, study.folder)
+        figures = [path.with_suffix(kind) for _, path in page.figures for kind in (".png", ".svg")]
+        study.attach([*written, *figures])
         print()
         print("\n".join(outcome.table()))
         print("".join(f"{line}\n" for line in outcome.clamps()), end="")
@@ -45,20 +47,13 @@ def main_sweep(config: DictConfig) -> int:
             print(f"failed:  {failed.name} ({failed.split}): {failed.reason}")
         if outcome.failures:
             print("         the same command tries them again")
-        print(f"figure:  {figures[0]}")
-        print(f"redraw:  python -m tdrs.analysis.{module} study={study.name} output={values['output']}")
+        for figure in figures[::2]:
+            print(f"figure:  {figure}")
+        print(f"report:  {written[0]}")
+        print(f"again:   python -m tdrs.analysis.report study={study.name} output={values['output']}")
         print(f"trials:  python -m tdrs.study show {study.name} output={values['output']}")
         print("\n".join(tracker.next_steps(study.name)))
         return 1 if outcome.failures else 0
-
-
-def draw(outcome: Outcome, folder: Path) -> tuple[str, list[Path]]:
-    """The figure that fits what was found: the module that redraws it, and its files."""
-    if outcome.curves:
-        return "sensitivity", sensitivity.draw(sensitivity.numbers(outcome), folder)
-    if len({row.place.get("dataset.gap") for row in outcome.rows}) > 1:
-        return "distance", distance.draw(distance.numbers(outcome), folder)
-    return "comparison", comparison.draw(comparison.numbers(outcome), folder)
 
 
 USAGE = """

@@ -6,6 +6,7 @@ store that cannot be reached stops nothing: the records are complete, and `pytho
 """
 
 import fcntl
+import json
 import logging
 import os
 import subprocess
@@ -18,7 +19,7 @@ from typing import Any, TypeVar
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")  # a server that is down is told from a slow one at once
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "15")
 
-from mlflow.entities import Metric, Param, RunTag
+from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 from mlflow.utils.time import get_current_time_millis
@@ -202,6 +203,7 @@ class Tracker:
         evaluation: Evaluation | None,
         parent: str = "",
         error: str = "",
+        data: tuple[str, str, str, int] | None = None,
     ) -> None:
         """Write one run, whole: settings, metrics, an evaluation's files; nothing if it is there.
 
@@ -209,6 +211,7 @@ class Tracker:
             key: what it is found by.
             evaluation: None for one that failed.
             error: why it failed.
+            data: the samples: data set, split, a hash of their content, how many.
         """
 
         def write(client: MlflowClient) -> None:
@@ -232,6 +235,11 @@ class Tracker:
             logged = [Metric(k, value, end, 0) for k, value in metrics.items()]
             logged += [Metric("running_accuracy", v, end, step) for step, v in _running(evaluation)]
             client.log_batch(run, logged, [Param(k, str(value)) for k, value in params.items()])
+            if data:
+                name_, split, digest, n = data
+                source = {"dataset": name_, "split": split}
+                made = Dataset(name_, digest[:12], "tdrs", json.dumps(source), profile=json.dumps({"num_rows": n}))
+                client.log_inputs(run, [DatasetInput(made, [InputTag("mlflow.data.context", split)])])
             if evaluation:
                 for file in ("config.yaml", "result.json", "samples.parquet"):
                     client.log_artifact(run, str(folder / file))

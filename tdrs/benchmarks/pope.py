@@ -12,11 +12,13 @@ from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import datasets
+import numpy as np
 
 from tdrs.benchmarks import prompts
 from tdrs.benchmarks.benchmark import Benchmark, Picture, Record, Sample, Samples, make_record
 from tdrs.benchmarks.sources import BadRow, Checked, Sourced, check_columns, open_rows, picture
 from tdrs.settings import SettingError, check_number
+from tdrs.statistics import Interval, cluster_draws, percentiles
 
 FEATURES = datasets.Features(
     {
@@ -102,6 +104,47 @@ def metrics(records: Sequence[Record]) -> dict[str, float]:
         result |= {f"{name}.{key}": value for key, value in values.items()}
     pooled = _counts([record for part in parts.values() for record in part])
     return result | {f"pooled.{key}": value for key, value in pooled.items()}
+
+
+INTERVALS = ("precision", "recall", "f1")
+
+
+def _resampled(records: Sequence[Record], index: np.ndarray, draws: np.ndarray) -> dict[str, np.ndarray]:
+    """Macro precision, recall and F1 of each resample of the images, (resamples,) each."""
+    parts: dict[str, list[np.ndarray]] = {name: [] for name in INTERVALS}
+    k = draws.shape[1]
+    for category in CATEGORIES:
+        chosen = [n for n, record in enumerate(records) if category in record.categories.split(",")]
+        if not chosen:
+            continue
+
+        def count(true: list[bool], at: np.ndarray = index[chosen]) -> np.ndarray:
+            return draws @ np.bincount(at, weights=np.array(true, dtype=float), minlength=k)
+
+        some = [records[n] for n in chosen]
+        yes = count([record.answer == "yes" for record in some])
+        gold = count([record.gold == "yes" for record in some])
+        right = count([record.answer == record.gold == "yes" for record in some])
+        nan = np.full_like(right, np.nan)
+        with np.errstate(invalid="ignore", divide="ignore"):
+            parts["precision"].append(np.where(yes > 0, right / yes, np.where(gold > 0, 0.0, nan)))
+            parts["recall"].append(np.where(gold > 0, right / gold, nan))
+            parts["f1"].append(np.where(yes + gold > 0, 2 * right / (yes + gold), nan))
+    return {name: np.mean(values, axis=0) if values else np.array([]) for name, values in parts.items()}
+
+
+def intervals(records: Sequence[Record]) -> dict[str, Interval]:
+    """Macro precision, recall and F1, each with its 95 % interval by a bootstrap over images."""
+    index, draws = cluster_draws([record.image_id for record in records])
+    found, values = _resampled(records, index, draws), metrics(records)
+    return {name: percentiles(values[name], found[name]) for name in INTERVALS}
+
+
+def f1_difference(before: Sequence[Record], after: Sequence[Record]) -> Interval:
+    """Macro F1 of `after` minus that of `before` on the same samples, by a bootstrap over images."""
+    index, draws = cluster_draws([record.image_id for record in before])
+    first, second = (_resampled(records, index, draws)["f1"] for records in (before, after))
+    return percentiles(metrics(after)["f1"] - metrics(before)["f1"], second - first)
 
 
 def pair_id(row: Any) -> str:

@@ -38,6 +38,11 @@ SCOPES = ("call", "row")
 DISTANCES = ("index", "position")
 PAIRS = ("all", "text_to_image", "cross_modal")
 
+# what the paper leaves open, and where the method acts
+READINGS = tuple(
+    "gain sd_form features scale a_min_of a_min_per stats_scope sigma_re distance pairs layers heads phase".split()
+)
+
 LOGIT_FLOOR = 1e-6  # the smallest logit is an extreme value near float32 rounding: floored before the multiple is taken
 W_RANGE = (1e-12, 1 - 1e-6)  # a kernel's end point lies inside (0, 1); beyond it is clamped, and counted
 SCALE_FLOOR = 1e-6

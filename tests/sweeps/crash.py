@@ -55,7 +55,7 @@ def batches(output: Path) -> int:
 
 def _timeless(value: Any) -> Any:
     if isinstance(value, dict):
-        return {k: _timeless(v) for k, v in value.items() if k not in ("seconds", "finished", "output")}
+        return {k: _timeless(v) for k, v in value.items() if k not in ("seconds", "finished", "output", "command")}
     return [_timeless(item) for item in value] if isinstance(value, list) else value
 
 

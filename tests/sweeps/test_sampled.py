@@ -70,6 +70,8 @@ def test_a_stopped_study_goes_on_with_the_same_points(
         (t.key, t.metrics, t.difference) for t in whole.rows
     ]
     trials = load_optuna(tmp_path / "b" / "studies" / "small" / "study.journal", "small").get_trials()
+    on = {"intervention.dc.weight.on", "intervention.re.weight.on"}
+    assert all(set(trial.params) == {*SPACE, *on} for trial in trials[1:])  # the same ones in every trial
     assert [trial.value for trial in trials] == [t.metrics["accuracy"] for t in unique(whole.trials)]
 
 

@@ -76,7 +76,11 @@ def timeless(outcome: Outcome) -> Any:
 
     def strip(value: Any) -> Any:
         if isinstance(value, dict):
-            return {k: strip(v) for k, v in value.items() if k not in ("seconds", "finished", "output", "tracking")}
+            return {
+                k: strip(v)
+                for k, v in value.items()
+                if k not in ("seconds", "finished", "output", "tracking", "command")
+            }
         return [strip(item) for item in value] if isinstance(value, list | tuple) else value
 
     return strip(json.loads(json.dumps(outcome, default=vars)))

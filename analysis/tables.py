@@ -1,0 +1,188 @@
+"""A study's held-out rows as tables: Markdown, LaTeX and CSV, beside what the paper reports of the model's namesake.
+
+    python -m analysis.tables study=stage_ablation            # in a checkout
+    python -m tdrs.analysis.tables study=stage_ablation       # where tdrs is installed
+
+writes `table.md`, `table.tex` and `table.csv` from stored records, without a model. The paper's numbers are *reported*
+ones, of models of 7 and 8 billion parameters: they stand beside ours for orientation, not as a truth to fit.
+"""
+
+import csv
+import sys
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from tdrs.analysis.evidence import Evidence, show_p
+from tdrs.analysis.evidence import numbers as evidence
+from tdrs.analysis.sensitivity import redraw
+from tdrs.sweeps.trials import Outcome
+
+from tdrs.benchmarks import DATASETS
+from tdrs.records import Records
+from tdrs.statistics import Interval, McNemar
+
+# T-DRS (arXiv 2511.09868), Tables 1 and 2: accuracy in per cent, on POPE F1. Stage 0 is the stock model, 3 all stages.
+NAMESAKES = {"llava": "LLaVA-1.5-7B", "internvl": "InternVL2-8B", "qwen": "Qwen2.5-VL-7B"}
+REPORTED = {
+    ("llava", "scienceqa"): {0: 67.9, 1: 68.1, 2: 68.8, 3: 69.2},
+    ("llava", "gqa"): {0: 62.0, 3: 63.1},
+    ("llava", "textvqa"): {0: 58.2, 3: 59.0},
+    ("llava", "pope"): {0: 85.7, 1: 85.8, 2: 86.0, 3: 86.1},
+    ("internvl", "scienceqa"): {0: 96.6, 1: 96.9, 2: 97.1, 3: 97.3},
+    ("internvl", "gqa"): {0: 62.6, 3: 62.8},
+    ("internvl", "textvqa"): {0: 79.1, 3: 79.7},
+    ("internvl", "pope"): {0: 87.0, 1: 86.8, 2: 87.2, 3: 87.4},
+    ("qwen", "scienceqa"): {0: 79.4, 1: 79.8, 2: 80.4, 3: 80.7},
+    ("qwen", "gqa"): {0: 57.9, 3: 58.3},
+    ("qwen", "textvqa"): {0: 84.5, 3: 85.0},
+    ("qwen", "pope"): {0: 86.4, 1: 86.6, 2: 86.9, 3: 87.3},
+}
+
+
+class Line(NamedTuple):
+    """A row of the table, numbers in per cent; `reported` is what the paper says of it, `of` of which model."""
+
+    where: str
+    row: str
+    n: int
+    measure: str
+    value: tuple[float, float, float]
+    difference: tuple[float, float, float] | None
+    discordant: McNemar | None
+    p: float
+    verdict: str
+    tuned: int
+    reported: float | None
+    of: str
+
+
+def _reported(outcome: Outcome, one: Evidence) -> tuple[float | None, str]:
+    """The paper's number of a row, and whose it is; only for rows at the paper's settings."""
+    names = {part: str(one.trial.place.get(part, outcome.config[part]["name"])) for part in ("backbone", "dataset")}
+    family = next((key for key in NAMESAKES if key in names["backbone"]), "")
+    known = REPORTED.get((family, DATASETS[names["dataset"]].real))
+    name = "T-DRS" if one.trial.name.endswith(", paper") else one.trial.name.split(",")[0]
+    stages = {"stock": 0, "+ SD": 1, "+ SD + DC": 2, "+ SD + DC + reRD": 3, "T-DRS": 3}
+    if known is None or name not in stages or "tuned" in one.trial.name:
+        return None, ""
+    return known.get(stages[name]), NAMESAKES[family]
+
+
+def _percent(interval: Interval) -> tuple[float, float, float]:
+    return 100 * interval.value, 100 * interval.low, 100 * interval.high
+
+
+def numbers(outcome: Outcome, records: Records) -> list[Line]:
+    """A line a row; POPE's F1, which the paper reports, has a line of its own."""
+    lines = []
+    for one in evidence(outcome, records):
+        reported, of = _reported(outcome, one)
+        line = Line(
+            where=one.where,
+            row=one.trial.name,
+            n=one.trial.n,
+            measure="accuracy",
+            value=_percent(one.accuracy),
+            difference=_percent(one.difference) if one.difference else None,
+            discordant=one.discordant,
+            p=one.p_holm,
+            verdict=one.verdict,
+            tuned=one.trial.budget,
+            reported=None if one.f1 else reported,
+            of=of,
+        )
+        lines.append(line)
+        if one.f1 is not None:
+            change = _percent(one.f1_difference) if one.f1_difference else None
+            tests: dict[str, Any] = {"discordant": None, "p": float("nan"), "verdict": ""}
+            lines.append(
+                line._replace(measure="F1", value=_percent(one.f1), difference=change, reported=reported, **tests)
+            )
+    return lines
+
+
+def draw(lines: list[Line], folder: Path) -> list[Path]:
+    """Write the three files into a folder; returns their paths."""
+    paths = [folder / f"table.{kind}" for kind in ("md", "tex", "csv")]
+    paths[0].write_text(markdown(lines))
+    paths[1].write_text(latex(lines))
+    head = "place row n measure value low high difference difference_low difference_high gained lost mcnemar_p p_holm"
+    with paths[2].open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow([*head.split(), "verdict", "tuning_trials", "reported", "reported_model"])
+        for line in lines:
+            change, discordant = line.difference or ("", "", ""), line.discordant or ("", "", "")
+            paper = ("", "") if line.reported is None else (line.reported, line.of)
+            numbers_ = [*line.value, *change, *discordant, line.p]
+            writer.writerow([line.where, line.row, line.n, line.measure, *numbers_, line.verdict, line.tuned, *paper])
+    return paths
+
+
+def cells(line: Line, minus: str = "−") -> list[str]:
+    """A line's numbers as texts."""
+    value = "{:.1f} [{:.1f}, {:.1f}]".format(*line.value)
+    change = "{:+.1f} [{:+.1f}, {:+.1f}]".format(*line.difference).replace("-", minus) if line.difference else ""
+    p = show_p(line.p) if line.difference and line.measure == "accuracy" else ""
+    pairs = f"{line.discordant.gained} : {line.discordant.lost}" if line.discordant else ""
+    paper = "" if line.reported is None else f"{line.reported:.1f}"
+    return [line.row, line.measure, value, change, pairs, p, str(line.tuned or ""), paper]
+
+
+def by_place(lines: list[Line]) -> dict[str, list[Line]]:
+    """Lines by their place, in order."""
+    found: dict[str, list[Line]] = {}
+    for line in lines:
+        found.setdefault(line.where, []).append(line)
+    return found
+
+
+def heads(lines: list[Line]) -> list[str]:
+    """The columns' heads at a place."""
+    of = next((line.of for line in lines if line.of), "")
+    return [
+        "",
+        "",
+        "% [95 %]",
+        "to stock, paired [95 %]",
+        "gained : lost",
+        "p, Holm",
+        "tuned on",
+        f"reported, {of}" if of else "reported",
+    ]
+
+
+def markdown(lines: list[Line]) -> str:
+    """A table a place."""
+    parts = []
+    for place, some in by_place(lines).items():
+        rows = [heads(some), ["---"] * 8, *(cells(line) for line in some)]
+        parts.append(f"**{place}**, n = {some[0].n}\n\n" + "\n".join(f"| {' | '.join(row)} |" for row in rows))
+    return "\n\n".join(parts) + "\n"
+
+
+def latex(lines: list[Line]) -> str:
+    """The same for `booktabs`."""
+
+    def escape(text: str) -> str:
+        for letter in "&%_#":
+            text = text.replace(letter, f"\\{letter}")
+        return text.replace("×", r"$\times$").replace("<", "$<$").replace("−", "$-$")
+
+    out = [r"\begin{tabular}{llrrrrrr}", r"\toprule"]
+    for number, (place, some) in enumerate(by_place(lines).items()):
+        if number:
+            out.append(r"\midrule")
+        out.append(rf"\multicolumn{{8}}{{l}}{{{escape(place)}, $n = {some[0].n}$}} \\")
+        out += [" & ".join(escape(cell) for cell in row) + r" \\" for row in [heads(some), *map(cells, some)]]
+    return "\n".join([*out, r"\bottomrule", r"\end{tabular}"]) + "\n"
+
+
+def main(arguments: list[str]) -> int:
+    """The command."""
+    return redraw(
+        arguments, lambda outcome, folder: draw(numbers(outcome, Records(folder.parents[1] / "records")), folder)
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,170 @@
+"""From stored records to evidence, tables and the page: right numbers, right words, nothing from the network."""
+
+import csv
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tdrs.analysis import evidence, report, tables
+from tdrs.sweeps.study import Study
+from tdrs.sweeps.trials import FAILED, Outcome
+
+from tdrs import backbones
+from tdrs import evaluate as evaluate_module
+from tdrs.benchmarks import pope
+from tdrs.records import Records
+from tdrs.statistics import holm, mcnemar, sign_flip
+from tdrs.tracking import Tracker
+
+from ..sweeps import pretend
+from ..sweeps.pretend import configuration, pretended
+
+__all__ = ["pretended"]
+
+METHODS = {
+    "same": {"intervention": "temperature", "intervention.tau": 1.0},
+    "other": {"intervention": "temperature", "intervention.tau": 0.3},
+    "tuned": {"intervention": "temperature", "tune": {"intervention.tau": {"low": 0.2, "high": 0.9}}},
+}
+
+
+def made(output: Path, datasets: Any = ("mini_scienceqa", "mini_pope")) -> Outcome:
+    config = configuration(output, "search=compare", axes={"dataset": list(datasets)}, methods=METHODS, budget=3)
+    config["preset"] = {"tuning": 8, "held_out": 40}
+    return Study(config, Tracker("none", output), command="python -m tdrs.sweep +experiment=mine").run()
+
+
+def test_evidence_is_what_the_tests_say_of_the_records(tmp_path: Path, pretended: list[str]) -> None:
+    outcome, records = made(tmp_path), Records(tmp_path / "records")
+    found = evidence.numbers(outcome, records)
+    assert [one.trial.name for one in found] == ["stock", "same", "other", "tuned"] * 2
+    raw = []
+    for one in found:
+        stock = next(o for o in found if o.where == one.where)
+        before, after = (records.read(o.trial.identity).records for o in (stock, one))
+        if one.difference is None:
+            assert one is stock
+            continue
+        first, second = ([r.score for r in part] for part in (before, after))
+        assert one.discordant == mcnemar(first, second)
+        assert one.difference.value == pytest.approx(one.accuracy.value - stock.accuracy.value)
+        weights, images = [r.weight for r in before], [r.image_id for r in before]
+        assert one.p == sign_flip(first, second, images, weights)
+        raw.append(one.p)
+        if "pope" in one.where:
+            assert one.f1 == pope.intervals(after)["f1"]
+            assert one.f1_difference == pope.f1_difference(before, after)
+        else:
+            assert one.f1 is None
+    assert [one.p_holm for one in found if one.difference] == pytest.approx(holm(raw))
+    same = found[1]
+    assert same.discordant == (0, 0, 1.0)
+    assert same.sentence == "no difference shown: +0.0 [+0.0, +0.0], n = 40; could have shown 15.0"
+
+
+def _one(low: float, high: float, p: float) -> evidence.Evidence:
+    from tdrs.sweeps.trials import Trial
+
+    from tdrs.statistics import Interval
+
+    nothing = Interval(0.5, 0.4, 0.6)
+    trial = Trial("x", "held_out", {}, {}, "0", 2000)
+    middle = Interval((low + high) / 2, low, high)
+    return evidence.Evidence(trial, "", nothing, middle, None, p, p, 0.021, None, None)
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "p", "said"),
+    [
+        (-0.019, 0.011, 0.7, "no difference shown: -0.4 [-1.9, +1.1], n = 2000; could have shown 2.1"),
+        (0.01, 0.03, 0.2, "no difference shown after correction: +2.0 [+1.0, +3.0], n = 2000; could have shown 2.1"),
+        (0.01, 0.03, 0.0121, "better: +2.0 [+1.0, +3.0], n = 2000, p = .012"),
+        (-0.03, -0.01, 0.00001, "worse: -2.0 [-3.0, -1.0], n = 2000, p < .001"),
+    ],
+)
+def test_sentences_are_made_from_the_numbers(low: float, high: float, p: float, said: str) -> None:
+    assert _one(low, high, p).sentence == said
+
+
+def test_tables_in_three_forms(tmp_path: Path, pretended: list[str]) -> None:
+    outcome = made(tmp_path)
+    lines = tables.numbers(outcome, Records(tmp_path / "records"))
+    assert [line.measure for line in lines] == ["accuracy"] * 4 + ["accuracy", "F1"] * 4
+    paths = tables.draw(lines, tmp_path)
+    with paths[2].open() as file:
+        rows = list(csv.DictReader(file))
+    assert [float(row["value"]) for row in rows] == [line.value[0] for line in lines]
+    assert [row["tuning_trials"] for row in rows[:4]] == ["0", "0", "0", "3"]
+    markdown = paths[0].read_text()
+    assert markdown.count("| tuned |") == 3
+    assert f"| stock | accuracy | {lines[0].value[0]:.1f} [" in markdown
+    latex = paths[1].read_text()
+    assert latex.count(r"\multicolumn{8}{l}") == 2
+    for line in latex.splitlines():
+        if "&" in line:
+            assert line.replace(r"\&", "").count("&") == 7
+
+
+def test_the_papers_numbers_stand_beside_rows_at_its_settings(tmp_path: Path, pretended: list[str]) -> None:
+    config = configuration(tmp_path, "search=compare", axes={"dataset": ["mini_scienceqa", "mini_pope", "mini_gqa"]})
+    config["search"]["methods"] = {
+        "+ SD": {"intervention.dc": None, "intervention.re": None},
+        "+ SD + DC, logits": {"intervention.re": None},
+        "T-DRS, weights": {"intervention.gain": "weights"},
+        "T-DRS, tuned": {"tune": {"intervention.dc.weight": [1, 2]}},
+    }
+    config["search"]["budget"] = 2
+    outcome = Study(config, Tracker("none", tmp_path)).run()
+    lines = tables.numbers(outcome, Records(tmp_path / "records"))
+    said = [line.reported for line in lines]
+    assert said[:5] == [67.9, 68.1, 68.8, 69.2, None]
+    assert said[5:15] == [None, 85.7, None, 85.8, None, 86.0, None, 86.1, None, None]
+    assert said[15:] == [62.0, None, None, 63.1, None]
+    assert {line.of for line in lines if line.reported} == {"LLaVA-1.5-7B"}
+
+
+def test_the_page(tmp_path: Path, pretended: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    outcome = made(tmp_path)
+    monkeypatch.setattr(backbones, "load", lambda *a: pytest.fail("loaded a model"))
+    assert report.main(["study=small", f"output={tmp_path}"]) == 0
+    folder = tmp_path / "studies" / "small"
+    page, text = (folder / "report.html").read_text(), (folder / "report.md").read_text()
+    assert not re.search(r"""(src|href)=["'](?!data:)""", page.split("<svg")[0])  # nothing from elsewhere
+    first = (
+        "Reported on the held-out split, n = 40 a row. Settings of 2 rows, marked as tuned, were chosen on the tuning"
+    )
+    for written in (page, text):
+        assert first in written
+        assert "tuned (tuned on 3 trials)" in written
+        assert "python -m tdrs.sweep +experiment=mine" in written
+        assert outcome.environment["torch"] in written
+        assert "no difference shown: +0.0 [+0.0, +0.0], n = 40; could have shown 15.0" in written
+    assert page.index(first) < page.index("Findings")
+    found = evidence.numbers(outcome, Records(tmp_path / "records"))
+    (other,) = [one for one in found if one.trial.name == "other" and "scienceqa" in one.where]
+    assert other.discordant is not None
+    assert f"other: {other.discordant.gained} gained, {other.discordant.lost} lost" in page
+    assert page.count("data:image/png;base64,") >= min(3, other.discordant.gained)
+    assert page.count("<svg") == 1
+
+
+def test_a_page_where_everything_was_given_and_one_row_failed(
+    tmp_path: Path, pretended: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def maybe(backbone: Any, benchmark: Any, samples: Any, method: Any, *others: Any) -> Any:
+        if getattr(method, "tau", 0) == 0.3:
+            raise RuntimeError("no <b>")
+        return pretend.run_batches(backbone, benchmark, samples, method, *others)
+
+    monkeypatch.setattr(evaluate_module, "run_batches", maybe)
+    given = {"axes": {"dataset.gap": [0, 5]}, "methods": {k: METHODS[k] for k in ("same", "other")}}
+    outcome = Study(configuration(tmp_path, "search=compare", **given), Tracker("none", tmp_path)).run()
+    assert {row.status for row in outcome.rows if row.name == "other"} == {FAILED}
+    page = report.numbers(outcome, Records(tmp_path / "records"), tmp_path)
+    assert (
+        page.split
+        == "Reported on the held-out split, n = 8 a row. No setting was chosen on any split: all were given beforehand."
+    )
+    written = report.draw(page, tmp_path)[0].read_text()
+    assert "no &lt;b&gt;" in written
