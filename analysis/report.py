@@ -182,6 +182,9 @@ def _figures(outcome: Outcome, folder: Path) -> list[tuple[str, Path]]:
         panels = [panel for panel in comparison.numbers(outcome) if panel.rows]
         if panels:
             drawn.append(("Paired differences to the stock model", _svg(comparison.draw(panels, folder))))
+    for name, title in (("decay", "Attention weight against distance"), ("attention", "What the answer position sees")):
+        if (folder / f"{name}.svg").exists():  # where it was measured: python -m analysis.decay, analysis.attention
+            drawn.append((title, folder / f"{name}.svg"))
     return drawn
 
 

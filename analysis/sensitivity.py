@@ -194,10 +194,11 @@ def redraw(arguments: list[str], draw_from: Callable[[Outcome, Path], list[Path]
             raise SettingError(
                 "study", given.get("study"), f"must be a finished study: {', '.join(have) or 'none yet'}"
             )
+        written = draw_from(Outcome.read(folder / "study.json"), folder)
     except SettingError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    for path in draw_from(Outcome.read(folder / "study.json"), folder):
+    for path in written:
         print(path)
     return 0
 

@@ -287,18 +287,31 @@ class Intervention(Protocol):
         ...
 
 
+def _weigh(call: Call, block: Block, intervention: Intervention, statistics: object) -> torch.Tensor:
+    """The attention weights of a block, (B, H, R, K)."""
+    edited = intervention.edit(block, statistics)
+    if call.heads is not None:
+        edited = torch.where(call.heads, edited, block.logits)
+    weights = edited.masked_fill_(block.hidden, -math.inf).softmax(dim=-1)
+    if call.real is not None:  # a row without a visible key is NaN here; its output is 0, and nobody reads it
+        weights.masked_fill_(block.hidden.all(dim=-1, keepdim=True), 0.0)  # a NaN elsewhere is to be seen
+    return weights
+
+
+def weights(call: Call, intervention: Intervention) -> torch.Tensor:
+    """The weights of the whole map under an edit, (B, H, Q, K), float32; 0 in rows of padding. For figures."""
+    call = replace(call, block_elements=None)
+    (block,) = call.blocks()
+    return _weigh(call, block, intervention, intervention.statistics(call))
+
+
 def _attend(call: Call, intervention: Intervention) -> torch.Tensor:
     statistics = intervention.statistics(call)
     value = call.value.float().transpose(-1, -2)
     output = torch.empty(call.query.shape[:3] + call.value.shape[3:], dtype=call.query.dtype, device=call.query.device)
     for block in call.blocks():
-        edited = intervention.edit(block, statistics)
-        if call.heads is not None:
-            edited = torch.where(call.heads, edited, block.logits)
-        weights = edited.masked_fill_(block.hidden, -math.inf).softmax(dim=-1)
-        if call.real is not None:  # a row without a visible key is NaN here; its output is 0, and nobody reads it
-            weights.masked_fill_(block.hidden.all(dim=-1, keepdim=True), 0.0)  # a NaN anywhere else is to be seen
-        output[:, :, block.start : block.stop] = call.product(weights, value[..., : block.keys])
+        shares = _weigh(call, block, intervention, statistics)
+        output[:, :, block.start : block.stop] = call.product(shares, value[..., : block.keys])
     return output
 
 

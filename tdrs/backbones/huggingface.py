@@ -215,6 +215,12 @@ class Backbone:
         batch = self.processor(text=texts, images=images, return_tensors="pt", padding=True, padding_side="left")
         return batch.to(self.model.device, dtype=self.model.dtype)
 
+    def seen(self, samples: Sequence[Sample]) -> dict[str, Any]:
+        """What the model's forward takes: `inputs` with the pictures' features in place of the pixels."""
+        inputs = dict(self.inputs(samples))
+        del inputs["pixel_values"]
+        return inputs | {"mm_encoder_outputs": {"image": self._seen([sample.picture for sample in samples])}}
+
     def _seen(self, pictures: Sequence[Picture]) -> BaseModelOutputWithPooling:
         """What the vision tower and its projector make of pictures, for `mm_encoder_outputs`.
 
@@ -250,9 +256,7 @@ class Backbone:
         Raises:
             FloatingPointError: the logits have a NaN.
         """
-        inputs = self.inputs(samples)
-        inputs.pop("pixel_values")
-        inputs["mm_encoder_outputs"] = {"image": self._seen([sample.picture for sample in samples])}
+        inputs = self.seen(samples)
         longest = self.settings.max_new_tokens or longest_answer(self.settings.prompt_style, benchmark)
         output = self.model.generate(  # type: ignore[operator]
             **inputs,

@@ -1,0 +1,121 @@
+"""Watched weights are the model's own, and the two figures made of them show what was measured."""
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from tdrs.analysis import attention, decay
+from tdrs.analysis.watch import Unedited, watch
+from tdrs.sweeps.trials import Outcome, Trial
+
+from tdrs import DC, TDRS, backbones, benchmarks
+from tdrs.configuration import compose, plain
+from tdrs.settings import SettingError
+
+MODELS = ["mini_llava", "mini_internvl", "mini_qwen2_5_vl"]
+
+
+def outcome(output: Path, name: str) -> Outcome:
+    config = plain(compose("sweep", [f"backbone={name}", f"output={output}", "dataset=mini_pope", "dataset.gap=6"]))
+    return Outcome("s", "compare", config, [], [Trial("stock", "held_out", {}, {}, "0", 8)])
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_unedited_weights_are_eager_attentions(name: str) -> None:
+    config = plain(compose("evaluate", [f"backbone={name}", "backbone.attention=eager"]))
+    backbone = backbones.load(backbones.from_settings(config["backbone"]))
+    benchmark = benchmarks.from_settings({"name": "mini_pope", "gap": 5})
+    samples = benchmarks.load(benchmark, "tuning", 3, backbone.settings.prompt_style)
+    inputs = backbone.seen(samples)
+    with torch.inference_mode():
+        output = backbone.model(**inputs, output_attentions=True, use_cache=False)
+    real = inputs["attention_mask"].bool()
+    found = watch(backbone, samples, Unedited())
+    assert len(found) == len(output.attentions) == 4
+    for (_, weights), own in zip(found, output.attentions, strict=True):
+        for row in range(len(samples)):
+            torch.testing.assert_close(weights[row][:, real[row]], own[row][:, real[row]], atol=1e-5, rtol=1e-4)
+
+
+def test_weights_by_distance_are_means_over_pairs() -> None:
+    weights = torch.arange(1.0, 17).view(1, 1, 4, 4).tril()
+    image = torch.tensor([[False, True, False, False]])
+    sums, counts = decay._by_distance(SimpleNamespace(real=None), weights, image)  # rows 2 and 3 ask
+    assert counts.tolist() == [2, 2, 2, 1]
+    assert sums.tolist() == [11 + 16, 10 + 15, 9 + 14, 13]
+    padded = SimpleNamespace(real=torch.tensor([False, True, True, True]).view(1, 1, 4, 1))
+    sums, counts = decay._by_distance(padded, weights, image)
+    assert counts.tolist() == [2, 2, 1, 0]
+
+
+def test_bins_keep_every_pair() -> None:
+    sums, counts = np.arange(300.0), np.full(300, 2.0)
+    curve = decay._binned("x", sums, counts)
+    assert sum(curve.pairs) == 2 * 299  # all but distance 0
+    assert np.dot(curve.weight, curve.pairs) == pytest.approx(sums[1:].sum())
+    assert curve.distance == sorted(curve.distance)
+
+
+def test_kernels_are_pinned_at_both_ends() -> None:
+    gaussian, quadratic = decay.kernels(1e-3)
+    assert gaussian.weight[0] == quadratic.weight[0] == 1
+    assert gaussian.weight[-1] == pytest.approx(3e-3)
+    assert quadratic.weight[-1] == pytest.approx(2e-3)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_both_figures_are_measured_kept_and_drawn(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(decay, "SAMPLES", 4)
+    folder = tmp_path / "studies" / "s"
+    folder.mkdir(parents=True)
+    found = outcome(tmp_path, name)
+    found.save(folder / "study.json")
+    for module in (decay, attention):
+        assert module.main(["study=s", f"output={tmp_path}"]) == 0
+    monkeypatch.setattr(backbones, "load", lambda *a: pytest.fail("loaded again"))
+    for module in (decay, attention):
+        (folder / f"{module.__name__.split('.')[-1]}.png").unlink()
+        assert module.main(["study=s", f"output={tmp_path}"]) == 0
+        assert (folder / f"{module.__name__.split('.')[-1]}.png").read_bytes().startswith(b"\x89PNG")
+    curves = decay.read(folder / "decay.json").measured
+    assert list(curves) == ["logits", "weights"]
+    assert [curve.name for curve in curves["logits"]] == ["RoPE alone", "+ DC", "+ DC + reRD"]
+    assert curves["logits"][0] == curves["weights"][0]
+    assert curves["logits"][1] != curves["weights"][1]
+    maps = attention.read(folder / "attention.json").maps
+    assert len(maps) == 3 * 5
+    for one in maps:
+        assert np.shape(one.weights) == (4, 4)
+        assert 0 < one.share < 1
+        assert np.sum(one.weights) == pytest.approx(one.share)
+
+
+def test_the_mean_map_is_the_mean_of_all_layers(tmp_path: Path) -> None:
+    maps = attention.numbers(outcome(tmp_path, "mini_llava")).maps
+    mine = [m for m in maps if m.method == "+ SD + DC"]
+    layers = [np.array(m.weights) for m in mine[1:]]
+    assert np.array(mine[0].weights) == pytest.approx(np.mean(layers, axis=0))
+
+
+def test_tokens_that_are_no_grid_are_refused() -> None:
+    assert attention.grid(576, None, 1) == (24, 24)
+    assert attention.grid(12, [1, 8, 6], 2) == (4, 3)
+    with pytest.raises(SettingError, match="several tiles"):
+        attention.grid(256 * 7, None, 1)
+
+
+@pytest.mark.parametrize("word", ["gain=both", "sample=x"])
+def test_bad_words(word: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "studies" / "s"
+    folder.mkdir(parents=True)
+    outcome(tmp_path, "mini_llava").save(folder / "study.json")
+    assert attention.main(["study=s", f"output={tmp_path}", word]) == 2
+    assert capsys.readouterr().err.startswith(f"error: {word.split('=')[0]} = ")
+
+
+def test_methods_are_the_papers_stages() -> None:
+    made: Any = decay.methods("weights")["+ DC"]
+    assert made == TDRS(sd=False, dc=DC(3.0, 1.0), re=None, gain="weights")
