@@ -49,6 +49,7 @@ class Engine:
     Args:
         config: the study's plain configuration.
         report: called with each trial, in the order of the requests, as soon as it and all before it are there.
+        samples: those that were loaded before, to be shared.
 
     Attributes:
         evaluated, reused: how many evaluations ran here, and how many were found done.
@@ -61,6 +62,7 @@ class Engine:
         features: Features | None = None,
         stop: Stop | None = None,
         report: Callable[[Trial], None] = lambda trial: None,
+        samples: dict[tuple[Benchmark, str, int | None, str], Samples] | None = None,
     ) -> None:
         self.config = config
         self.store = records
@@ -70,8 +72,7 @@ class Engine:
         self.reused = 0
         self._features = features
         self._begun = time.time()
-        self._jobs: dict[str, Job] = {}
-        self._samples: dict[tuple[Benchmark, str, int | None, str], Samples] = {}
+        self.samples = {} if samples is None else samples
         self._backbone: Backbone | None = None
         self._counted: set[str] = set()
         self._failed: dict[str, tuple[int, str]] = {}  # attempts and reason, also where they could not be written
@@ -86,15 +87,15 @@ class Engine:
         planned = plan({**config, "split": split, "limit": self.config["preset"][split]})
         style = planned.backbone.prompt_style
         key = planned.dataset, split, planned.limit, style
-        if key not in self._samples:
-            self._samples[key] = planned.load(f"preset.{split}")
-        samples = self._samples[key]
+        if key not in self.samples:
+            self.samples[key] = planned.load(f"preset.{split}")
+        samples = self.samples[key]
         return Job(request, planned, samples, planned.identity(samples))
 
     @property
     def notes(self) -> list[str]:
         """What there is to say about how the splits were read, such as rows that were left out."""
-        found = [f"{split}: {note}" for (_, split, *_), samples in self._samples.items() for note in samples.notes]
+        found = [f"{split}: {note}" for (_, split, *_), samples in self.samples.items() for note in samples.notes]
         return list(dict.fromkeys(found))
 
     def measure(self, requests: Sequence[Request]) -> list[Trial]:

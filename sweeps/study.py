@@ -256,7 +256,7 @@ class Study:
         self.protocol.run(self.search, self.preview, self.name)
         self.log = Log(self.folder, config, study_key(config), tracker, self.records)
         features = Features(output / "features", gib(config["features_gib"]))
-        self.engine = Engine(config, self.records, features, stop, self._report)
+        self.engine = Engine(config, self.records, features, stop, self._report, self.preview.samples)
         self._leads = False
         self._unlogged = False
 
@@ -352,17 +352,39 @@ def _tags(config: Mapping[str, Any]) -> dict[str, str]:
 
 
 def describe(tracker: Tracker, parent: str, outcome: Outcome) -> None:
-    """Put an outcome's table and held-out numbers on the study's run."""
+    """Put an outcome's result, its table and its held-out numbers on the study's run."""
     metrics: dict[str, float] = {}
     for row in outcome.rows:
-        name = ".".join(["held_out", *(str(value) for value in row.place.values()), row.name])
+        name = ".".join(["held_out", *(str(value) for value in row.place.values()), row.name.replace(", ", ".")])
         name = "".join(letter if letter.isalnum() or letter in "._- " else "." for letter in name)
         if row.metrics:
             metrics[f"{name}.accuracy"] = row.metrics["accuracy"]
         if row.difference:
             values = zip(("", "_low", "_high"), row.difference, strict=True)
             metrics |= {f"{name}.difference{end}": value for end, value in values}
-    tracker.describe(parent, "```\n" + "\n".join(outcome.table()) + "\n```", metrics, [])
+    text = [*_summary(outcome), "", f"`{outcome.command}`", "", "```", *outcome.table(), "```"]
+    tracker.describe(parent, "\n".join(text), metrics, [])
+
+
+def _summary(outcome: Outcome) -> list[str]:
+    """The result in three lines: what was compared, the row furthest above the stock model, the one furthest below."""
+    rows = [row for row in outcome.rows if row.difference]
+    tuned = sum(row.budget > 0 for row in rows)
+    lines = [
+        f"{len(rows)} rows beside the stock model on the held-out split, {tuned} of them tuned on the tuning split"
+    ]
+    for word, row in zip(("highest", "lowest"), _extremes(rows), strict=False):
+        assert row.difference
+        value, low, high = (100 * number for number in row.difference)
+        name = " ".join([*(str(value) for value in row.place.values()), row.name])
+        lines.append(f"{word}: {name}, {value:+.1f} [{low:+.1f}, {high:+.1f}] points, n = {row.n}")
+    return [f"{line}  " for line in lines]  # two blanks break the line
+
+
+def _extremes(rows: list[Trial]) -> list[Trial]:
+    """The rows with the largest and the smallest difference; none of none."""
+    ordered = sorted(rows, key=lambda row: row.difference or (0, 0, 0))
+    return [ordered[-1], ordered[0]] if ordered else []
 
 
 def sync(folder: Path, tracker: Tracker, records: Records) -> int:

@@ -137,13 +137,21 @@ def test_mlflow_has_a_child_a_trial(finished: tuple[Path, Outcome]) -> None:
     output, outcome = finished
     (parent,) = parents(output)
     assert parent.info.status == "FINISHED"
-    assert "held-out split" in parent.data.tags["mlflow.note.content"]
+    lines = parent.data.tags["mlflow.note.content"].splitlines()
+    assert lines[0].startswith("5 rows beside the stock model on the held-out split, 3 of them tuned")
+    assert lines[1].startswith("highest: ")
+    assert lines[2].startswith("lowest: ")
+    assert parent.data.metrics["held_out.logits.tuned.accuracy"] == outcome.rows[2].score
+    assert {"commit", "device", "backbone", "dataset", "method", "reading.gain"} <= set(parent.data.tags)
     found = children(output)
     assert {run.info.status for run in found} == {"FINISHED"}
     assert all(run.data.tags["mlflow.parentRunId"] == parent.info.run_id for run in found)
     assert {run.data.tags["key"] for run in found} == {trial.key for trial in [*outcome.trials, *outcome.rows]}
     assert len({run.data.tags["key"] for run in found}) == len(found)
     tuned = [run for run in found if run.data.tags["series"] == "logits" and run.data.tags["split"] == "tuning"]
+    (used,) = tuned[0].inputs.dataset_inputs
+    assert (used.dataset.name, used.tags[0].value) == ("mini_scienceqa", "tuning")
+    assert tuned[0].data.tags["reading.gain"] == "logits"
     assert set(tuned[0].data.params) == {
         "intervention.dc.w_min", "intervention.dc.weight", "intervention.re.w_min", "intervention.re.weight",
         "intervention.gain",
