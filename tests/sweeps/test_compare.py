@@ -180,5 +180,5 @@ def test_the_command_draws_the_figure(tmp_path: Path, pretended: list[str], caps
     arguments = ["search=compare", "study.name=g", "preset=smoke", "tracking=none", f"output={tmp_path}"]
     assert run("sweep", main_sweep, "", [*arguments, "++search.axes={dataset.gap: [0, 4]}"]) == 0
     printed = capsys.readouterr().out
-    assert "tdrs.analysis.distance study=g" in printed
+    assert "tdrs.analysis.report study=g" in printed
     assert (tmp_path / "studies" / "g" / "distance.svg").exists()

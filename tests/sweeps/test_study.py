@@ -399,7 +399,7 @@ def test_the_command_draws_the_figure(tmp_path: Path, pretended: list[str], caps
     assert "<svg" in (folder / "sensitivity.svg").read_text()[:2000]
     printed = capsys.readouterr().out
     assert "difference to stock, paired [95 %]" in printed
-    assert "redraw:" in printed
+    assert "report: " in printed
     outcome = Outcome.read(folder / "study.json")
     (line,) = sensitivity.numbers(outcome)
     assert [panel.paper for panel in line.panels] == [3, 1, 2, 0.8]
