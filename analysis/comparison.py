@@ -15,6 +15,7 @@ import matplotlib
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
+from tdrs.analysis.evidence import where
 from tdrs.analysis.sensitivity import STYLES, redraw
 from tdrs.sweeps.trials import STOCK, Outcome
 
@@ -47,9 +48,9 @@ def numbers(outcome: Outcome) -> list[Panel]:
     for row in outcome.rows:
         m = row.metrics
         if row.name == STOCK and m:
-            named = {"backbone": "", "dataset": "", "dataset.gap": "gap "}
-            place = ", ".join(f"{named.get(key, f'{key} = ')}{value}" for key, value in row.place.items())
-            panels.append(Panel(place, row.n, (m["accuracy"], m["accuracy_low"], m["accuracy_high"]), []))
+            panels.append(
+                Panel(where(outcome, row.place), row.n, (m["accuracy"], m["accuracy_low"], m["accuracy_high"]), [])
+            )
         elif row.difference:
             value, low, high = row.difference
             panels[-1].rows.append(Row(row.name, m["accuracy"], value, low, high, row.budget > 0))

@@ -138,6 +138,11 @@ def numbers(outcome: Outcome, records: Records, folder: Path) -> Report:
         f"p < {LEVEL:g} after Holm's correction over all {compared} comparisons of this study. “Could have shown” is "
         "the difference that such a comparison shows four times in five. Intervals are not corrected."
     )
+    if any(one.f1 for one in found):
+        tests += (
+            " On POPE “gained : lost” counts each pair of image and question once; means weigh it by the categories it "
+            "is in, a yes more than a no."
+        )
     return Report(
         name=outcome.name,
         split=split_line(outcome),

@@ -130,8 +130,10 @@ def test_a_comparison_at_one_distance_is_a_forest(tmp_path: Path) -> None:
             given = {"accuracy": 0.5 + low + 0.1}
             rows.append(Trial(name, "held_out", place, {}, "1", 9, given, difference=difference))
         rows.append(Trial("broken", "held_out", place, {}, "2", 9, status=FAILED, reason="no"))
-    panels = comparison.numbers(Outcome("t", "compare", {}, [], rows))
-    assert [panel.place for panel in panels] == ["a, gap 4", "b, gap 4"]
+    panels = comparison.numbers(
+        Outcome("t", "compare", {"backbone": {"name": "m"}, "dataset": {"name": "d"}}, [], rows)
+    )
+    assert [panel.place for panel in panels] == ["m, a, gap 4", "m, b, gap 4"]
     assert [row.method for row in panels[1].rows] == ["helps", "unclear", "hurts"]
     assert panels[0].rows[2][2:5] == pytest.approx((-0.3, -0.4, -0.2))
     paths = comparison.draw(panels, tmp_path)
