@@ -57,8 +57,12 @@ def numbers(outcome: Outcome) -> list[Panel]:
     return panels
 
 
-def draw(panels: list[Panel], folder: Path) -> list[Path]:
-    """Write `comparison.png`, `comparison.svg` and `comparison.md` into a folder; returns their paths."""
+def draw(panels: list[Panel], folder: Path, warning: str = "") -> list[Path]:
+    """Write `comparison.png`, `comparison.svg` and `comparison.md` into a folder; returns their paths.
+
+    Args:
+        warning: what must be said of the result first, in place of the title.
+    """
     firsts = {panel.place.split(", ")[0] for panel in panels}
     even = len(panels) // len(firsts) if len(panels) % len(firsts) == 0 else len(panels)
     columns = even if 1 < even <= COLUMNS else min(COLUMNS, len(panels))  # a row for each backbone, where that fits
@@ -79,7 +83,7 @@ def draw(panels: list[Panel], folder: Path) -> list[Path]:
     )
     tuned = any(row.tuned for panel in panels for row in panel.rows)
     how = "tuned rows chosen on the tuning split" if tuned else "settings given beforehand"
-    canvas.suptitle(f"Held-out split, {how}", fontsize=11)
+    canvas.suptitle(warning or f"Held-out split, {how}", fontsize=11)
     paths = [folder / f"comparison.{kind}" for kind in ("png", "svg", "md")]
     for path in paths[:2]:
         canvas.savefig(path, dpi=130)
@@ -115,4 +119,4 @@ def markdown(panels: list[Panel]) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(redraw(sys.argv[1:], lambda outcome, folder: draw(numbers(outcome), folder)))
+    sys.exit(redraw(sys.argv[1:], lambda outcome, folder: draw(numbers(outcome), folder, outcome.warning)))

@@ -75,8 +75,12 @@ def numbers(outcome: Outcome) -> list[Panel]:
     return list(panels.values())
 
 
-def draw(panels: list[Panel], folder: Path) -> list[Path]:
-    """Write `distance.png`, `distance.svg` and `distance.md` into a folder; returns their paths."""
+def draw(panels: list[Panel], folder: Path, warning: str = "") -> list[Path]:
+    """Write `distance.png`, `distance.svg` and `distance.md` into a folder; returns their paths.
+
+    Args:
+        warning: what must be said of the result first, in place of the title.
+    """
     backbones = list(dict.fromkeys(panel.backbone for panel in panels))
     datasets = list(dict.fromkeys(panel.dataset for panel in panels))
     methods = list(dict.fromkeys(method for panel in panels for method, _ in panel.lines))
@@ -98,7 +102,8 @@ def draw(panels: list[Panel], folder: Path) -> list[Path]:
     sizes = sorted({point.n for panel in panels for line in panel.lines.values() for point in line})
     size = " to ".join(str(n) for n in dict.fromkeys((sizes[0], sizes[-1])))
     what = "the stock model" if methods == [STOCK] else "every method"
-    canvas.suptitle(f"Accuracy against distance, {what}: held-out split, n = {size}; 95 % intervals", fontsize=11)
+    title = f"Accuracy against distance, {what}: held-out split, n = {size}; 95 % intervals"
+    canvas.suptitle(warning or title, fontsize=11)
     paths = [folder / "distance.png", folder / "distance.svg", folder / "distance.md"]
     for path in paths[:2]:
         canvas.savefig(path, dpi=130)
@@ -172,4 +177,4 @@ def markdown(panels: list[Panel], backbone: str) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(redraw(sys.argv[1:], lambda outcome, folder: draw(numbers(outcome), folder)))
+    sys.exit(redraw(sys.argv[1:], lambda outcome, folder: draw(numbers(outcome), folder, outcome.warning)))

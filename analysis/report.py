@@ -73,6 +73,7 @@ class Report:
     setup: list[tuple[str, str]]
     settings: str
     lines: list[tables.Line]
+    warning: str
     tests: str
     figures: list[tuple[str, Path]]
     cases: dict[str, list[Cases]]
@@ -90,6 +91,8 @@ def split_line(outcome: Outcome) -> str:
     n = " to ".join(str(size) for size in dict.fromkeys((sizes[0], sizes[-1]))) if sizes else "0"
     tuned = [row for row in outcome.rows if row.budget]
     text = f"Reported on the held-out split, n = {n} a row."
+    if outcome.warning:
+        text = f"{outcome.warning}. {text}"
     if not tuned:
         return f"{text} No setting was chosen on any split: all were given beforehand."
     asked = sorted({row.budget for row in tuned})
@@ -151,6 +154,7 @@ def numbers(outcome: Outcome, records: Records, folder: Path) -> Report:
         setup=setup,
         settings=yaml.safe_dump(settings, sort_keys=False, allow_unicode=True, width=110),
         lines=tables.numbers(outcome, records),
+        warning=outcome.warning,
         tests=tests,
         figures=_figures(outcome, folder),
         cases=_cases(outcome, found, records),
@@ -182,11 +186,13 @@ def _figures(outcome: Outcome, folder: Path) -> list[tuple[str, Path]]:
     if len({row.place.get("dataset.gap") for row in outcome.rows}) > 1:
         curves = distance.numbers(outcome)
         if curves:
-            drawn.append(("Accuracy against distance", _svg(distance.draw(curves, folder))))
+            drawn.append(("Accuracy against distance", _svg(distance.draw(curves, folder, outcome.warning))))
     else:
         panels = [panel for panel in comparison.numbers(outcome) if panel.rows]
         if panels:
-            drawn.append(("Paired differences to the stock model", _svg(comparison.draw(panels, folder))))
+            drawn.append(
+                ("Paired differences to the stock model", _svg(comparison.draw(panels, folder, outcome.warning)))
+            )
     for name, title in (("decay", "Attention weight against distance"), ("attention", "What the answer position sees")):
         if (folder / f"{name}.svg").exists():  # where it was measured: python -m analysis.decay, analysis.attention
             drawn.append((title, folder / f"{name}.svg"))
@@ -285,7 +291,7 @@ def draw(report: Report, folder: Path) -> list[Path]:
     given = {"report": report, "places": places, "heads": heads, "figures": figures}
     paths[0].write_text(environment.from_string(page).render(**given))
     paths[1].write_text(markdown(report))
-    return paths + tables.draw(report.lines, folder)
+    return paths + tables.draw(report.lines, folder, report.warning)
 
 
 def markdown(report: Report) -> str:
@@ -293,7 +299,7 @@ def markdown(report: Report) -> str:
     parts = [f"# {report.name}", report.split, report.question, "## Findings"]
     for place, sentences in report.findings.items():
         parts.append(f"**{place}**\n\n" + "\n".join(f"- {name}: {text}" for name, text in sentences))
-    parts += [report.tests, "## Tables", tables.markdown(report.lines).strip(), "## Figures"]
+    parts += [report.tests, "## Tables", tables.markdown(report.lines, report.warning).strip(), "## Figures"]
     parts += [f"![{title}]({path.with_suffix('.png').name})" for title, path in report.figures]
     parts += ["## Setup", "\n".join(f"- {name}: {value}" for name, value in report.setup)]
     parts.append(f"```yaml\n{report.settings}```")

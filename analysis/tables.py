@@ -101,14 +101,16 @@ def numbers(outcome: Outcome, records: Records) -> list[Line]:
     return lines
 
 
-def draw(lines: list[Line], folder: Path) -> list[Path]:
-    """Write the three files into a folder; returns their paths."""
+def draw(lines: list[Line], folder: Path, warning: str = "") -> list[Path]:
+    """Write the three files into a folder, a warning first; returns their paths."""
     paths = [folder / f"table.{kind}" for kind in ("md", "tex", "csv")]
-    paths[0].write_text(markdown(lines))
-    paths[1].write_text(latex(lines))
+    paths[0].write_text(markdown(lines, warning))
+    paths[1].write_text(latex(lines, warning))
     head = "place row n measure value low high difference difference_low difference_high gained lost mcnemar_p p_holm"
     with paths[2].open("w", newline="") as file:
         writer = csv.writer(file)
+        if warning:
+            writer.writerow([f"# {warning}"])
         writer.writerow([*head.split(), "verdict", "tuning_trials", "reported", "reported_model"])
         for line in lines:
             change, discordant = line.difference or ("", "", ""), line.discordant or ("", "", "")
@@ -151,16 +153,16 @@ def heads(lines: list[Line]) -> list[str]:
     ]
 
 
-def markdown(lines: list[Line]) -> str:
+def markdown(lines: list[Line], warning: str = "") -> str:
     """A table a place."""
-    parts = []
+    parts = [f"**{warning}**"] if warning else []
     for place, some in by_place(lines).items():
         rows = [heads(some), ["---"] * 8, *(cells(line) for line in some)]
         parts.append(f"**{place}**, n = {some[0].n}\n\n" + "\n".join(f"| {' | '.join(row)} |" for row in rows))
     return "\n\n".join(parts) + "\n"
 
 
-def latex(lines: list[Line]) -> str:
+def latex(lines: list[Line], warning: str = "") -> str:
     """The same for `booktabs`."""
 
     def escape(text: str) -> str:
@@ -168,7 +170,8 @@ def latex(lines: list[Line]) -> str:
             text = text.replace(letter, f"\\{letter}")
         return text.replace("×", r"$\times$").replace("<", "$<$").replace("−", "$-$")
 
-    out = [r"\begin{tabular}{llrrrrrr}", r"\toprule"]
+    out = [f"% {warning}"] if warning else []
+    out += [r"\begin{tabular}{llrrrrrr}", r"\toprule"]
     for number, (place, some) in enumerate(by_place(lines).items()):
         if number:
             out.append(r"\midrule")
@@ -179,9 +182,12 @@ def latex(lines: list[Line]) -> str:
 
 def main(arguments: list[str]) -> int:
     """The command."""
-    return redraw(
-        arguments, lambda outcome, folder: draw(numbers(outcome, Records(folder.parents[1] / "records")), folder)
-    )
+
+    def make(outcome: Outcome, folder: Path) -> list[Path]:
+        lines = numbers(outcome, Records(folder.parents[1] / "records"))
+        return draw(lines, folder, outcome.warning)
+
+    return redraw(arguments, make)
 
 
 if __name__ == "__main__":

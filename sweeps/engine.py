@@ -98,6 +98,15 @@ class Engine:
         found = [f"{split}: {note}" for (_, split, *_), samples in self.samples.items() for note in samples.notes]
         return list(dict.fromkeys(found))
 
+    @property
+    def overlap(self) -> int:
+        """How many held-out samples, by picture and question, are also tuning samples of the same data set."""
+        seen: dict[str, dict[str, set[tuple[str, str]]]] = {}
+        for (dataset, split, *_), samples in self.samples.items():
+            parts = seen.setdefault(type(dataset).__name__, {}).setdefault(split, set())
+            parts |= {(sample.picture.digest, sample.question) for sample in samples}
+        return sum(len(parts.get("tuning", set()) & parts.get("held_out", set())) for parts in seen.values())
+
     def measure(self, requests: Sequence[Request]) -> list[Trial]:
         """The trials of requests, in their order; those that fail say why.
 

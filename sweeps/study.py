@@ -331,7 +331,9 @@ class Study:
         tags = {**_tags(self.config), "commit": surroundings["commit"], "device": surroundings["device"]}
         with self.tracker.study(self.name, self.log.key, self.name, tags) as self.log.parent:
             outcome = self.protocol.run(self.search, self.engine, self.name)
-            outcome = replace(outcome, command=self.command, environment=surroundings)
+            tuned = any(row.budget for row in outcome.rows)
+            overlap = self.engine.overlap if tuned else 0
+            outcome = replace(outcome, command=self.command, environment=surroundings, overlap=overlap)
             outcome.save(self.folder / "study.json")
             describe(self.tracker, self.log.parent, outcome)
         return outcome
@@ -370,7 +372,8 @@ def _summary(outcome: Outcome) -> list[str]:
     """The result in three lines: what was compared, the row furthest above the stock model, the one furthest below."""
     rows = [row for row in outcome.rows if row.difference]
     tuned = sum(row.budget > 0 for row in rows)
-    lines = [
+    lines = [outcome.warning] if outcome.warning else []
+    lines += [
         f"{len(rows)} rows beside the stock model on the held-out split, {tuned} of them tuned on the tuning split"
     ]
     for word, row in zip(("highest", "lowest"), _extremes(rows), strict=False):

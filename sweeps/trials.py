@@ -137,6 +137,8 @@ class Outcome:
         rows: on the held-out split; at each place the stock model is first.
         command: what was typed.
         environment: versions, machine, commit.
+        overlap: how many held-out samples are also in the tuning split, where settings were chosen: 0, or the result
+            is marked wherever it is shown.
     """
 
     name: str
@@ -147,6 +149,14 @@ class Outcome:
     curves: list[Curve] = field(default_factory=list)
     command: str = ""
     environment: dict[str, str] = field(default_factory=dict)
+    overlap: int = 0
+
+    @property
+    def warning(self) -> str:
+        """What must be said first of a result whose settings were chosen on samples that it reports; else ""."""
+        if not self.overlap or not any(row.budget for row in self.rows):
+            return ""
+        return f"TUNED ON THE REPORTED SPLIT: {self.overlap} held-out samples are also in the tuning split"
 
     def save(self, path: Path) -> None:
         """Write it as JSON."""
@@ -169,7 +179,8 @@ class Outcome:
 
     def table(self) -> list[str]:
         """The held-out rows as lines of text, place by place, after what protocols have to say of the tuning split."""
-        lines = self._cells() if self.protocol == "grid" else []
+        lines = [self.warning] if self.warning else []
+        lines += self._cells() if self.protocol == "grid" else []
         budget = max((row.budget for row in self.rows), default=0)
         chosen = f"tuned rows: settings chosen on the tuning split, n = {self.config['preset']['tuning']}"
         lines.append(f"held-out split; {chosen if budget else 'settings given beforehand'}")

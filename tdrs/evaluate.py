@@ -239,9 +239,12 @@ def main_evaluate(config: DictConfig) -> None:
             f"{metrics['accuracy']:.3f} [{low:.3f}, {high:.3f}]  "
             + (f"found done, {evaluation.seconds:.0f} s then" if known else f"in {evaluation.seconds:.0f} s")
         )
-        others = {k: v for k, v in metrics.items() if k in planned.dataset.shown}
-        if others:
-            print("  ".join(f"{name} {value:.3f}" for name, value in others.items()))
+        known_intervals = planned.dataset.intervals(evaluation.records)
+        for name in planned.dataset.shown:
+            i = known_intervals.get(name)
+            limits = f" [{i.low:.3f}, {i.high:.3f}]" if i else ""
+            print(f"{name} {metrics[name]:.3f}{limits}" if name in metrics else "", end="  ")
+        print()
         for line in filter(None, [clamped_line(evaluation.clamped), *evaluation.notes]):
             print(line)
         print(f"records: {records.path(identity)}")

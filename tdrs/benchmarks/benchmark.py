@@ -18,6 +18,7 @@ from PIL import Image
 from tdrs.benchmarks.filler import filler
 from tdrs.benchmarks.prompts import STYLES
 from tdrs.settings import check_choice, check_number
+from tdrs.statistics import Interval
 
 SPLITS = ("tuning", "held_out")
 PLACES = ("between", "before_image")
@@ -204,6 +205,10 @@ class Benchmark:
     def metrics(self, records: Sequence[Record]) -> dict[str, float]:
         """Metrics of records; `accuracy` is the one that settings are tuned on. nan where there is nothing to count."""
         raise NotImplementedError
+
+    def intervals(self, records: Sequence[Record]) -> dict[str, Interval]:
+        """Of metrics that are no means of scores, such as F1, their values with 95 % intervals, images as clusters."""
+        return {}
 
     def notes(self, records: Sequence[Record]) -> list[str]:
         """What a reader of the metrics should know, one line each."""

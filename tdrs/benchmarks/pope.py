@@ -225,6 +225,9 @@ class POPERules(Benchmark):
     def metrics(self, records: Sequence[Record]) -> dict[str, float]:
         return metrics(records)
 
+    def intervals(self, records: Sequence[Record]) -> dict[str, Interval]:
+        return intervals(records)
+
 
 @dataclass(frozen=True, kw_only=True)
 class POPE(POPERules, Sourced):

@@ -6,13 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from mlflow.tracking import MlflowClient
 from tdrs.analysis import evidence, report, tables
 from tdrs.sweeps.study import Study
 from tdrs.sweeps.trials import FAILED, Outcome
 
 from tdrs import backbones
 from tdrs import evaluate as evaluate_module
-from tdrs.benchmarks import pope
+from tdrs.benchmarks import mini_textvqa, pope
 from tdrs.records import Records
 from tdrs.statistics import holm, mcnemar, sign_flip
 from tdrs.tracking import Tracker
@@ -168,3 +169,32 @@ def test_a_page_where_everything_was_given_and_one_row_failed(
     )
     written = report.draw(page, tmp_path)[0].read_text()
     assert "no &lt;b&gt;" in written
+
+
+def test_a_result_tuned_on_the_reported_split_is_marked_everywhere(
+    tmp_path: Path, pretended: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both splits of a set that has one: its rows are the same."""
+    mini_textvqa.dataset("held_out", 12).to_parquet(tmp_path / "rows.parquet")
+    given = ["search=compare", "dataset=textvqa", f"dataset.source={tmp_path}/rows.parquet", "dataset.rows=null"]
+    config = configuration(tmp_path, *given, axes={"dataset.gap": [2]}, methods={"tuned": METHODS["tuned"]}, budget=2)
+    config["tracking"] = {"name": "mlflow", "uri": None}
+    study = Study(config, Tracker("mlflow", tmp_path))
+    outcome = study.run()
+    warning = "TUNED ON THE REPORTED SPLIT: 8 held-out samples are also in the tuning split"
+    assert outcome.overlap == 8
+    assert outcome.table()[0] == warning
+    folder = study.folder
+    assert report.main(["study=small", f"output={tmp_path}"]) == 0
+    for name in ("report.html", "report.md", "table.md", "table.tex", "table.csv", "comparison.svg"):
+        assert warning.split(":")[0] in (folder / name).read_text(), name
+    client = MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
+    runs = client.search_runs([client.get_experiment_by_name("small").experiment_id])
+    (parent,) = [run for run in runs if "mlflow.parentRunId" not in run.data.tags]
+    assert parent.data.tags["mlflow.note.content"].startswith(warning)
+
+
+def test_splits_that_share_nothing_are_not_marked(tmp_path: Path, pretended: list[str]) -> None:
+    outcome = made(tmp_path)
+    assert outcome.overlap == 0
+    assert outcome.warning == ""
