@@ -52,8 +52,8 @@ def test_every_experiment_says_how_to_run_it_and_what_to_expect() -> None:
     [
         (
             "backbone=lava",
-            "backbone = 'lava': must be one of llava_1_5_7b, mini_internvl, mini_llava, mini_llava_seed1, "
-            "mini_llava_seed2, mini_qwen2_5_vl",
+            "backbone = 'lava': must be one of internvl2_8b, llava_1_5_7b, mini_internvl, mini_llava, "
+            "mini_llava_seed1, mini_llava_seed2, mini_qwen2_5_vl, qwen2_5_vl_7b",
         ),
         (
             "dataset=vqa",

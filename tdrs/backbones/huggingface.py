@@ -12,12 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.constants import HF_HUB_CACHE
 from transformers import AutoConfig, AutoModelForImageTextToText, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.utils.logging import disable_progress_bar
 
 from tdrs.backbones.features import Features
-from tdrs.backbones.processors import load_processor
+from tdrs.backbones.processors import check_image_setting, image_kwargs, load_processor
 from tdrs.benchmarks.benchmark import Picture, Sample
 from tdrs.benchmarks.prompts import STYLES, longest_answer
 from tdrs.settings import SettingError, build, check_choice, check_number
@@ -39,6 +40,10 @@ class BackboneSettings:
         attention: the model's own attention implementation, on which edits are put.
         prompt_style: the style of prompt the model's own evaluation uses; a dataset's `prompt` goes before it.
         max_new_tokens: the longest answer; None as in the style's toolkit, which has one for each benchmark.
+        system: the system prompt; None is the chat template's own, "" none where the template allows it.
+        image: how pictures are prepared, by the names in `processors.IMAGE_SETTINGS`: `do_pad` (LLaVA), `min_patches`
+            and `max_patches` (InternVL's tiles), `min_pixels` and `max_pixels` (Qwen2.5-VL); else as in the model's
+            folder.
     """
 
     name: str
@@ -49,12 +54,16 @@ class BackboneSettings:
     attention: str = "sdpa"
     prompt_style: str = "llava"
     max_new_tokens: int | None = None
+    system: str | None = None
+    image: dict[str, Any] = field(default_factory=dict, hash=False)
 
     def __post_init__(self) -> None:
         check_choice("device", self.device, DEVICES)
         check_choice("dtype", self.dtype, DTYPES)
         check_choice("attention", self.attention, ("sdpa", "eager"))
         check_choice("prompt_style", self.prompt_style, STYLES)
+        for name, value in self.image.items():
+            check_image_setting(name, value)
         if self.max_new_tokens is not None:
             check_number("max_new_tokens", self.max_new_tokens, 1, whole=True)
         if self.device == "cuda" and not torch.cuda.is_available():
@@ -90,6 +99,8 @@ class BackboneSettings:
             "dtype": str(self.resolved_dtype),
             "attention": self.attention,
             "max_new_tokens": self.max_new_tokens or self.prompt_style,
+            **({"image": self.image} if self.image else {}),
+            **({"system": self.system} if self.system is not None else {}),
         }
 
     @property
@@ -121,8 +132,16 @@ def _config(source: str, revision: str | None) -> Any:
     try:
         return AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=False)
     except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise SettingError("backbone.source", source, f"cannot be read ({reason})") from error
+        raise _not_loaded(source, error) from error
+
+
+def _not_loaded(source: str, error: Exception) -> SettingError:
+    """Why a model cannot be had, and what to do: where it was looked for, and what would download it."""
+    reason = str(error).strip().splitlines()[0]
+    if Path(source).expanduser().is_dir() or source.startswith("embedded:"):
+        return SettingError("backbone.source", source, f"cannot be loaded ({reason})")
+    todo = f"`hf download {source}` where there is a network, or backbone.source=/path/to/its/folder"
+    return SettingError("backbone.source", source, f"is not in {HF_HUB_CACHE}, nor to be had from the hub; {todo}")
 
 
 @lru_cache
@@ -199,10 +218,16 @@ class Backbone:
         others[gold] = -torch.inf
         return best - float(others.max())
 
+    @property
+    def _image_kwargs(self) -> dict[str, Any]:
+        return image_kwargs(self.processor, self.settings.image)
+
     def inputs(self, samples: Sequence[Sample]) -> Any:
         """The processor's tensors for a batch, left-padded, on the model's device."""
+        system = self.settings.system
+        first = [] if system is None else [{"role": "system", "content": [{"type": "text", "text": system}]}]
         turns = [
-            [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": sample.prompt}]}]
+            [*first, {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": sample.prompt}]}]
             for sample in samples
         ]
         texts = [
@@ -212,7 +237,8 @@ class Backbone:
             for sample, turn in zip(samples, turns, strict=True)
         ]
         images = [sample.image for sample in samples]
-        batch = self.processor(text=texts, images=images, return_tensors="pt", padding=True, padding_side="left")
+        given = {"return_tensors": "pt", "padding": True, "padding_side": "left", **self._image_kwargs}
+        batch = self.processor(text=texts, images=images, **given)
         return batch.to(self.model.device, dtype=self.model.dtype)
 
     def seen(self, samples: Sequence[Sample]) -> dict[str, Any]:
@@ -239,7 +265,8 @@ class Backbone:
 
     def _look(self, picture: Picture) -> torch.Tensor:
         """A picture's features, (tokens, width)."""
-        batch = self.processor(text=[self.processor.image_token], images=[picture.open()], return_tensors="pt")
+        text, image = [self.processor.image_token], [picture.open()]
+        batch = self.processor(text=text, images=image, return_tensors="pt", **self._image_kwargs)
         given = {name: batch[name] for name in ("pixel_values", "image_grid_thw") if name in batch}
         given = {name: value.to(self.model.device) for name, value in given.items()}
         given["pixel_values"] = given["pixel_values"].to(self.model.dtype)
@@ -291,7 +318,7 @@ def load(settings: BackboneSettings, features: Features | None = None) -> Backbo
     if not sys.stderr.isatty():
         disable_progress_bar()
     try:
-        processor = load_processor(source, settings.revision)
+        processor = load_processor(source, settings.revision, settings.image)
         model = AutoModelForImageTextToText.from_pretrained(
             source,
             revision=settings.revision,
@@ -300,9 +327,10 @@ def load(settings: BackboneSettings, features: Features | None = None) -> Backbo
             use_safetensors=True,
             trust_remote_code=False,
         )
+    except SettingError as error:
+        raise error.under("backbone") from None
     except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise SettingError("backbone.source", settings.source, f"cannot be loaded ({reason})") from error
+        raise _not_loaded(settings.source, error) from error
     torch.nn.Module.to(model, settings.resolved_device)
     if features:
         features = features.of(settings.decisive)

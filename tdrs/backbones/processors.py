@@ -6,13 +6,17 @@ processors' PIL classes. What a call returns is what the model needs either way.
 """
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from transformers import AutoConfig, AutoProcessor, AutoTokenizer, InternVLProcessor, Qwen2_5_VLProcessor
 from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import GotOcr2ImageProcessorPil
+from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 from transformers.utils.import_utils import is_torchvision_available
+
+from tdrs.settings import SettingError, check_choice, check_number
 
 
 class _ImagesOnly:
@@ -38,10 +42,57 @@ IMAGES_ONLY: dict[str, tuple[Any, Any]] = {
 }
 
 
-def load_processor(source: str, revision: str | None = None) -> Any:
-    """The processor of a hub id or a local folder in the hub's layout; raises what `from_pretrained` raises."""
+# What may be set of the way pictures are prepared, by the model's type; each has its own names for it.
+IMAGE_SETTINGS: dict[str, tuple[str, ...]] = {
+    "llava": ("do_pad",),
+    "internvl": ("min_patches", "max_patches"),
+    "qwen2_5_vl": ("min_pixels", "max_pixels"),
+}
+
+
+def check_image_setting(name: str, value: Any) -> None:
+    """Raises SettingError unless some model has the setting, and the value is of its kind."""
+    check_choice("image", name, [known for names in IMAGE_SETTINGS.values() for known in names])
+    if name == "do_pad":
+        if not isinstance(value, bool):
+            raise SettingError(f"image.{name}", value, "must be true (pad to a square) or false (crop)")
+    else:
+        check_number(f"image.{name}", value, 1, whole=True)
+
+
+def load_processor(source: str, revision: str | None = None, image: Mapping[str, Any] | None = None) -> Any:
+    """The processor of a hub id or a local folder in the hub's layout; raises what `from_pretrained` raises.
+
+    Args:
+        image: settings for pictures that calls will be given.
+
+    Raises:
+        SettingError: this type of model has no such setting.
+    """
     given = {"revision": revision, "trust_remote_code": False}
     kind = AutoConfig.from_pretrained(source, **given).model_type
+    for name, value in (image or {}).items():
+        if name not in IMAGE_SETTINGS.get(kind, ()):
+            known = ", ".join(IMAGE_SETTINGS.get(kind, ())) or "nothing"
+            raise SettingError(f"image.{name}", value, f"a model of type {kind} takes {known}")
+    processor = _load(source, kind, given)
+    if (image or {}).get("do_pad"):  # the hub's folder names CLIP's image processor, which crops
+        processor.image_processor = LlavaImageProcessorPil.from_pretrained(
+            source, revision=revision or "main", do_pad=True
+        )
+    return processor
+
+
+def image_kwargs(processor: Any, image: Mapping[str, Any]) -> dict[str, Any]:
+    """What a processor's call is given for settings of pictures; limits of pixels are sizes there."""
+    names = {"min_pixels": "shortest_edge", "max_pixels": "longest_edge"}
+    size = {names[name]: value for name, value in image.items() if name in names}
+    others = {name: value for name, value in image.items() if name not in names}
+    return others | ({"size": {**dict(processor.image_processor.size), **size}} if size else {})
+
+
+def _load(source: str, kind: str, given: dict[str, Any]) -> Any:
+    revision = given["revision"]
     if kind not in IMAGES_ONLY or is_torchvision_available():
         return AutoProcessor.from_pretrained(source, **given)
     processor, image_processor = IMAGES_ONLY[kind]
