@@ -8,50 +8,35 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from tdrs.settings import SettingError, build, check_choice, check_number
+from tdrs.settings import SettingError, build
 
 from .engine import Engine
 from .methods import Method, check_axes, paired, places, stock
-from .sampled import SAMPLERS, choose
+from .sampled import choose
+from .search import Search
 from .trials import Outcome, Request, Trial
 
 
-@dataclass(frozen=True)
-class Compare:
+@dataclass(frozen=True, kw_only=True)
+class Compare(Search):
     """A checked `search` group.
 
     Args:
         axes: the places; the first axis changes slowest.
         methods: settings of each method by its name, with a space under `tune` where it is to be tuned. None is the
             stock model alone.
-        budget: trials on the tuning split for each method that is tuned, the first at its own settings.
-        sampler, seed: what chooses the others.
     """
 
-    protocol: str
     axes: dict  # type: ignore[type-arg]
     methods: dict = field(default_factory=dict)  # type: ignore[type-arg]
-    budget: int = 8
-    sampler: str = "tpe"
-    seed: int = 0
 
-    def __post_init__(self) -> None:
-        check_choice("sampler", self.sampler, list(SAMPLERS))
-        check_number("budget", self.budget, 1, whole=True)
-        check_number("seed", self.seed, 0, whole=True)
-
-    def parsed(self) -> list[Method]:
-        return [Method.of(name, values, "methods") for name, values in self.methods.items()]
+    def reported(self) -> list[Method]:
+        return Method.all_of(self.methods, "methods")
 
     def possible(self, dataset: str) -> Iterator[Request]:
-        """Requests that show every value a trial could have, to be checked before the first one runs.
-
-        Args:
-            dataset: the configured one.
-        """
         for place in places(self.axes):
             yield stock("held_out", place)
-            for method in self.parsed():
+            for method in self.reported():
                 yield from method.possible(place, dataset)
 
 
@@ -66,7 +51,7 @@ def from_settings(values: Mapping[str, Any]) -> Compare:
         check_axes(search.axes)
         if not search.axes:
             raise SettingError("axes", None, "must not be empty")
-        search.parsed()
+        search.reported()
     except SettingError as error:
         raise error.under("search") from None
     return search
@@ -77,10 +62,7 @@ def run(search: Compare, engine: Engine, name: str) -> Outcome:
     trials: list[Trial] = []
     rows: list[Trial] = []
     for place in places(search.axes):
-        requests = [stock("held_out", place)]
-        for method in search.parsed():
-            request, found = choose(engine, method, place, search.budget, search.sampler, search.seed)
-            requests.append(request)
-            trials += found
-        rows += paired(engine, requests)
+        requests, tried = choose(engine, search, place)
+        trials += tried
+        rows += paired(engine, [stock("held_out", place), *requests])
     return Outcome(name, search.protocol, engine.config, trials, rows)

@@ -13,11 +13,12 @@ from typing import Any
 
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
 
-from tdrs.settings import SettingError, build, check_choice, check_number
+from tdrs.settings import SettingError, build, check_number
 
 from .engine import Engine
-from .methods import Method, by_dataset, check_axes, paired, places, stock
-from .sampled import SAMPLERS, choose
+from .methods import by_dataset, check_axes, paired, places, stock
+from .sampled import choose
+from .search import Controlled
 from .trials import Curve, Outcome, Request, Settings, Trial
 
 
@@ -48,8 +49,8 @@ class Step:
         return float(by_dataset(self.paper, dataset))
 
 
-@dataclass(frozen=True)
-class Coordinate:
+@dataclass(frozen=True, kw_only=True)
+class Coordinate(Controlled):
     """A checked `search` group.
 
     Args:
@@ -57,26 +58,17 @@ class Coordinate:
         start: settings at the beginning, where they are not the paper's.
         rounds: how often the steps are gone through.
         axes: places; none is the configured backbone and data set alone.
-        controls: methods that are reported beside, tuned where they have a space.
-        budget, sampler, seed: how a control is tuned.
     """
 
-    protocol: str
     series: dict  # type: ignore[type-arg]
     steps: tuple[Step, ...]
     start: dict = field(default_factory=dict)  # type: ignore[type-arg]
     rounds: int = 1
     axes: dict = field(default_factory=dict)  # type: ignore[type-arg]
-    controls: dict = field(default_factory=dict)  # type: ignore[type-arg]
-    budget: int = 8
-    sampler: str = "tpe"
-    seed: int = 0
 
     def __post_init__(self) -> None:
-        check_choice("sampler", self.sampler, list(SAMPLERS))
-        for name in ("rounds", "budget"):
-            check_number(name, getattr(self, name), 1, whole=True)
-        check_number("seed", self.seed, 0, whole=True)
+        super().__post_init__()
+        check_number("rounds", self.rounds, 1, whole=True)
 
     def paper(self, series: str, dataset: str) -> Settings:
         """All steps at the paper's values, under the series' own settings."""
@@ -91,15 +83,7 @@ class Coordinate:
         paper = {other.key: other.paper_for(dataset) for other in self.steps}
         return {key: paper[key] if value == "paper" else value for key, value in step.set.items()}
 
-    def methods(self) -> list[Method]:
-        return [Method.of(name, values, "controls") for name, values in self.controls.items()]
-
     def possible(self, dataset: str) -> Iterator[Request]:
-        """Requests that show every value a trial could have, to be checked before the first one runs.
-
-        Args:
-            dataset: the configured one.
-        """
         for place in places(self.axes):
             name = place.get("dataset", dataset)
             yield from (stock(split, place) for split in ("tuning", "held_out"))
@@ -111,8 +95,20 @@ class Coordinate:
                     for value in step.values_for(series):
                         settings = self.initial(series, name) | self.set_from(step, name) | {step.key: value}
                         yield Request(series, "tuning", settings, place)
-            for method in self.methods():
+            for method in self.reported():
                 yield from method.possible(place, dataset)
+
+    def distributions(self) -> dict[str, BaseDistribution]:
+        """Each step's values, and the series' settings."""
+        found: dict[str, BaseDistribution] = {}
+        for step in self.steps:
+            values = [value for series in self.series for value in step.values_for(series)]
+            values += [value for value in [self.start.get(step.key)] if isinstance(value, int | float)]
+            found[step.key] = FloatDistribution(min(values), max(values))
+        for key in dict.fromkeys(key for settings in self.series.values() for key in settings):
+            given = [settings[key] for settings in self.series.values() if key in settings]
+            found[key] = CategoricalDistribution(list(dict.fromkeys(given)))
+        return found
 
 
 def from_settings(values: Mapping[str, Any]) -> Coordinate:
@@ -136,7 +132,7 @@ def from_settings(values: Mapping[str, Any]) -> Coordinate:
                 if value == "paper" and key not in {other.key for other in steps}:
                     raise SettingError(f"steps[{number}].set.{key}", value, "no step has this key")
         check_axes(search.axes)
-        search.methods()
+        search.reported()
     except SettingError as error:
         raise error.under("search") from None
     return search
@@ -198,23 +194,7 @@ def run(search: Coordinate, engine: Engine, name: str) -> Outcome:
             requests.append(Request(f"{series}, paper", "held_out", search.paper(series, dataset), place))
             asked = sum(len(curve.trials) for curve in found if curve.series == series)
             requests.append(Request(f"{series}, tuned", "held_out", ends[series], place, budget=asked))
-        for control in search.methods():
-            request, tuned = choose(engine, control, place, search.budget, search.sampler, search.seed)
-            requests.append(request)
-            trials += tuned
-        rows += paired(engine, requests)
+        controls, tried = choose(engine, search, place)
+        trials += tried
+        rows += paired(engine, requests + controls)
     return Outcome(name, search.protocol, engine.config, trials, rows, drawn)
-
-
-def distributions(search: Coordinate) -> dict[str, BaseDistribution]:
-    """Optuna's parameters: each step's values, and the series' settings."""
-    found: dict[str, BaseDistribution] = {}
-    for step in search.steps:
-        values = [value for series in search.series for value in step.values_for(series)]
-        values += [value for value in [search.start.get(step.key)] if isinstance(value, int | float)]
-        found[step.key] = FloatDistribution(min(values), max(values))
-    keys = dict.fromkeys(key for settings in search.series.values() for key in settings)
-    for key in keys:
-        given = [settings[key] for settings in search.series.values() if key in settings]
-        found[key] = CategoricalDistribution(list(dict.fromkeys(given)))
-    return found

@@ -8,48 +8,24 @@ model of its own, and the best cell is the one with the largest difference to it
 import json
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
-from optuna.distributions import BaseDistribution
-
-from tdrs.settings import SettingError, build, check_choice, check_number
+from tdrs.settings import SettingError, build
 
 from .engine import Engine
-from .methods import Method, pair, paired, stock
-from .sampled import SAMPLERS, choose
-from .space import Range, Space
+from .methods import paired, stock
+from .sampled import choose
+from .search import Spaced
+from .space import Range
 from .trials import STOCK, Outcome, Request, Settings, Trial
 
 
-@dataclass(frozen=True)
-class Grid:
-    """A checked `search` group.
+@dataclass(frozen=True, kw_only=True)
+class Grid(Spaced):
+    """A checked `search` group, whose space has lists only."""
 
-    Args:
-        space: lists of values by configuration key; see `sweeps/space.py`.
-        controls: methods that are reported beside.
-        budget, sampler, seed: how a control that has a space is tuned.
-    """
-
-    protocol: str
-    space: dict  # type: ignore[type-arg]
-    controls: dict = field(default_factory=dict)  # type: ignore[type-arg]
-    budget: int = 8
-    sampler: str = "tpe"
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        check_choice("sampler", self.sampler, list(SAMPLERS))
-        check_number("budget", self.budget, 1, whole=True)
-        check_number("seed", self.seed, 0, whole=True)
-
-    @property
-    def parsed(self) -> Space:
-        return Space.of(self.space, "space")
-
-    def methods(self) -> list[Method]:
-        return [Method.of(name, values, "controls") for name, values in self.controls.items()]
+    point = "cell"
 
     def cells(self) -> list[Request]:
         """The stock model at each place, and every cell, on the tuning split."""
@@ -58,19 +34,14 @@ class Grid:
             place, settings = split_place(cell)
             if stock("tuning", place) not in requests:
                 requests.append(stock("tuning", place))
-            requests.append(Request("cell", "tuning", settings, place))
+            requests.append(Request(self.point, "tuning", settings, place))
         return requests
 
     def possible(self, dataset: str) -> Iterator[Request]:
-        """Every request, to be checked before the first one runs.
-
-        Args:
-            dataset: the configured one.
-        """
         for request in self.cells():
             yield request
             yield Request(request.name, "held_out", request.settings, request.place)
-        for method in self.methods():
+        for method in self.reported():
             yield from method.possible({}, dataset)
 
 
@@ -87,7 +58,7 @@ def from_settings(values: Mapping[str, Any]) -> Grid:
         for key, part in search.parsed.parts.items():
             if isinstance(part, Range):
                 raise SettingError(f"space.{key}", search.space[key], "must be a list: a grid has cells")
-        search.methods()
+        search.reported()
     except SettingError as error:
         raise error.under("search") from None
     return search
@@ -95,31 +66,21 @@ def from_settings(values: Mapping[str, Any]) -> Grid:
 
 def run(search: Grid, engine: Engine, name: str) -> Outcome:
     """All cells with their paired differences, and on the held-out split the stock model, the best cell, controls."""
-    requests = search.cells()
-    trials = engine.measure(requests)
-    baseline = {json.dumps(trial.place): trial for trial in trials if trial.name == STOCK}
-    cells = pair(engine, trials, baseline)
+    cells = paired(engine, search.cells())
+    before = {json.dumps(cell.place): cell.score for cell in cells if cell.name == STOCK}
 
     def gain(cell: Trial) -> float:
-        before = baseline[json.dumps(cell.place)].score
-        return cell.score - before if math.isfinite(before) else -math.inf
+        baseline = before[json.dumps(cell.place)]
+        return cell.score - baseline if math.isfinite(baseline) else -math.inf
 
     measured = [cell for cell in cells if cell.name != STOCK]
     chosen = max(measured, key=gain)
     place = chosen.place
+    controls, tried = choose(engine, search, place)
     held_out = [
         stock("held_out", place),
         Request("as configured", "held_out", {}, place),
         Request(f"best of {len(measured)}", "held_out", chosen.settings, place, budget=len(measured)),
+        *controls,
     ]
-    controls: list[Trial] = []
-    for control in search.methods():
-        request, found = choose(engine, control, place, search.budget, search.sampler, search.seed)
-        held_out.append(request)
-        controls += found
-    return Outcome(name, search.protocol, engine.config, cells + controls, paired(engine, held_out))
-
-
-def distributions(search: Grid) -> dict[str, BaseDistribution]:
-    """Optuna's parameters."""
-    return search.parsed.distributions()
+    return Outcome(name, search.protocol, engine.config, cells + tried, paired(engine, held_out))

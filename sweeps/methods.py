@@ -66,6 +66,11 @@ class Method:
         space = Space.of(values["tune"], f"{group}.{name}.tune") if "tune" in values else None
         return cls(name, settings, space)
 
+    @classmethod
+    def all_of(cls, values: Mapping[str, Any], group: str) -> "list[Method]":
+        """The methods of a mapping by name; raises SettingError under `group`."""
+        return [cls.of(name, given, group) for name, given in values.items()]
+
     def at(self, place: Settings, dataset: str) -> "Method":
         """The method at a place; `dataset` is the configured one, where the place has none."""
         name = place.get("dataset", dataset)
@@ -93,15 +98,6 @@ def paired(engine: Engine, requests: Sequence[Request]) -> list[Trial]:
     """Trials with their paired differences to the stock model's trial at the same place, which is one of them."""
     trials = engine.measure(requests)
     baseline = {json.dumps(trial.place): trial for trial in trials if trial.name == STOCK}
-    return pair(engine, trials, baseline)
-
-
-def pair(engine: Engine, trials: Sequence[Trial], baseline: Mapping[str, Trial]) -> list[Trial]:
-    """Trials with their paired differences to the stock model's trial at the same place.
-
-    Args:
-        baseline: stock trials by their places as JSON.
-    """
     return [
         trial
         if trial.name == STOCK

@@ -12,12 +12,11 @@ sampler; it is reported nowhere.
 
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import optuna
 from optuna.pruners import WilcoxonPruner
-from optuna.samplers import BaseSampler, QMCSampler, RandomSampler, TPESampler
 from optuna.trial import TrialState, create_trial
 
 from tdrs.benchmarks import Record
@@ -26,71 +25,45 @@ from tdrs.settings import SettingError, build, check_choice, check_number
 
 from .engine import Engine
 from .methods import Method, best, paired, stock
-from .space import Space
+from .search import SAMPLERS, Search, Spaced
 from .trials import COMPLETE, PRUNED, Outcome, Request, Settings, Trial
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)  # its studies are not the user's
-SAMPLERS: dict[str, Callable[[int], BaseSampler]] = {
-    "tpe": lambda seed: TPESampler(seed=seed, multivariate=True, constant_liar=True),
-    "qmc": lambda seed: QMCSampler(seed=seed, scramble=True, warn_independent_sampling=False),
-    "random": lambda seed: RandomSampler(seed=seed),
-}
 OBJECTIVES = ("accuracy", "margin")
 BUNDLE, STARTUP, P_THRESHOLD = 16, 20, 0.05  # samples to a value; values before a trial may end; Wilcoxon's p
 
 
-@dataclass(frozen=True)
-class Sampled:
+@dataclass(frozen=True, kw_only=True)
+class Sampled(Spaced):
     """A checked `search` group.
 
     Args:
-        space: see `sweeps/space.py`.
-        trials: points in all; equal ones are measured once.
+        trials: points in all; equal ones are measured once. `sampler` and `seed` choose these, too.
         at_once: points that are chosen before the results of any of them are known.
         start: points to begin with, after the configured one.
         prune: whether trials may end early; needs `objective: margin`.
-        controls: methods that are reported beside, chosen in the same way.
-        budget: points for each control that has a space.
     """
 
-    protocol: str
-    space: dict  # type: ignore[type-arg]
     trials: int = 40
-    sampler: str = "tpe"
-    seed: int = 0
     at_once: int = 4
     objective: str = "accuracy"
     prune: bool = False
     start: tuple = ()  # type: ignore[type-arg]
-    controls: dict = field(default_factory=dict)  # type: ignore[type-arg]
-    budget: int = 8
+    point = "search"
 
     def __post_init__(self) -> None:
-        check_choice("sampler", self.sampler, list(SAMPLERS))
+        super().__post_init__()
         check_choice("objective", self.objective, OBJECTIVES)
-        for name in ("trials", "at_once", "budget"):
+        for name in ("trials", "at_once"):
             check_number(name, getattr(self, name), 1, whole=True)
-        check_number("seed", self.seed, 0, whole=True)
         if self.prune and self.objective != "margin":
             raise SettingError("prune", self.prune, "needs objective=margin: 0/1 scores mostly tie")
 
-    @property
-    def parsed(self) -> Space:
-        return Space.of(self.space, "space")
-
-    def methods(self) -> list[Method]:
-        return [Method.of(name, values, "controls") for name, values in self.controls.items()]
-
     def possible(self, dataset: str) -> Iterator[Request]:
-        """Requests that show every value a trial could have, to be checked before the first one runs.
-
-        Args:
-            dataset: the configured one.
-        """
         yield from (stock(split, {}) for split in ("tuning", "held_out"))
         for settings in [*self.parsed.ends(), *({**next(self.parsed.ends()), **one} for one in self.start)]:
-            yield Request("search", "tuning", settings)
-        for method in self.methods():
+            yield Request(self.point, "tuning", settings)
+        for method in self.reported():
             yield from method.possible({}, dataset)
 
 
@@ -99,7 +72,7 @@ def from_settings(values: Mapping[str, Any]) -> Sampled:
     try:
         search = build(Sampled, values)
         parsed = search.parsed
-        search.methods()
+        search.reported()
         for number, one in enumerate(search.start):
             if not isinstance(one, Mapping) or not set(one) <= set(parsed.parts):
                 raise SettingError(f"start[{number}]", one, f"must have keys of {', '.join(parsed.parts)}")
@@ -197,25 +170,28 @@ def _clearly_worse(rival: Sequence[Record]) -> Callable[[Sequence[Record]], bool
     return enough
 
 
-def choose(
-    engine: Engine, method: Method, place: Settings, budget: int, sampler: str = "tpe", seed: int = 0
-) -> tuple[Request, list[Trial]]:
-    """The held-out request of a method, and the trials its settings were chosen from, if it has a space."""
-    method = method.at(place, engine.config["dataset"]["name"])
-    if method.space is None:
-        return Request(method.name, "held_out", method.settings, place), []
-    given = {**place, **method.settings}
-    start = configured(engine, Request("", "", given).merged, list(method.space.parts))
-    trials = sample(engine, method, place, budget, sampler, seed, start=[start])
-    return Request(method.name, "held_out", best(trials).settings, place, budget=len(trials)), trials
+def choose(engine: Engine, search: Search, place: Settings) -> tuple[list[Request], list[Trial]]:
+    """The held-out requests of the reported methods at a place, and the trials that settings were chosen from."""
+    requests: list[Request] = []
+    tried: list[Trial] = []
+    for method in search.reported():
+        here = method.at(place, engine.config["dataset"]["name"])
+        settings, trials = here.settings, []
+        if here.space is not None:
+            merged = Request("", "", settings, place).merged
+            start = configured(engine, merged, list(here.space.parts))
+            trials = sample(engine, here, place, search.budget, search.sampler, search.seed, start=[start])
+            settings = best(trials).settings
+        requests.append(Request(method.name, "held_out", settings, place, budget=len(trials)))
+        tried += trials
+    return requests, tried
 
 
 def run(search: Sampled, engine: Engine, name: str) -> Outcome:
     """The stock model, the points, and on the held-out split: stock, the configured settings, the best point."""
     baseline = engine.measure([stock("tuning", {})])
-    method = Method("search", {}, search.parsed)
-    keys = list(search.parsed.parts)
-    start = configured(engine, {}, keys)
+    method = Method(search.point, {}, search.parsed)
+    start = configured(engine, {}, list(search.parsed.parts))
     trials = sample(
         engine,
         method,
@@ -230,15 +206,12 @@ def run(search: Sampled, engine: Engine, name: str) -> Outcome:
     )
     whole = [trial for trial in trials if trial.status == COMPLETE] or trials
     chosen = max(whole, key=lambda trial: trial.metrics.get(search.objective, float("-inf")))
+    controls, tried = choose(engine, search, {})
     requests = [
         stock("held_out", {}),
         Request("as configured", "held_out", {}),
         Request(f"best of {len(trials)}", "held_out", chosen.settings, budget=len(trials)),
+        *controls,
     ]
-    controls: list[Trial] = []
-    for control in search.methods():
-        request, found = choose(engine, control, {}, search.budget, search.sampler, search.seed)
-        requests.append(request)
-        controls += found
     rows = paired(engine, requests)
-    return Outcome(name, search.protocol, engine.config, [*baseline, *trials, *controls], rows)
+    return Outcome(name, search.protocol, engine.config, [*baseline, *trials, *tried], rows)

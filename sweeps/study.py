@@ -25,7 +25,6 @@ from typing import Any, TextIO
 
 import optuna
 import yaml
-from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState, create_trial
@@ -43,31 +42,23 @@ from tdrs.tracking import Tracker
 
 from . import compare, coordinate, grid, sampled
 from .engine import WAIT, Engine, Preview
-from .space import Space
+from .search import Search
 from .trials import FAILED, PRUNED, STOCK, Outcome, Request, Trial
-
-Search = Any  # a checked `search` group, of the protocol's own class
 
 
 @dataclass(frozen=True)
 class Protocol:
-    """A protocol: its settings checked, every request it may make, its run, Optuna's parameters."""
+    """A protocol: its checked settings from plain ones, and its run."""
 
     from_settings: Callable[[Mapping[str, Any]], Search]
-    possible: Callable[[Search, str], Iterator[Request]]
-    run: Callable[[Search, Engine, str], Outcome]
-    distributions: Callable[[Search], dict[str, BaseDistribution]] = lambda search: {}
+    run: Callable[[Any, Engine, str], Outcome]
 
 
 PROTOCOLS = {
-    "coordinate": Protocol(
-        coordinate.from_settings, lambda s, dataset: s.possible(dataset), coordinate.run, coordinate.distributions
-    ),
-    "grid": Protocol(grid.from_settings, lambda s, dataset: s.possible(dataset), grid.run, grid.distributions),
-    "sampled": Protocol(
-        sampled.from_settings, lambda s, dataset: s.possible(dataset), sampled.run, lambda s: s.parsed.distributions()
-    ),
-    "compare": Protocol(compare.from_settings, lambda s, dataset: s.possible(dataset), compare.run),
+    "coordinate": Protocol(coordinate.from_settings, coordinate.run),
+    "grid": Protocol(grid.from_settings, grid.run),
+    "sampled": Protocol(sampled.from_settings, sampled.run),
+    "compare": Protocol(compare.from_settings, compare.run),
 }
 _NOT_DECISIVE = ("output", "tracking", "study", "features_gib", "dry_run")
 
@@ -92,11 +83,8 @@ class Log:
         self.parent = ""
         self._name = str(config["study"]["name"])
         self._store = records
-        protocol = PROTOCOLS[config["search"]["protocol"]]
-        search = protocol.from_settings(config["search"])
-        self._distributions = protocol.distributions(search)
-        self._space = getattr(search, "parsed", None)
-        self._objective = getattr(search, "objective", "accuracy")
+        self._search = PROTOCOLS[config["search"]["protocol"]].from_settings(config["search"])
+        self._objective = getattr(self._search, "objective", "accuracy")
         self._config = dict(config)
         self._lines: dict[str, Trial] = {}
         self._optuna: optuna.Study | None = None
@@ -141,7 +129,8 @@ class Log:
 
     def _tell_optuna(self, trial: Trial) -> None:
         assert self._optuna
-        known = self._params(trial)
+        params = self._search.params(trial)
+        distributions = self._search.distributions()
         attributes = {
             "key": trial.key,
             "identity": trial.identity,
@@ -156,23 +145,13 @@ class Log:
             create_trial(
                 state=TrialState.FAIL if failed else TrialState.COMPLETE,
                 value=None if failed else trial.metrics[self._objective],
-                params=known,
-                distributions={key: self._distributions[key] for key in known},
+                params=params,
+                distributions={key: distributions[key] for key in params},
                 user_attrs=attributes,
             )
         )
         if not failed:
             self._told.add(trial.key)
-
-    def _params(self, trial: Trial) -> dict[str, Any]:
-        """Optuna's parameters of a trial; a value outside its distribution is an attribute only."""
-        if isinstance(self._space, Space) and trial.name in ("search", "cell"):
-            return self._space.params({**trial.place, **trial.settings}) or {}
-        return {
-            key: value
-            for key, value in trial.settings.items()
-            if key in self._distributions and _holds(self._distributions[key], value)
-        }
 
     def track(self, trial: Trial) -> None:
         """Write a trial to the store of runs, if it is not there."""
@@ -193,14 +172,6 @@ class Log:
             parent=self.parent,
             error=trial.reason if trial.status == FAILED else "",
         )
-
-
-def _holds(distribution: BaseDistribution, value: Any) -> bool:
-    """Whether a value lies in a distribution; one that does not is an attribute of its trial only."""
-    if isinstance(distribution, CategoricalDistribution):
-        return value in distribution.choices
-    assert isinstance(distribution, FloatDistribution | IntDistribution)
-    return isinstance(value, int | float) and distribution.low <= value <= distribution.high
 
 
 def load_optuna(path: Path, name: str, create: bool = False) -> optuna.Study:
@@ -251,7 +222,7 @@ class Study:
         self.search = self.protocol.from_settings(config["search"])
         self.records = Records(output / "records")
         self.preview = Preview(config, self.records)
-        for request in self.protocol.possible(self.search, config["dataset"]["name"]):
+        for request in self.search.possible(config["dataset"]["name"]):
             self.preview.job(request)
         self.protocol.run(self.search, self.preview, self.name)
         self.log = Log(self.folder, config, study_key(config), tracker, self.records)
