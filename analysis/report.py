@@ -153,7 +153,7 @@ def numbers(outcome: Outcome, records: Records, folder: Path) -> Report:
         findings=findings,
         setup=setup,
         settings=yaml.safe_dump(settings, sort_keys=False, allow_unicode=True, width=110),
-        lines=tables.numbers(outcome, records),
+        lines=tables.numbers(outcome, found),
         warning=outcome.warning,
         tests=tests,
         figures=_figures(outcome, folder),
@@ -285,9 +285,10 @@ def draw(report: Report, folder: Path) -> list[Path]:
     paths = [folder / "report.html", folder / "report.md"]
     page = files("tdrs.analysis").joinpath("report.html").read_text()
     environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    places = {place: [tables.cells(line) for line in lines] for place, lines in tables.by_place(report.lines).items()}
-    heads = {place: tables.heads(lines) for place, lines in tables.by_place(report.lines).items()}
-    figures = [(title, path.read_text()[path.read_text().index("<svg") :]) for title, path in report.figures]
+    by_place = tables.by_place(report.lines)
+    places = {place: [tables.cells(line) for line in lines] for place, lines in by_place.items()}
+    heads = {place: tables.heads(lines) for place, lines in by_place.items()}
+    figures = [(title, "<svg" + path.read_text().partition("<svg")[2]) for title, path in report.figures]
     given = {"report": report, "places": places, "heads": heads, "figures": figures}
     paths[0].write_text(environment.from_string(page).render(**given))
     paths[1].write_text(markdown(report))

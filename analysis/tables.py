@@ -9,6 +9,7 @@ ones, of models of 7 and 8 billion parameters: they stand beside ours for orient
 
 import csv
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -72,10 +73,10 @@ def _percent(interval: Interval) -> tuple[float, float, float]:
     return 100 * interval.value, 100 * interval.low, 100 * interval.high
 
 
-def numbers(outcome: Outcome, records: Records) -> list[Line]:
-    """A line a row; POPE's F1, which the paper reports, has a line of its own."""
+def numbers(outcome: Outcome, found: Sequence[Evidence]) -> list[Line]:
+    """A line a row of evidence; POPE's F1, which the paper reports, has a line of its own."""
     lines = []
-    for one in evidence(outcome, records):
+    for one in found:
         reported, of = _reported(outcome, one)
         line = Line(
             where=one.where,
@@ -184,8 +185,8 @@ def main(arguments: list[str]) -> int:
     """The command."""
 
     def make(outcome: Outcome, folder: Path) -> list[Path]:
-        lines = numbers(outcome, Records(folder.parents[1] / "records"))
-        return draw(lines, folder, outcome.warning)
+        found = evidence(outcome, Records(folder.parents[1] / "records"))
+        return draw(numbers(outcome, found), folder, outcome.warning)
 
     return redraw(arguments, make)
 

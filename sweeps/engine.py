@@ -283,6 +283,9 @@ class Preview(Engine):
             found.append(trial)
         return found
 
+    def difference(self, stock: Trial, edited: Trial) -> None:
+        """None: no plan depends on it, and the run will ask for it again."""
+
     def seconds(self) -> tuple[float, int]:
         """How long what is planned may take by records of like evaluations, and how many jobs have no like."""
         rates: dict[tuple[str, ...], list[float]] = {}

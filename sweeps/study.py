@@ -43,7 +43,7 @@ from tdrs.tracking import Tracker
 from . import compare, coordinate, grid, sampled
 from .engine import WAIT, Engine, Preview
 from .search import Search
-from .trials import FAILED, PRUNED, STOCK, Outcome, Request, Trial
+from .trials import COMPLETE, FAILED, PRUNED, STOCK, Outcome, Request, Trial
 
 
 @dataclass(frozen=True)
@@ -158,7 +158,7 @@ class Log:
         request = Request(trial.name, trial.split, trial.settings, trial.place)
         tags = _tags(with_settings(self._config, request.merged))
         tags |= {"identity": trial.identity, "series": trial.name, "split": trial.split, "status": trial.status}
-        evaluation = self._store.read(trial.identity) if self._store.done(trial.identity) else None
+        whole = trial.status == COMPLETE and self._store.done(trial.identity)
         self.tracker.log(
             experiment=self._name,
             name=request.label,
@@ -167,8 +167,7 @@ class Log:
             tags=tags,
             params={} if trial.name == STOCK else trial.settings,
             metrics={f"{trial.split}.{name}": value for name, value in trial.metrics.items()},
-            folder=self._store.path(trial.identity),
-            evaluation=evaluation if trial.status != FAILED else None,
+            folder=self._store.path(trial.identity) if whole else None,
             parent=self.parent,
             error=trial.reason if trial.status == FAILED else "",
         )

@@ -154,7 +154,7 @@ class Outcome:
     @property
     def warning(self) -> str:
         """What must be said first of a result whose settings were chosen on samples that it reports; else ""."""
-        if not self.overlap or not any(row.budget for row in self.rows):
+        if not self.overlap:
             return ""
         return f"TUNED ON THE REPORTED SPLIT: {self.overlap} held-out samples are also in the tuning split"
 

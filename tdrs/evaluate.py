@@ -230,7 +230,7 @@ def main_evaluate(config: DictConfig) -> None:
         evaluation = records.read(identity)
         tags = {"identity": identity, "split": planned.split, **dict(zip(("backbone", "dataset"), names, strict=False))}
         metrics = {f"{planned.split}.{name}": value for name, value in evaluation.metrics.items()}
-        tracker.log("evaluate", " ".join(names), identity, tags, {}, metrics, records.path(identity), evaluation)
+        tracker.log("evaluate", " ".join(names), identity, tags, {}, metrics, records.path(identity))
         metrics = evaluation.metrics
         low, high = metrics["accuracy_low"], metrics["accuracy_high"]
         print(f"{'backbone':18}{'dataset':18}{'intervention':14}{'split':10}{'n':>5}  accuracy [95 % interval]")

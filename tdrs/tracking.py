@@ -161,8 +161,11 @@ class Tracker:
             key: what it is found by when the study goes on.
         """
         parent = self._attempt(lambda client: self._begin(client, name, key, title, tags)) or ""
+        if not parent:
+            yield parent
+            return
         guard = subprocess.Popen(
-            [sys.executable, "-c", _GUARD, self._uri, parent] if parent else [sys.executable, "-c", ""],
+            [sys.executable, "-c", _GUARD, self._uri, parent],
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
@@ -177,10 +180,8 @@ class Tracker:
             status = "KILLED"
             raise
         finally:
-            if parent:
-                self._attempt(lambda client: client.set_terminated(parent, status))
-            ended = not parent or self.client is not None
-            guard.communicate("ended" if ended else "")
+            self._attempt(lambda client: client.set_terminated(parent, status))
+            guard.communicate("ended" if self.client else "")
 
     def _begin(self, client: MlflowClient, name: str, key: str, title: str, tags: Mapping[str, str]) -> str:
         known = self._children(client, name, "").get(key)
@@ -199,8 +200,7 @@ class Tracker:
         tags: Mapping[str, str],
         params: Mapping[str, object],
         metrics: Mapping[str, float],
-        folder: Path,
-        evaluation: Evaluation | None,
+        folder: Path | None,
         parent: str = "",
         error: str = "",
         data: tuple[str, str, str, int] | None = None,
@@ -209,7 +209,7 @@ class Tracker:
 
         Args:
             key: what it is found by.
-            evaluation: None for one that failed.
+            folder: of the evaluation, which is read if the run is to be written; None where there is no whole one.
             error: why it failed.
             data: the samples: data set, split, a hash of their content, how many.
         """
@@ -219,6 +219,7 @@ class Tracker:
             status = "FAILED" if error else "FINISHED"
             if known.get(key, ("", ""))[1] == status:
                 return
+            evaluation = Evaluation.read(folder) if folder else None
             end = int(1000 * evaluation.finished) if evaluation else get_current_time_millis()
             start = end - int(1000 * evaluation.seconds) if evaluation else end
             values = {**tags, "key": key, "mlflow.source.name": "tdrs"}
@@ -240,7 +241,7 @@ class Tracker:
                 source = {"dataset": name_, "split": split}
                 made = Dataset(name_, digest[:12], "tdrs", json.dumps(source), profile=json.dumps({"num_rows": n}))
                 client.log_inputs(run, [DatasetInput(made, [InputTag("mlflow.data.context", split)])])
-            if evaluation:
+            if folder:
                 for file in ("config.yaml", "result.json", "samples.parquet"):
                     client.log_artifact(run, str(folder / file))
             client.set_terminated(run, status, end)

@@ -25,8 +25,8 @@ def log(tracker: Tracker, output: Path, key: str = "k", parent: str = "", error:
     record = Record("0", "i", "q", "p", "a", "g", 1.0, 0.5, "", 1.0)
     evaluation = Evaluation([record], {"accuracy": 1.0}, [], {}, 2.0, 1000.0)
     evaluation.save(output / "r", {"a": 1})
-    tracker.log("s", "name", key, {"t": "1"}, {"p": 3}, {"accuracy": 1.0}, output / "r", None if error else evaluation,
-                parent, error)  # fmt: skip
+    folder = None if error else output / "r"
+    tracker.log("s", "name", key, {"t": "1"}, {"p": 3}, {"accuracy": 1.0}, folder, parent, error)
 
 
 @pytest.mark.parametrize(

@@ -90,7 +90,7 @@ def test_sentences_are_made_from_the_numbers(low: float, high: float, p: float, 
 
 def test_tables_in_three_forms(tmp_path: Path, pretended: list[str]) -> None:
     outcome = made(tmp_path)
-    lines = tables.numbers(outcome, Records(tmp_path / "records"))
+    lines = tables.numbers(outcome, evidence.numbers(outcome, Records(tmp_path / "records")))
     assert [line.measure for line in lines] == ["accuracy"] * 4 + ["accuracy", "F1"] * 4
     paths = tables.draw(lines, tmp_path)
     with paths[2].open() as file:
@@ -117,7 +117,7 @@ def test_the_papers_numbers_stand_beside_rows_at_its_settings(tmp_path: Path, pr
     }
     config["search"]["budget"] = 2
     outcome = Study(config, Tracker("none", tmp_path)).run()
-    lines = tables.numbers(outcome, Records(tmp_path / "records"))
+    lines = tables.numbers(outcome, evidence.numbers(outcome, Records(tmp_path / "records")))
     said = [line.reported for line in lines]
     assert said[:5] == [67.9, 68.1, 68.8, 69.2, None]
     assert said[5:15] == [None, 85.7, None, 85.8, None, 86.0, None, 86.1, None, None]
