@@ -8,6 +8,7 @@ import errno
 import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -54,6 +55,12 @@ def choice(group: str, name: str) -> dict[str, Any]:
     """
     known = sorted(path.stem for path in (folder() / group).glob("*.yaml"))
     check_choice(group, name, known)
+    return copy.deepcopy(_choice(group, name))
+
+
+@lru_cache
+def _choice(group: str, name: str) -> dict[str, Any]:
+    """What the file of a choice says, read once: studies ask for it at every trial."""
     return dict(plain(OmegaConf.load(folder() / group / f"{name}.yaml")))  # type: ignore[arg-type]
 
 
