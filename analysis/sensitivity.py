@@ -18,7 +18,7 @@ matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
-from tdrs.sweeps.study import study_folder
+from tdrs.sweeps.log import study_folder
 from tdrs.sweeps.trials import STOCK, Outcome
 
 from tdrs.settings import SettingError

@@ -241,6 +241,18 @@ class Records:
         return Lease.take(self.path(identity), self.lease_seconds)
 
 
+def lock(path: Path) -> TextIO | None:
+    """A file, created if need be and locked until it is closed or the process ends; None if another process has it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    file = path.open("a+")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        file.close()
+        return None
+    return file
+
+
 def _machine() -> str:
     """This machine, or container: processes here see each other's file locks."""
     try:
@@ -269,12 +281,8 @@ class Lease:
     @classmethod
     def take(cls, folder: Path, seconds: float) -> "Lease | None":
         """The lease of a folder, or None if somebody alive has it."""
-        folder.mkdir(parents=True, exist_ok=True)
-        file = (folder / "lease").open("a+")
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            file.close()
+        file = lock(folder / "lease")
+        if file is None:
             return None
         file.seek(0)
         try:

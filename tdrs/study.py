@@ -11,7 +11,6 @@
 """
 
 import csv
-import fcntl
 import json
 import shlex
 import shutil
@@ -27,9 +26,9 @@ import yaml
 from tqdm import tqdm
 
 from tdrs.configuration import choice, with_settings
-from tdrs.records import Records
+from tdrs.records import Records, lock
 from tdrs.settings import SettingError, check_choice
-from tdrs.sweeps.study import read_trials, study_folder, study_key, sync
+from tdrs.sweeps.log import read_trials, study_folder, study_key, sync
 from tdrs.sweeps.trials import FAILED, PRUNED, STOCK, Outcome, Request, Trial
 from tdrs.tracking import open_tracker
 
@@ -51,12 +50,10 @@ class Kept:
     @property
     def running(self) -> bool:
         """Whether a process on this machine leads it."""
-        with (self.folder / "lock").open("a") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                return True
-        return False
+        held = lock(self.folder / "lock")
+        if held:
+            held.close()
+        return held is None
 
     @property
     def state(self) -> str:

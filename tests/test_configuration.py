@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 from omegaconf import DictConfig
-from tdrs.sweeps.study import PROTOCOLS
+from tdrs.sweeps.protocols import PROTOCOLS
 
 from tdrs import interventions
 from tdrs.backbones import BackboneSettings

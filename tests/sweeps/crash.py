@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from mlflow.tracking import MlflowClient
-from tdrs.sweeps.study import load_optuna
+from tdrs.sweeps.log import load_optuna
 
 STUDY = [
     "search=compare", "study.name=crash", "preset=smoke", "batch_size=4", "search.budget=3",

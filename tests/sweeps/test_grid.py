@@ -5,7 +5,8 @@ from typing import Any
 
 import pytest
 from tdrs.sweeps import grid
-from tdrs.sweeps.study import Study, load_optuna
+from tdrs.sweeps.log import load_optuna
+from tdrs.sweeps.study import Study
 from tdrs.sweeps.trials import FAILED
 
 from tdrs import evaluate as evaluate_module

@@ -5,8 +5,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tdrs.sweeps.log import load_optuna
 from tdrs.sweeps.sampled import BUNDLE, STARTUP, _clearly_worse
-from tdrs.sweeps.study import Study, load_optuna
+from tdrs.sweeps.study import Study
 from tdrs.sweeps.trials import PRUNED
 
 from tdrs import evaluate as evaluate_module

@@ -10,7 +10,8 @@ import optuna
 import pytest
 from mlflow.tracking import MlflowClient
 from tdrs.analysis import sensitivity
-from tdrs.sweeps.study import Study, load_optuna, read_trials, sync
+from tdrs.sweeps.log import load_optuna, read_trials, sync
+from tdrs.sweeps.study import Study
 from tdrs.sweeps.trials import FAILED, Outcome
 
 from tdrs import backbones

@@ -1,0 +1,224 @@
+"""What is written of a study: its trials, in a file, in Optuna and in MLflow, each once, and what it found.
+
+    outputs/studies/NAME/config.yaml      what was asked
+                         trials.jsonl     a line a finished trial, in the protocol's order
+                         study.journal    the same trials as an Optuna study, for its dashboard and its analyses
+                         study.json       what the protocol found, from which figures are redrawn without a model
+
+Trials are written when they are over, so a process that dies leaves none of them running.
+"""
+
+import hashlib
+import json
+import shutil
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import optuna
+import yaml
+from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend
+from optuna.trial import TrialState, create_trial
+
+from tdrs.configuration import with_settings
+from tdrs.interventions.tdrs import READINGS
+from tdrs.records import Records, append_line, read_lines
+from tdrs.tracking import Tracker
+
+from .protocols import PROTOCOLS
+from .trials import COMPLETE, FAILED, PRUNED, STOCK, Outcome, Request, Trial
+
+_NOT_DECISIVE = ("output", "tracking", "study", "features_gib", "dry_run")
+
+
+def study_folder(output: Path, name: str) -> Path:
+    """Where a study is kept."""
+    return output / "studies" / name
+
+
+class Log:
+    """A study's trials, in three places: a file, Optuna, MLflow. Writing one twice writes it once.
+
+    Args:
+        config: the study's plain configuration.
+
+    Attributes:
+        key: what tells it from a study of the same name over other settings, whose trials are not its own.
+        parent: the study's run in the store, "" without one.
+        trials: those that are written, by their keys, in the protocol's order.
+    """
+
+    def __init__(self, folder: Path, config: Mapping[str, Any], tracker: Tracker, records: Records) -> None:
+        self.folder = folder
+        self.key = study_key(config)
+        self.tracker = tracker
+        self.parent = ""
+        self.name = str(config["study"]["name"])
+        self._store = records
+        self._search = PROTOCOLS[config["search"]["protocol"]].from_settings(config["search"])
+        self._objective = getattr(self._search, "objective", "accuracy")
+        self._config = dict(config)
+        self.trials: dict[str, Trial] = {}
+        self._optuna: optuna.Study | None = None
+        self._told: set[str] = set()
+
+    def open(self) -> None:
+        """Read what there is; start anew where the folder holds a study over other settings."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        path = self.folder / "config.yaml"
+        if not path.exists() or study_key(yaml.safe_load(path.read_text())) != self.key:
+            for name in ("trials.jsonl", "study.json", "study.journal"):
+                (self.folder / name).unlink(missing_ok=True)
+        path.write_text(yaml.safe_dump(self._config, sort_keys=False))
+        self.trials = {trial.key: trial for trial in read_trials(self.folder)}
+        self._open_optuna()
+
+    def _open_optuna(self) -> None:
+        """The Optuna study; it is made again from the trials where its file is damaged."""
+        path = self.folder / "study.journal"
+        for attempt in range(2):
+            try:
+                self._optuna = load_optuna(path, self.name, create=True)
+                self._told = {
+                    trial.user_attrs["key"]
+                    for trial in self._optuna.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+                }
+                return
+            except Exception:  # whatever a torn file makes the library raise
+                if attempt:
+                    raise
+                shutil.move(path, path.with_suffix(".damaged"))
+
+    def add(self, trial: Trial) -> None:
+        """Write a trial wherever it is missing."""
+        known = self.trials.get(trial.key)
+        if known is None or known.status != trial.status:
+            append_line(self.folder / "trials.jsonl", json.dumps(asdict(trial)))
+            self.trials[trial.key] = trial
+        if trial.split == "tuning" and trial.key not in self._told:
+            self._tell_optuna(trial)
+        self.track(trial)
+
+    def _tell_optuna(self, trial: Trial) -> None:
+        assert self._optuna
+        params = self._search.params(trial)
+        distributions = self._search.distributions()
+        attributes = {
+            "key": trial.key,
+            "identity": trial.identity,
+            "name": trial.name,
+            "place": trial.place,
+            "settings": trial.settings,
+            "pruned": trial.status == PRUNED,
+            "reason": trial.reason,
+        }
+        failed = trial.status == FAILED
+        self._optuna.add_trial(
+            create_trial(
+                state=TrialState.FAIL if failed else TrialState.COMPLETE,
+                value=None if failed else trial.metrics[self._objective],
+                params=params,
+                distributions={key: distributions[key] for key in params},
+                user_attrs=attributes,
+            )
+        )
+        if not failed:
+            self._told.add(trial.key)
+
+    def track(self, trial: Trial) -> None:
+        """Write a trial to the store of runs, if it is not there."""
+        request = Request(trial.name, trial.split, trial.settings, trial.place)
+        about = tags(with_settings(self._config, request.merged))
+        about |= {"identity": trial.identity, "series": trial.name, "split": trial.split, "status": trial.status}
+        whole = trial.status == COMPLETE and self._store.done(trial.identity)
+        self.tracker.log(
+            experiment=self.name,
+            name=request.label,
+            data=(about["dataset"], trial.split, trial.samples, trial.n),
+            key=trial.key,
+            tags=about,
+            params={} if trial.name == STOCK else trial.settings,
+            metrics={f"{trial.split}.{name}": value for name, value in trial.metrics.items()},
+            folder=self._store.path(trial.identity) if whole else None,
+            parent=self.parent,
+            error=trial.reason if trial.status == FAILED else "",
+        )
+
+
+def load_optuna(path: Path, name: str, create: bool = False) -> optuna.Study:
+    """A study's trials on the tuning split as an Optuna study."""
+    storage = JournalStorage(JournalFileBackend(str(path)))
+    if create:
+        return optuna.create_study(storage=storage, study_name=name, direction="maximize", load_if_exists=True)
+    return optuna.load_study(storage=storage, study_name=name)
+
+
+def read_trials(folder: Path) -> list[Trial]:
+    """The trials of a study, in the protocol's order; of one that was tried again, the last line."""
+    found: dict[str, Trial] = {}
+    for line in read_lines(folder / "trials.jsonl"):
+        trial = Trial.of(json.loads(line))
+        found[trial.key] = trial
+    return list(found.values())
+
+
+def study_key(config: Mapping[str, Any]) -> str:
+    """A hash of what a study asks: not of where it is kept."""
+    values = {name: value for name, value in config.items() if name not in _NOT_DECISIVE}
+    return hashlib.sha256(json.dumps([config["study"]["name"], values], sort_keys=True).encode()).hexdigest()[:16]
+
+
+def tags(config: Mapping[str, Any]) -> dict[str, str]:
+    """What a configuration is about: protocol, backbone, dataset, method and its readings."""
+    method = config["intervention"]
+    found = {"protocol": config["search"]["protocol"], "method": method["name"]}
+    found |= {part: config[part]["name"] for part in ("backbone", "dataset")}
+    return found | {f"reading.{name}": str(value) for name, value in method.items() if name in READINGS}
+
+
+def describe(tracker: Tracker, parent: str, outcome: Outcome) -> None:
+    """Put an outcome's result, its table and its held-out numbers on the study's run."""
+    metrics: dict[str, float] = {}
+    for row in outcome.rows:
+        name = ".".join(["held_out", *(str(value) for value in row.place.values()), row.name.replace(", ", ".")])
+        name = "".join(letter if letter.isalnum() or letter in "._- " else "." for letter in name)
+        if row.metrics:
+            metrics[f"{name}.accuracy"] = row.metrics["accuracy"]
+        if row.difference:
+            values = zip(("", "_low", "_high"), row.difference, strict=True)
+            metrics |= {f"{name}.difference{end}": value for end, value in values}
+    text = [*_summary(outcome), "", f"`{outcome.command}`", "", "```", *outcome.table(), "```"]
+    tracker.describe(parent, "\n".join(text), metrics, [])
+
+
+def _summary(outcome: Outcome) -> list[str]:
+    """The result in three lines: what was compared, the row furthest above the stock model, the one furthest below."""
+    rows = [row for row in outcome.rows if row.difference]
+    tuned = sum(row.budget > 0 for row in rows)
+    lines = [outcome.warning] if outcome.warning else []
+    lines += [
+        f"{len(rows)} rows beside the stock model on the held-out split, {tuned} of them tuned on the tuning split"
+    ]
+    for word, pick in (("highest", max), ("lowest", min)) if rows else ():
+        row = pick(rows, key=lambda row: row.difference or (0, 0, 0))
+        assert row.difference
+        value, low, high = (100 * number for number in row.difference)
+        name = " ".join([*(str(value) for value in row.place.values()), row.name])
+        lines.append(f"{word}: {name}, {value:+.1f} [{low:+.1f}, {high:+.1f}] points, n = {row.n}")
+    return [f"{line}  " for line in lines]  # two blanks break the line
+
+
+def sync(folder: Path, tracker: Tracker, records: Records) -> int:
+    """Write a study's trials wherever they are missing, from its files; returns how many trials it has."""
+    config = yaml.safe_load((folder / "config.yaml").read_text())
+    log = Log(folder, config, tracker, records)
+    log.open()
+    trials = list(log.trials.values())
+    with tracker.study(log.name, log.key, log.name, tags(config)) as log.parent:
+        for trial in trials:
+            log.add(trial)
+        if (folder / "study.json").exists():
+            describe(tracker, log.parent, Outcome.read(folder / "study.json"))
+    return len(trials)
