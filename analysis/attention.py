@@ -23,7 +23,7 @@ import numpy as np
 from matplotlib import pyplot as plt
 from PIL import Image
 from tdrs.analysis.evidence import where
-from tdrs.analysis.sensitivity import redraw
+from tdrs.analysis.figure import redraw, save
 from tdrs.analysis.watch import Unedited, subject, watch
 from tdrs.sweeps.trials import Outcome
 
@@ -132,11 +132,7 @@ def draw(figure: Maps, folder: Path) -> list[Path]:
         axis.set_xticks([])
         axis.set_yticks([])
     canvas.suptitle(f"{figure.title}\nThe answer position's attention. {figure.question}", fontsize=10)
-    paths = [folder / "attention.png", folder / "attention.svg"]
-    for path in paths:
-        canvas.savefig(path, dpi=130)
-    plt.close(canvas)
-    return paths
+    return save(canvas, folder, "attention")
 
 
 def read(path: Path) -> Maps:

@@ -16,7 +16,7 @@ matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from tdrs.analysis.evidence import where
-from tdrs.analysis.sensitivity import STYLES, redraw
+from tdrs.analysis.figure import STYLES, redraw, save
 from tdrs.sweeps.trials import STOCK, Outcome
 
 COLUMNS = 4  # panels a row
@@ -46,14 +46,11 @@ def numbers(outcome: Outcome) -> list[Panel]:
     """The figure's numbers, from a finished study; a row that failed, or whose stock model did, is left out."""
     panels: list[Panel] = []
     for row in outcome.rows:
-        m = row.metrics
-        if row.name == STOCK and m:
-            panels.append(
-                Panel(where(outcome, row.place), row.n, (m["accuracy"], m["accuracy_low"], m["accuracy_high"]), [])
-            )
+        if row.name == STOCK and row.metrics:
+            panels.append(Panel(where(outcome, row.place), row.n, row.accuracy, []))
         elif row.difference:
             value, low, high = row.difference
-            panels[-1].rows.append(Row(row.name, m["accuracy"], value, low, high, row.budget > 0))
+            panels[-1].rows.append(Row(row.name, row.score, value, low, high, row.budget > 0))
     return panels
 
 
@@ -84,12 +81,9 @@ def draw(panels: list[Panel], folder: Path, warning: str = "") -> list[Path]:
     tuned = any(row.tuned for panel in panels for row in panel.rows)
     how = "tuned rows chosen on the tuning split" if tuned else "settings given beforehand"
     canvas.suptitle(warning or f"Held-out split, {how}", fontsize=11)
-    paths = [folder / f"comparison.{kind}" for kind in ("png", "svg", "md")]
-    for path in paths[:2]:
-        canvas.savefig(path, dpi=130)
-    plt.close(canvas)
-    paths[2].write_text(markdown(panels))
-    return paths
+    table = folder / "comparison.md"
+    table.write_text(markdown(panels))
+    return [*save(canvas, folder, "comparison"), table]
 
 
 def _panel(axis: Axes, panel: Panel) -> None:

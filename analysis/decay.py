@@ -25,7 +25,7 @@ import numpy as np
 import torch
 from matplotlib import pyplot as plt
 from tdrs.analysis.evidence import where
-from tdrs.analysis.sensitivity import STYLES, redraw
+from tdrs.analysis.figure import STYLES, redraw, save
 from tdrs.analysis.watch import Unedited, subject, watch
 from tdrs.sweeps.trials import Outcome
 
@@ -165,11 +165,7 @@ def draw(decay: Decay, folder: Path) -> list[Path]:
     canvas.suptitle(
         f"{decay.title}: text queries after the image, {decay.samples} prompts, mean over layers and heads", fontsize=11
     )
-    paths = [folder / "decay.png", folder / "decay.svg"]
-    for path in paths:
-        canvas.savefig(path, dpi=140)
-    plt.close(canvas)
-    return paths
+    return save(canvas, folder, "decay", dpi=140)
 
 
 def read(path: Path) -> Decay:

@@ -22,7 +22,7 @@ from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
-from tdrs.analysis.sensitivity import STYLES, redraw
+from tdrs.analysis.figure import STYLES, redraw, save, span
 from tdrs.sweeps.trials import STOCK, Outcome
 
 TRAINED = 32  # tokens: the longest text the embedded models were trained with
@@ -54,17 +54,17 @@ def numbers(outcome: Outcome) -> list[Panel]:
     """The figure's numbers, from a finished study. A gap of 0 stands in the lines of both places."""
     panels: dict[tuple[str, str], Panel] = {}
     for row in outcome.rows:
-        metrics = row.metrics
-        if not metrics:
+        if not row.metrics:
             continue
-        backbone, dataset = (row.place.get(part, outcome.config[part]["name"]) for part in ("backbone", "dataset"))
+        backbone, dataset = (outcome.named(row.place, group) for group in ("backbone", "dataset"))
         panel = panels.setdefault((backbone, dataset), Panel(backbone, dataset, {}, math.nan))
         if row.place.get("dataset.blank"):
             if row.name == STOCK:
-                panels[backbone, dataset] = panel._replace(blank=metrics["accuracy"])
+                panels[backbone, dataset] = panel._replace(blank=row.score)
             continue
         gap = row.place["dataset.gap"]
-        point = Point(gap, metrics["accuracy"], metrics["accuracy_low"], metrics["accuracy_high"], row.n)
+        value, low, high = row.accuracy
+        point = Point(gap, value, low, high, row.n)
         for place in PLACES if gap == 0 else [row.place.get("dataset.filler", "between")]:
             panel.lines.setdefault((row.name, place), []).append(point)
     for panel in panels.values():
@@ -99,17 +99,13 @@ def draw(panels: list[Panel], folder: Path, warning: str = "") -> list[Path]:
     for axis in axes[-1]:
         axis.set_xlabel("unrelated text (tokens)", fontsize=9)
     canvas.legend(handles=_legend(panels, methods), loc="outside lower center", ncols=3, frameon=False, fontsize=9)
-    sizes = sorted({point.n for panel in panels for line in panel.lines.values() for point in line})
-    size = " to ".join(str(n) for n in dict.fromkeys((sizes[0], sizes[-1])))
+    size = span(point.n for panel in panels for line in panel.lines.values() for point in line)
     what = "the stock model" if methods == [STOCK] else "every method"
     title = f"Accuracy against distance, {what}: held-out split, n = {size}; 95 % intervals"
     canvas.suptitle(warning or title, fontsize=11)
-    paths = [folder / "distance.png", folder / "distance.svg", folder / "distance.md"]
-    for path in paths[:2]:
-        canvas.savefig(path, dpi=130)
-    plt.close(canvas)
-    paths[2].write_text("\n".join(f"## {name}\n\n{markdown(panels, name)}\n" for name in backbones))
-    return paths
+    tables = folder / "distance.md"
+    tables.write_text("\n".join(f"## {name}\n\n{markdown(panels, name)}\n" for name in backbones))
+    return [*save(canvas, folder, "distance"), tables]
 
 
 def _legend(panels: list[Panel], methods: list[str]) -> list[Artist]:

@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 from tdrs.sweeps.trials import COMPLETE, STOCK, Outcome, Trial
 
 from tdrs.benchmarks import DATASETS, Record, pope
-from tdrs.configuration import with_settings
 from tdrs.records import Records
 from tdrs.statistics import Interval, McNemar, holm, mcnemar, sign_flip, smallest_difference
 
@@ -67,7 +66,7 @@ def show_p(p: float) -> str:
 
 def where(outcome: Outcome, place: Mapping[str, Any]) -> str:
     """A place in words: backbone, data set, distance."""
-    names = [str(place.get(part, outcome.config[part]["name"])) for part in ("backbone", "dataset")]
+    names = [outcome.named(place, group) for group in ("backbone", "dataset")]
     own = {key: value for key, value in place.items() if key not in ("backbone", "dataset")}
     if "dataset" not in place and "dataset.gap" not in own and outcome.config["dataset"].get("gap"):
         own["dataset.gap"] = outcome.config["dataset"]["gap"]
@@ -98,14 +97,12 @@ def numbers(outcome: Outcome, records: Records) -> list[Evidence]:
 
 
 def _evidence(outcome: Outcome, row: Trial, stock: Trial | None, of: Any) -> Evidence:
-    m = row.metrics
     after = of(row)
-    config = with_settings(outcome.config, dict(row.place))
-    is_pope = DATASETS[config["dataset"]["name"]].real == "pope"
+    is_pope = DATASETS[outcome.named(row.place, "dataset")].real == "pope"
     one = Evidence(
         trial=row,
         where=where(outcome, row.place),
-        accuracy=Interval(m["accuracy"], m["accuracy_low"], m["accuracy_high"]),
+        accuracy=Interval(*row.accuracy),
         difference=None,
         discordant=None,
         p=1.0,

@@ -22,7 +22,7 @@ import yaml
 from tdrs.analysis import comparison, distance, sensitivity, tables
 from tdrs.analysis.evidence import LEVEL, Evidence, where
 from tdrs.analysis.evidence import numbers as evidence
-from tdrs.analysis.sensitivity import redraw
+from tdrs.analysis.figure import redraw, span
 from tdrs.sweeps.trials import FAILED, PRUNED, STOCK, Outcome, Trial
 
 from tdrs.benchmarks import Record, Sample
@@ -87,34 +87,28 @@ class Report:
 
 def split_line(outcome: Outcome) -> str:
     """Which split is reported, and what chose the settings."""
-    sizes = sorted({row.n for row in outcome.rows})
-    n = " to ".join(str(size) for size in dict.fromkeys((sizes[0], sizes[-1]))) if sizes else "0"
+    n = span(row.n for row in outcome.rows)
     tuned = [row for row in outcome.rows if row.budget]
     text = f"Reported on the held-out split, n = {n} a row."
     if outcome.warning:
         text = f"{outcome.warning}. {text}"
     if not tuned:
         return f"{text} No setting was chosen on any split: all were given beforehand."
-    asked = sorted({row.budget for row in tuned})
-    trials = " to ".join(str(count) for count in dict.fromkeys((asked[0], asked[-1])))
+    trials = span(row.budget for row in tuned)
     chosen = f"Settings of {len(tuned)} rows, marked as tuned, were chosen on the tuning split, "
     return f"{text} {chosen}n = {outcome.config['preset']['tuning']}, from {trials} trials each."
 
 
 def question(outcome: Outcome) -> str:
     """What the study asks, in a sentence."""
-    names = [row.name for row in outcome.rows if row.name != STOCK]
-    rows = list(dict.fromkeys(names))
-    models, sets = (
-        list(dict.fromkeys(str(row.place.get(part, outcome.config[part]["name"])) for row in outcome.rows))
-        for part in ("backbone", "dataset")
-    )
+    rows = list(dict.fromkeys(row.name for row in outcome.rows if row.name != STOCK))
+    models, sets = (", ".join(outcome.all_named(group)) for group in ("backbone", "dataset"))
     what = "; ".join(rows) if len(rows) <= 6 else f"each of {len(rows)} settings"
     if not rows:
-        return f"How well does the stock model do: {', '.join(models)} on {', '.join(sets)}?"
+        return f"How well does the stock model do: {models} on {sets}?"
     return (
-        f"Does an edit of the attention logits ({what}) change the accuracy of {', '.join(models)} on "
-        f"{', '.join(sets)}, beside the stock model on the same samples?"
+        f"Does an edit of the attention logits ({what}) change the accuracy of {models} on {sets}, beside the stock "
+        "model on the same samples?"
     )
 
 
@@ -128,8 +122,8 @@ def numbers(outcome: Outcome, records: Records, folder: Path) -> Report:
     config = outcome.config
     setup = [
         ("protocol", config["search"]["protocol"]),
-        ("backbones", _names(outcome, "backbone")),
-        ("data sets", _names(outcome, "dataset")),
+        ("backbones", ", ".join(outcome.all_named("backbone"))),
+        ("data sets", ", ".join(outcome.all_named("dataset"))),
         ("batch size", str(config["batch_size"])),
         ("decoding", "greedy, repetition penalty 1.0"),
     ]
@@ -170,10 +164,6 @@ def numbers(outcome: Outcome, records: Records, folder: Path) -> Report:
 def _name(trial: Trial) -> str:
     """A row's name, marked where its settings were chosen."""
     return f"{trial.name} (tuned on {trial.budget} trials)" if trial.budget else trial.name
-
-
-def _names(outcome: Outcome, part: str) -> str:
-    return ", ".join(dict.fromkeys(str(row.place.get(part, outcome.config[part]["name"])) for row in outcome.rows))
 
 
 def _figures(outcome: Outcome, folder: Path) -> list[tuple[str, Path]]:

@@ -8,9 +8,8 @@ redraws the figure from the study's `study.json`, without a model.
 
 import json
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import matplotlib
 
@@ -18,16 +17,10 @@ matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
-from tdrs.sweeps.log import study_folder
+from tdrs.analysis.evidence import where
+from tdrs.analysis.figure import STYLES, redraw, save
 from tdrs.sweeps.trials import STOCK, Outcome
 
-from tdrs.settings import SettingError
-
-# Okabe & Ito's palette: told apart by the colour-blind, and by their markers in black and white.
-STYLES = (
-    ("#0072B2", "o"), ("#D55E00", "s"), ("#009E73", "^"), ("#CC79A7", "D"),
-    ("#E69F00", "v"), ("#56B4E9", "P"), ("0.2", "X"),
-)  # fmt: skip
 TICKS_ABOVE = 0.01  # below it a symmetric-log axis is linear, so that 0 has a place
 
 
@@ -70,8 +63,7 @@ def numbers(outcome: Outcome) -> list[Line]:
     lines: dict[str, Line] = {}
     for trial in outcome.trials:
         if trial.name == STOCK and trial.metrics:
-            limits = trial.metrics["accuracy"], trial.metrics["accuracy_low"], trial.metrics["accuracy_high"]
-            lines[json.dumps(trial.place)] = Line(_where(outcome, trial.place), trial.n, limits, [])
+            lines[json.dumps(trial.place)] = Line(where(outcome, trial.place), trial.n, trial.accuracy, [])
     for curve in outcome.curves:
         line = lines.get(json.dumps(curve.place))
         if curve.round > 1 or line is None:
@@ -81,26 +73,18 @@ def numbers(outcome: Outcome) -> list[Line]:
             panel = Panel(curve.key, curve.label, curve.paper, [])
             line.panels.append(panel)
         trials = [outcome.trials[number] for number in curve.trials]
-        points = sorted((v, trial.metrics) for v, trial in zip(curve.values, trials, strict=True) if trial.metrics)
-        metrics = [m for _, m in points]
+        points = sorted((value, *t.accuracy) for value, t in zip(curve.values, trials, strict=True) if t.metrics)
         panel.series.append(
             Series(
                 name=curve.series,
-                values=[value for value, _ in points],
-                accuracy=[m["accuracy"] for m in metrics],
-                low=[m["accuracy_low"] for m in metrics],
-                high=[m["accuracy_high"] for m in metrics],
+                values=[point[0] for point in points],
+                accuracy=[point[1] for point in points],
+                low=[point[2] for point in points],
+                high=[point[3] for point in points],
                 best=curve.chosen,
             )
         )
     return list(lines.values())
-
-
-def _where(outcome: Outcome, place: dict[str, Any]) -> str:
-    """A place in words."""
-    names = [str(place.get(part, outcome.config[part]["name"])) for part in ("backbone", "dataset")]
-    gap = place.get("dataset.gap", outcome.config["dataset"].get("gap") if "dataset" not in place else None)
-    return f"{', '.join(names)}" + (f", gap {gap}" if gap else "")
 
 
 def draw(lines: list[Line], folder: Path) -> list[Path]:
@@ -120,11 +104,7 @@ def draw(lines: list[Line], folder: Path) -> list[Path]:
     labels.append("chosen, and kept for the next panels")
     canvas.legend(handles, labels, loc="outside lower center", ncols=len(labels), frameon=False, fontsize=9)
     canvas.suptitle("T-DRS: each setting in turn, the earlier ones at their best; 95 % intervals", fontsize=11)
-    paths = [folder / "sensitivity.png", folder / "sensitivity.svg"]
-    for path in paths:
-        canvas.savefig(path, dpi=150)
-    plt.close(canvas)
-    return paths
+    return save(canvas, folder, "sensitivity", dpi=150)
 
 
 def _panel(axis: Axes, panel: Panel, stock: tuple[float, float, float]) -> None:
@@ -177,30 +157,6 @@ def _panel(axis: Axes, panel: Panel, stock: tuple[float, float, float]) -> None:
     axis.set_xlabel(panel.label)
     axis.grid(axis="y", color="0.9", linewidth=0.6)
     axis.spines[["top", "right"]].set_visible(False)
-
-
-def redraw(arguments: list[str], draw_from: Callable[[Outcome, Path], list[Path]]) -> int:
-    """Redraw a figure from stored records: `study=NAME [output=FOLDER]`; returns the exit code.
-
-    Args:
-        draw_from: from what a study found and its folder to the files written.
-    """
-    given = dict(argument.partition("=")[::2] for argument in arguments)
-    output = Path(given.get("output", "outputs"))
-    folder = study_folder(output, given.get("study", ""))
-    try:
-        if "study" not in given or not (folder / "study.json").exists():
-            have = sorted(p.parent.name for p in study_folder(output, "").glob("*/study.json"))
-            raise SettingError(
-                "study", given.get("study"), f"must be a finished study: {', '.join(have) or 'none yet'}"
-            )
-        written = draw_from(Outcome.read(folder / "study.json"), folder)
-    except SettingError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    for path in written:
-        print(path)
-    return 0
 
 
 def main(arguments: list[str]) -> int:

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 from tdrs.analysis.evidence import Evidence, show_p
 from tdrs.analysis.evidence import numbers as evidence
-from tdrs.analysis.sensitivity import redraw
+from tdrs.analysis.figure import redraw
 from tdrs.sweeps.trials import Outcome
 
 from tdrs.benchmarks import DATASETS
@@ -59,9 +59,9 @@ class Line(NamedTuple):
 
 def _reported(outcome: Outcome, one: Evidence) -> tuple[float | None, str]:
     """The paper's number of a row, and whose it is; only for rows at the paper's settings."""
-    names = {part: str(one.trial.place.get(part, outcome.config[part]["name"])) for part in ("backbone", "dataset")}
-    family = next((key for key in NAMESAKES if key in names["backbone"]), "")
-    known = REPORTED.get((family, DATASETS[names["dataset"]].real))
+    backbone, dataset = (outcome.named(one.trial.place, group) for group in ("backbone", "dataset"))
+    family = next((key for key in NAMESAKES if key in backbone), "")
+    known = REPORTED.get((family, DATASETS[dataset].real))
     name = "T-DRS" if one.trial.name.endswith(", paper") else one.trial.name.split(",")[0]
     stages = {"stock": 0, "+ SD": 1, "+ SD + DC": 2, "+ SD + DC + reRD": 3, "T-DRS": 3}
     if known is None or name not in stages or "tuned" in one.trial.name:

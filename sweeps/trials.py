@@ -44,17 +44,22 @@ class Request:
     @property
     def label(self) -> str:
         """The trial for people, in a few words."""
-        values = " ".join(shown(self.settings).values())
-        return " ".join(filter(None, [self.name, *(str(value) for value in self.place.values()), values]))
+        places = (str(value) for value in self.place.values())
+        return " ".join(filter(None, [self.name, *places, shown(self.settings)]))
 
 
-def shown(settings: Mapping[str, Any]) -> dict[str, str]:
+def shown(settings: Mapping[str, Any]) -> str:
     """The numbers and switches among settings, for people: `dc.w_min=3`."""
-    return {
-        key: f"{key.removeprefix('intervention.')}={value:g}" if not isinstance(value, bool) else f"{key}={value}"
+    return " ".join(
+        f"{key.removeprefix('intervention.')}={value:g}" if not isinstance(value, bool) else f"{key}={value}"
         for key, value in settings.items()
         if isinstance(value, int | float)
-    }
+    )
+
+
+def spelled(settings: Mapping[str, Any]) -> str:
+    """All settings, for people: `gain=logits dc.w_min=3`."""
+    return " ".join(f"{key.removeprefix('intervention.')}={value}" for key, value in settings.items())
 
 
 @dataclass(frozen=True)
@@ -92,6 +97,11 @@ class Trial:
         """A hash of what was asked and what decides the result: the trial's name in Optuna and MLflow."""
         values = [self.name, self.split, self.place, self.settings, self.identity]
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
+
+    @property
+    def accuracy(self) -> tuple[float, float, float]:
+        """With its 95 % limits, of a trial that has metrics."""
+        return self.metrics["accuracy"], self.metrics["accuracy_low"], self.metrics["accuracy_high"]
 
     @property
     def score(self) -> float:
@@ -172,6 +182,14 @@ class Outcome:
         curves = [Curve(**curve) for curve in values["curves"]]
         return cls(**{**values, "trials": trials, "rows": rows, "curves": curves})
 
+    def named(self, place: Mapping[str, Any], group: str) -> str:
+        """The backbone or the data set of a place, by its name."""
+        return str(place.get(group, self.config[group]["name"]))
+
+    def all_named(self, group: str) -> list[str]:
+        """The backbones or the data sets of all rows, in order, each once."""
+        return list(dict.fromkeys(self.named(row.place, group) for row in self.rows))
+
     @property
     def failures(self) -> list[Trial]:
         """Trials that failed, on either split."""
@@ -191,9 +209,8 @@ class Outcome:
         for row in self.rows:
             if row.place != place:
                 place = row.place
-                named = " ".join(f"{key}={value}" for key, value in place.items())
-                lines.append(", ".join(filter(None, [named, f"n = {row.n}"])))
-            values = " ".join(shown(row.settings).values()) if row.budget else ""
+                lines.append(", ".join(filter(None, [spelled(place), f"n = {row.n}"])))
+            values = shown(row.settings) if row.budget else ""
             lines.append(f"  {row.name:{width}}{_numbers(row)}{values}".rstrip())
         return lines
 
@@ -211,23 +228,15 @@ class Outcome:
     def _cells(self) -> list[str]:
         """Every cell of a grid, failed ones too."""
         lines = [f"tuning split, every cell, n = {self.config['preset']['tuning']}"]
-        width = max(len(" ".join(_texts(cell))) for cell in self.trials) + 2
-        for cell in self.trials:
-            lines.append(f"  {' '.join(_texts(cell)):{width}}{_numbers(cell)}".rstrip())
+        texts = [STOCK if cell.name == STOCK else spelled(cell.settings) for cell in self.trials]
+        width = max(map(len, texts)) + 2
+        lines += [f"  {text:{width}}{_numbers(cell)}".rstrip() for text, cell in zip(texts, self.trials, strict=True)]
         return [*lines, ""]
-
-
-def _texts(trial: Trial) -> list[str]:
-    """All settings of a grid's cell."""
-    if trial.name == STOCK:
-        return [STOCK]
-    return [f"{key.removeprefix('intervention.')}={value}" for key, value in trial.settings.items()]
 
 
 def _numbers(trial: Trial) -> str:
     if trial.status == FAILED:
         return f"failed: {trial.reason}"
-    m = trial.metrics
-    accuracy = f"{m['accuracy']:.3f} [{m['accuracy_low']:.3f}, {m['accuracy_high']:.3f}]"
+    accuracy = "{:.3f} [{:.3f}, {:.3f}]".format(*trial.accuracy)
     difference = "{:+.3f} [{:+.3f}, {:+.3f}]".format(*trial.difference) if trial.difference else "-"
     return f"{accuracy:24}{difference:36}"

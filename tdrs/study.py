@@ -29,7 +29,7 @@ from tdrs.configuration import choice, with_settings
 from tdrs.records import Records, lock
 from tdrs.settings import SettingError, check_choice
 from tdrs.sweeps.log import read_trials, study_folder, study_key, sync
-from tdrs.sweeps.trials import FAILED, PRUNED, STOCK, Outcome, Request, Trial
+from tdrs.sweeps.trials import FAILED, PRUNED, STOCK, Outcome, Request, Trial, spelled
 from tdrs.tracking import open_tracker
 
 
@@ -84,9 +84,7 @@ def _list(output: Path) -> None:
 
 
 def _settings(trial: Trial) -> str:
-    place = [f"{key}={value}" for key, value in trial.place.items()]
-    own = [f"{key.removeprefix('intervention.')}={value}" for key, value in trial.settings.items()]
-    return " ".join([*place, *(own if trial.name != STOCK else [])])
+    return spelled(trial.place | (trial.settings if trial.name != STOCK else {}))
 
 
 def _show(study: Kept) -> None:
@@ -118,9 +116,8 @@ def _best(study: Kept) -> None:
     if not chosen:
         print(f"{study.name} chose nothing: its settings were given")
     for trial in chosen:
-        place = " ".join(f"{key}={value}" for key, value in trial.place.items())
         where = "held out" if trial.split == "held_out" else "on the tuning split, so far"
-        print(f"{' '.join(filter(None, [trial.name, place]))}: {trial.score:.3f} {where}")
+        print(f"{' '.join(filter(None, [trial.name, spelled(trial.place)]))}: {trial.score:.3f} {where}")
         print(f"    {_command(study, trial)}")
 
 
