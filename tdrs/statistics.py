@@ -28,6 +28,27 @@ def _per_cluster(values: np.ndarray, weights: np.ndarray, clusters: Sequence[str
     return np.bincount(index, weights=values * weights), np.bincount(index, weights=weights)
 
 
+def _differences(
+    first: Sequence[float], second: Sequence[float], clusters: Sequence[str], weights: Sequence[float] | None
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Of paired samples: second − first, and weights; in each cluster their weighted sum, and the sum of weights.
+
+    Raises:
+        ValueError: the sequences differ in length.
+    """
+    if not len(first) == len(second) == len(clusters):
+        raise ValueError(f"paired samples must be equally many, got {len(first)}, {len(second)}, {len(clusters)}")
+    difference = np.asarray(second, dtype=float) - np.asarray(first, dtype=float)
+    weight = _weights(weights, len(difference))
+    return difference, weight, *_per_cluster(difference, weight, clusters)
+
+
+def _variance(sums: np.ndarray, counts: np.ndarray, mean: float, total: float) -> float:
+    """Of a weighted mean over clusters; `total` is the sum of weights."""
+    k = len(sums)
+    return float(k / max(k - 1, 1) * np.sum((sums - mean * counts) ** 2) / total**2)
+
+
 def accuracy_interval(
     scores: Sequence[float], clusters: Sequence[str], weights: Sequence[float] | None = None
 ) -> Interval:
@@ -47,8 +68,7 @@ def accuracy_interval(
     k = len(sums)
     effect = 1.0
     if 0 < share < 1 and k > 1:
-        clustered = k / (k - 1) * np.sum((sums - share * counts) ** 2) / weight.sum() ** 2
-        effect = clustered / (share * (1 - share) / (n - 1))
+        effect = _variance(sums, counts, share, weight.sum()) / (share * (1 - share) / (n - 1))
         if np.isin(values, (0, 1)).all():
             effect = max(1.0, effect)
         effect = max(effect, 1e-9)  # soft scores that are all alike
@@ -71,13 +91,9 @@ def paired_difference(
     Raises:
         ValueError: the sequences differ in length.
     """
-    if not len(first) == len(second) == len(clusters):
-        raise ValueError(f"paired samples must be equally many, got {len(first)}, {len(second)}, {len(clusters)}")
-    difference = np.asarray(second, dtype=float) - np.asarray(first, dtype=float)
+    difference, weight, sums, counts = _differences(first, second, clusters, weights)
     if len(difference) == 0:
         return Interval(float("nan"), float("nan"), float("nan"))
-    weight = _weights(weights, len(difference))
-    sums, counts = _per_cluster(difference, weight, clusters)
     rng = np.random.default_rng(seed)
     k = len(sums)
     means = []
@@ -126,10 +142,7 @@ def sign_flip(
     it is then McNemar's exact test), and for up to 14 clusters that differ; else by 100 000 random flips, of which the
     observed one is one more. Nothing differs, or no sample: 1.
     """
-    difference = np.asarray(second, dtype=float) - np.asarray(first, dtype=float)
-    if len(difference) == 0:
-        return 1.0
-    sums, _ = _per_cluster(difference, _weights(weights, len(difference)), clusters)
+    _, _, sums, _ = _differences(first, second, clusters, weights)
     sums = sums[np.abs(sums) > 1e-12]
     if len(sums) == 0:
         return 1.0
@@ -177,14 +190,11 @@ def smallest_difference(
     2.80 (that is z.975 + z.80) standard errors of the paired mean, images as clusters; at least six samples of n, fewer
     than which McNemar's test never calls significant. nan without a sample.
     """
-    difference = np.asarray(second, dtype=float) - np.asarray(first, dtype=float)
+    difference, _, sums, counts = _differences(first, second, clusters, weights)
     if len(difference) == 0:
         return float("nan")
-    weight = _weights(weights, len(difference))
-    sums, counts = _per_cluster(difference, weight, clusters)
-    k = len(sums)
-    mean = sums.sum() / counts.sum()
-    error = np.sqrt(k / max(k - 1, 1) * np.sum((sums - mean * counts) ** 2)) / counts.sum()
+    total = counts.sum()
+    error = np.sqrt(_variance(sums, counts, sums.sum() / total, total))
     return float(min(1.0, max(2.801585 * error, 6 / len(difference))))
 
 
