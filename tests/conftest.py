@@ -14,6 +14,7 @@ from tdrs.attention import core
 from tdrs.attention.core import Call
 from tdrs.backbones import Backbone
 from tdrs.configuration import compose, plain
+from tests.sweeps.pretend import pretend
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -61,3 +62,9 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[Call]:
 
     monkeypatch.setitem(core.EXECUTIONS, "auto", record)
     return found
+
+
+@pytest.fixture
+def pretended(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Studies without a model, for one test; see `tests/sweeps/pretend.py`."""
+    return pretend(monkeypatch)

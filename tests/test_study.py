@@ -14,9 +14,7 @@ from tdrs.evaluate import main_evaluate
 from tdrs.study import main
 from tdrs.tracking import Tracker
 
-from .sweeps.pretend import configuration, pretended
-
-__all__ = ["pretended"]
+from .sweeps.pretend import configuration
 
 METHODS = {
     "sharper": {"intervention": "temperature"},

@@ -19,9 +19,7 @@ from tdrs.statistics import holm, mcnemar, sign_flip
 from tdrs.tracking import Tracker
 
 from ..sweeps import pretend
-from ..sweeps.pretend import configuration, pretended
-
-__all__ = ["pretended"]
+from ..sweeps.pretend import configuration
 
 METHODS = {
     "same": {"intervention": "temperature", "intervention.tau": 1.0},

@@ -55,12 +55,6 @@ def pretend(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return loaded
 
 
-@pytest.fixture
-def pretended(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """For one test; see `pretend`."""
-    return pretend(monkeypatch)
-
-
 def configuration(output: Path, *overrides: str, **search: Any) -> dict[str, Any]:
     """A small study's configuration: 8 tuning and 8 held-out samples, batches of 4; `search` is added to the group."""
     given = ["study.name=small", f"output={output}", "batch_size=4", "dataset.gap=4", *overrides]

@@ -16,9 +16,7 @@ from tdrs.settings import SettingError
 from tdrs.sweep import main_sweep
 from tdrs.tracking import Tracker
 
-from .pretend import configuration, pretended
-
-__all__ = ["pretended"]
+from .pretend import configuration
 
 AXES = {
     "dataset": ["mini_pope", "mini_scienceqa"],

@@ -14,9 +14,7 @@ from tdrs.configuration import compose, plain
 from tdrs.settings import SettingError
 from tdrs.tracking import Tracker
 
-from .pretend import configuration, pretended
-
-__all__ = ["pretended"]
+from .pretend import configuration
 
 DC_W, DC, RE_W, RE = (f"intervention.{name}" for name in ("dc.w_min", "dc.weight", "re.w_min", "re.weight"))
 

@@ -14,9 +14,7 @@ from tdrs.settings import SettingError
 from tdrs.tracking import Tracker
 
 from . import pretend
-from .pretend import configuration, pretended
-
-__all__ = ["pretended"]
+from .pretend import configuration
 
 SPACE = {"intervention.gain": ["logits", "weights"], "intervention.dc.w_min": [1, 3, 10]}
 

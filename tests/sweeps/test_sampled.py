@@ -17,9 +17,7 @@ from tdrs.settings import SettingError
 from tdrs.stopping import Stop
 from tdrs.tracking import Tracker
 
-from .pretend import configuration, pretended, run_batches
-
-__all__ = ["pretended"]
+from .pretend import configuration, run_batches
 
 SPACE = {
     "intervention.gain": ["logits", "weights"],

@@ -25,9 +25,7 @@ from tdrs.sweep import main_sweep
 from tdrs.tracking import Tracker
 
 from . import pretend
-from .pretend import configuration, pretended
-
-__all__ = ["pretended"]
+from .pretend import configuration
 
 
 def small(output: Path) -> dict[str, Any]:
