@@ -84,6 +84,11 @@ class BackboneSettings:
         return Path(self.source).expanduser()
 
     @property
+    def location(self) -> str:
+        """What transformers' classes are given: the local folder if there is one, else the hub id."""
+        return str(self.folder) if self.folder.is_dir() else self.source
+
+    @property
     def fingerprint(self) -> str:
         """A hash of a local folder's files but its card (of large ones, size and first MiB); or hub id and commit."""
         if self.folder.is_dir():
@@ -105,7 +110,7 @@ class BackboneSettings:
 
     @property
     def _config(self) -> Any:
-        return _config(str(self.folder) if self.folder.is_dir() else self.source, self.revision)
+        return _config(self.location, self.revision)
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -314,7 +319,7 @@ def load(settings: BackboneSettings, features: Features | None = None) -> Backbo
     Raises:
         SettingError: the weights cannot be found or read.
     """
-    source = str(settings.folder) if settings.folder.is_dir() else settings.source
+    source = settings.location
     if not sys.stderr.isatty():
         disable_progress_bar()
     try:
