@@ -2,7 +2,7 @@
 
 Qwen2.5-VL's and InternVL's processors each want their video processor, which needs torchvision; where that is missing
 (torch's CPU build has none that matches in a package registry) they are built for images alone, with the image
-processors' PIL classes. What a call returns is what the model needs either way.
+processors' PIL classes. Pictures are prepared by PIL either way, so what is measured does not depend on torchvision.
 """
 
 import json
@@ -10,7 +10,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoConfig, AutoProcessor, AutoTokenizer, InternVLProcessor, Qwen2_5_VLProcessor
+from transformers import (
+    AutoConfig,
+    AutoImageProcessor,
+    AutoProcessor,
+    AutoTokenizer,
+    InternVLProcessor,
+    Qwen2_5_VLProcessor,
+)
 from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import GotOcr2ImageProcessorPil
 from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
@@ -94,7 +101,9 @@ def image_kwargs(processor: Any, image: Mapping[str, Any]) -> dict[str, Any]:
 def _load(source: str, kind: str, given: dict[str, Any]) -> Any:
     revision = given["revision"]
     if kind not in IMAGES_ONLY or is_torchvision_available():
-        return AutoProcessor.from_pretrained(source, **given)
+        whole = AutoProcessor.from_pretrained(source, **given)
+        whole.image_processor = AutoImageProcessor.from_pretrained(source, backend="pil", **given)
+        return whole
     processor, image_processor = IMAGES_ONLY[kind]
     settings, _ = processor.get_processor_dict(source, revision=revision)
     tokenizer = AutoTokenizer.from_pretrained(source, **given)
