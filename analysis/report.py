@@ -28,6 +28,7 @@ from tdrs.sweeps.trials import FAILED, PRUNED, STOCK, Outcome, Trial
 from tdrs.benchmarks import Record, Sample
 from tdrs.configuration import with_settings
 from tdrs.evaluate import plan
+from tdrs.published import published
 from tdrs.records import Records
 
 SHOWN = 3  # discordant samples of a row, of each kind
@@ -60,6 +61,7 @@ class Report:
 
     Attributes:
         split: the first line: which split was reported, and what chose the settings.
+        off: where the stock model's score is far from the published one, lines right below.
         findings: a sentence a row, by place.
         tables: Markdown, by place.
         figures: what they show, and their files.
@@ -68,6 +70,7 @@ class Report:
 
     name: str
     split: str
+    off: list[str]
     question: str
     findings: dict[str, list[tuple[str, str]]]
     setup: list[tuple[str, str]]
@@ -97,6 +100,20 @@ def split_line(outcome: Outcome) -> str:
     trials = span(row.budget for row in tuned)
     chosen = f"Settings of {len(tuned)} rows, marked as tuned, were chosen on the tuning split, "
     return f"{text} {chosen}n = {outcome.config['preset']['tuning']}, from {trials} trials each."
+
+
+def off(outcome: Outcome) -> list[str]:
+    """Where the stock model is more than 3 points off its published score, a line a place."""
+    lines = []
+    for row in outcome.rows:
+        if row.name != STOCK or not row.metrics:
+            continue
+        config = with_settings(outcome.config, dict(row.place))
+        known = published(config["backbone"], config["dataset"])
+        warning = known.warning(row.metrics[known.metric.lower()]) if known else ""
+        if warning:
+            lines.append(f"{where(outcome, row.place)}, n = {row.n}: {warning}. See what `tdrs.doctor` says.")
+    return lines
 
 
 def question(outcome: Outcome) -> str:
@@ -143,6 +160,7 @@ def numbers(outcome: Outcome, records: Records, folder: Path) -> Report:
     return Report(
         name=outcome.name,
         split=split_line(outcome),
+        off=off(outcome),
         question=question(outcome),
         findings=findings,
         setup=setup,
@@ -287,7 +305,7 @@ def draw(report: Report, folder: Path) -> list[Path]:
 
 def markdown(report: Report) -> str:
     """The page without its pictures of samples."""
-    parts = [f"# {report.name}", report.split, report.question, "## Findings"]
+    parts = [f"# {report.name}", report.split, *(f"**{line}**" for line in report.off), report.question, "## Findings"]
     for place, sentences in report.findings.items():
         parts.append(f"**{place}**\n\n" + "\n".join(f"- {name}: {text}" for name, text in sentences))
     parts += [report.tests, "## Tables", tables.markdown(report.lines, report.warning).strip(), "## Figures"]

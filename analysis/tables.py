@@ -19,25 +19,9 @@ from tdrs.analysis.figure import redraw
 from tdrs.sweeps.trials import Outcome
 
 from tdrs.benchmarks import DATASETS
+from tdrs.published import NAMESAKES, REPORTED
 from tdrs.records import Records
 from tdrs.statistics import Interval, McNemar
-
-# T-DRS (arXiv 2511.09868), Tables 1 and 2: accuracy in per cent, on POPE F1. Stage 0 is the stock model, 3 all stages.
-NAMESAKES = {"llava": "LLaVA-1.5-7B", "internvl": "InternVL2-8B", "qwen": "Qwen2.5-VL-7B"}
-REPORTED = {
-    ("llava", "scienceqa"): {0: 67.9, 1: 68.1, 2: 68.8, 3: 69.2},
-    ("llava", "gqa"): {0: 62.0, 3: 63.1},
-    ("llava", "textvqa"): {0: 58.2, 3: 59.0},
-    ("llava", "pope"): {0: 85.7, 1: 85.8, 2: 86.0, 3: 86.1},
-    ("internvl", "scienceqa"): {0: 96.6, 1: 96.9, 2: 97.1, 3: 97.3},
-    ("internvl", "gqa"): {0: 62.6, 3: 62.8},
-    ("internvl", "textvqa"): {0: 79.1, 3: 79.7},
-    ("internvl", "pope"): {0: 87.0, 1: 86.8, 2: 87.2, 3: 87.4},
-    ("qwen", "scienceqa"): {0: 79.4, 1: 79.8, 2: 80.4, 3: 80.7},
-    ("qwen", "gqa"): {0: 57.9, 3: 58.3},
-    ("qwen", "textvqa"): {0: 84.5, 3: 85.0},
-    ("qwen", "pope"): {0: 86.4, 1: 86.6, 2: 86.9, 3: 87.3},
-}
 
 
 class Line(NamedTuple):

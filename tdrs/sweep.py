@@ -38,6 +38,7 @@ def main_sweep(config: DictConfig) -> int:
         figures = [path.with_suffix(kind) for _, path in page.figures for kind in (".png", ".svg")]
         study.attach([*written, *figures])
         print()
+        print("".join(f"{line}\n" for line in page.off), end="")
         print("\n".join(outcome.table()))
         print("".join(f"{line}\n" for line in outcome.clamps()), end="")
         print("".join(f"{note}\n" for note in study.engine.notes), end="")

@@ -257,17 +257,20 @@ class Backbone:
 
         The tower sees one picture at a time, so that features do not depend on the batch or on what was kept before.
         """
-        found = []
-        for picture in pictures:
-            kept = self.features.get(picture.digest) if self.features else None
-            if kept is None:
-                kept = self._look(picture)
-                if self.features:
-                    self.features.put(picture.digest, kept)
-            found.append(kept.to(self.model.device))
+        found = [self.features_of(picture) for picture in pictures]
         as_tensor = self.model.config.model_type == "internvl"  # the others take a list
         return BaseModelOutputWithPooling(pooler_output=torch.cat(found) if as_tensor else found)  # type: ignore[arg-type]
 
+    def features_of(self, picture: Picture) -> torch.Tensor:
+        """A picture's features on the model's device, (tokens, width): kept ones, or made and kept."""
+        kept = self.features.get(picture.digest) if self.features else None
+        if kept is None:
+            kept = self._look(picture)
+            if self.features:
+                self.features.put(picture.digest, kept)
+        return kept.to(self.model.device)
+
+    @torch.inference_mode()
     def _look(self, picture: Picture) -> torch.Tensor:
         """A picture's features, (tokens, width)."""
         text, image = [self.processor.image_token], [picture.open()]

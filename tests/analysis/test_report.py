@@ -196,3 +196,21 @@ def test_splits_that_share_nothing_are_not_marked(tmp_path: Path, pretended: lis
     outcome = made(tmp_path)
     assert outcome.overlap == 0
     assert outcome.warning == ""
+
+
+def test_a_stock_score_far_from_the_published_one_is_said_at_the_top(tmp_path: Path, pretended: list[str]) -> None:
+    """Pretended answers are right half of the time; the card says 1.000 at 32 tokens, and nothing at 4."""
+    for gap in (4, 32):
+        output = tmp_path / str(gap)
+        config = configuration(output, "search=compare", f"dataset.gap={gap}", axes={}, methods=METHODS, budget=3)
+        study = Study(config, Tracker("none", output))
+        outcome = study.run()
+        assert len(report.off(outcome)) == (gap == 32)
+    page = report.numbers(outcome, study.records, study.folder)
+    (line,) = page.off
+    stock = 100 * outcome.rows[0].metrics["accuracy"]
+    assert line.startswith("mini_llava, mini_scienceqa, gap 32, n = 8: the stock model's accuracy, ")
+    assert f"{stock:.1f} %, is {stock - 100:+.1f} points off the published 100.0 % (the card of mini_llava)" in line
+    written = {path.name: path.read_text() for path in report.draw(page, study.folder)}
+    assert written["report.md"].split("\n\n")[2] == f"**{line}**"
+    assert written["report.html"].index("points off the published") < written["report.html"].index("<h2>")

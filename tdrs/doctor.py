@@ -1,0 +1,343 @@
+"""Is a backbone on a data set set up right, and what will a study of it cost?
+
+    python -m tdrs.doctor backbone=llava_1_5_7b dataset=scienceqa batch_size=8
+
+looks at files, prompt and token counts, compares the seam with all stages off to the stock model bit for bit, measures
+what the edit costs, estimates the time of a whole study, and asks the stock model some samples to compare its score
+with the published one. It exits with 1 if something is wrong.
+"""
+
+import itertools
+import shutil
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from omegaconf import DictConfig
+from tqdm import tqdm
+
+from tdrs import backbones
+from tdrs.attention.intervene import intervene
+from tdrs.backbones import Backbone
+from tdrs.backbones.features import Features
+from tdrs.benchmarks import Sample
+from tdrs.configuration import plain, run
+from tdrs.environment import environment
+from tdrs.evaluate import Plan, complete, gib, out_of_memory, plan
+from tdrs.interventions.tdrs import TDRS
+from tdrs.published import published
+from tdrs.records import Records
+from tdrs.settings import check_number
+from tdrs.stopping import stoppable
+from tdrs.sweeps.study import Study
+from tdrs.tracking import Tracker
+
+ROUNDS = 3  # timings of a batch, of which the median counts
+GIB = 2**30
+
+
+class Finding(NamedTuple):
+    """What was looked at, what there is to say, and whether it is as it should be."""
+
+    what: str
+    lines: list[str]
+    good: bool = True
+
+
+def examine(values: Mapping[str, Any]) -> Iterator[Finding]:
+    """Every finding, as soon as it is there.
+
+    Args:
+        values: the plain configuration of `conf/doctor.yaml`.
+
+    Raises:
+        SettingError: a setting is not allowed; model or data are not to be had.
+    """
+    check_number("samples", values["samples"], 1, whole=True)
+    output = Path(values["output"])
+    features = Features(output / "features", gib(values["features_gib"]))
+    planned = plan({**values, "split": "held_out", "limit": None})
+    yield _files(planned)
+    study = Study({**values, "study": {"name": "doctor"}}, Tracker("none", output))
+    samples = planned.load()
+    yield Finding("data", [_data(planned, samples), *samples.notes])
+    start = time.perf_counter()
+    backbone = backbones.load(planned.backbone, features)
+    yield _model(planned, backbone, time.perf_counter() - start)
+    batch = samples[: values["batch_size"]]
+    yield _prompt(backbone, batch[0])
+    look = _timed(lambda: backbone.seen(batch))  # the vision tower's part, unless features were kept before
+    yield _tokens(backbone, batch)
+    yield _off(backbone, batch)
+    rates, finding = _cost(backbone, planned, batch)
+    yield finding
+    if backbone.model.device.type == "cuda":
+        yield _largest_batch(backbone, planned, samples)
+    yield _features(backbone, samples, study, look / len(batch), output, gib(values["features_gib"]))
+    yield _study(study, rates, len(batch), values)
+    yield _score(backbone, values, output)
+
+
+def _files(planned: Plan) -> Finding:
+    settings = planned.backbone
+    folder = settings.folder
+    lines = [f"{settings.location}, fingerprint {settings.fingerprint}"]
+    if folder.is_dir():
+        weights = sorted(folder.glob("*.safetensors"))
+        size = sum(path.stat().st_size for path in weights)
+        lines.append(f"{len(weights)} file{'s' * (len(weights) != 1)} of weights, {_size(size)}")
+    return Finding("files", lines)
+
+
+def _data(planned: Plan, samples: Sequence[Sample]) -> str:
+    dataset = planned.dataset
+    style = dataset.prompt if dataset.prompt != "backbone" else planned.backbone.prompt_style
+    images = len({sample.image_id for sample in samples})
+    text = f"{len(samples)} held-out samples over {images} pictures; prompt {style}, rule {dataset.rule}"
+    return f"{text}, gap {dataset.gap}" if dataset.gap else text
+
+
+def _model(planned: Plan, backbone: Backbone, seconds: float) -> Finding:
+    model = backbone.model
+    layers, heads = planned.backbone.shape
+    groups = model.config.get_text_config().num_key_value_heads
+    number = sum(weight.numel() for weight in model.parameters())
+    size = f"{number / 1e9:.2f} billion" if number > 5e7 else f"{number / 1e6:.1f} million"
+    where = environment()["device"] if model.device.type == "cuda" else f"{environment()['device']} (cpu)"
+    return Finding(
+        "model",
+        [
+            f"{type(model).__name__}, {size} parameters, {layers} layers × {heads} heads ({groups} for keys)",
+            f"{str(model.dtype).removeprefix('torch.')} on {where}, {planned.backbone.attention}; "
+            f"loaded in {seconds:.1f} s",
+        ],
+    )
+
+
+def _prompt(backbone: Backbone, sample: Sample) -> Finding:
+    """The first prompt as the model reads it, a run of image tokens as one."""
+    ids = backbone.inputs([sample])["input_ids"][0].tolist()
+    image = backbone.model.config.image_token_id
+    parts = []
+    for is_image, run_ in itertools.groupby(ids, lambda token: token == image):
+        some = list(run_)
+        text = backbone.processor.tokenizer.decode(some[:1] if is_image else some)
+        parts.append(f"{text}×{len(some)}" if is_image else text)
+    whole = "".join(parts)
+    if len(whole) > 700:
+        whole = f"{whole[:350]} […] {whole[-350:]}"
+    return Finding("prompt", whole.splitlines())
+
+
+def _tokens(backbone: Backbone, batch: Sequence[Sample]) -> Finding:
+    inputs = backbone.seen(batch)
+    counted = (inputs["input_ids"] == backbone.model.config.image_token_id).sum(dim=1).tolist()
+    made = [backbone.features_of(sample.picture).shape[0] for sample in batch]
+    lengths = inputs["attention_mask"].sum(dim=1).tolist()
+    left = bool(inputs["attention_mask"][:, -1].all())
+    lines = [
+        f"{_span(counted)} image tokens a prompt, {_span(made)} features a picture: "
+        f"{'equal' if counted == made else 'UNEQUAL'}",
+        f"{_span(lengths)} tokens a prompt; padding {'left' if left else 'NOT ON THE LEFT'}",
+    ]
+    return Finding("tokens", lines, counted == made and left)
+
+
+def _span(numbers: Sequence[int]) -> str:
+    return " to ".join(str(number) for number in dict.fromkeys((min(numbers), max(numbers))))
+
+
+@torch.inference_mode()
+def _off(backbone: Backbone, batch: Sequence[Sample]) -> Finding:
+    inputs = backbone.seen(batch)
+    stock = backbone.model(**inputs).logits
+    with intervene(backbone.model, TDRS(sd=False, dc=None, re=None)):
+        off = backbone.model(**inputs).logits
+    equal = torch.equal(stock, off)
+    said = "equal bit for bit" if equal else f"DIFFERENT by up to {(stock - off).abs().max().item():.3g}"
+    return Finding("off", [f"logits of {len(batch)} samples with all stages off and of the stock model: {said}"], equal)
+
+
+def _cost(backbone: Backbone, planned: Plan, batch: Sequence[Sample]) -> tuple[dict[bool, float], Finding]:
+    """Seconds of a batch without and with the edit, answers included."""
+
+    def stock() -> None:
+        backbone.answer(batch, planned.dataset.real)
+
+    def edited() -> None:
+        with intervene(backbone.model, planned.intervention, planned.execution):
+            backbone.answer(batch, planned.dataset.real)
+
+    for warm in (stock, edited):
+        warm()
+    times: dict[bool, list[float]] = {False: [], True: []}
+    for _ in range(ROUNDS):
+        times[False].append(_timed(stock))
+        times[True].append(_timed(edited))
+    medians = {is_edited: statistics.median(some) for is_edited, some in times.items()}
+    peaks = [_peak(backbone, run_) for run_ in (stock, edited)]
+    name = type(planned.intervention).__name__
+    lines = [
+        f"a batch of {len(batch)}: stock {medians[False]:.2f} s, {name} {medians[True]:.2f} s, "
+        f"{medians[True] / medians[False]:.2f} ×",
+    ]
+    if all(peak is not None for peak in peaks):
+        lines.append("memory beyond the weights: " + ", ".join(_size(peak or 0) for peak in peaks))
+    return medians, Finding("cost", lines)
+
+
+def _size(count: int) -> str:
+    """Bytes for people."""
+    for unit, name in ((GIB, "GiB"), (2**20, "MiB")):
+        if count >= unit:
+            return f"{count / unit:.1f} {name}"
+    return f"{count / 1024:.0f} KiB"
+
+
+def _timed(function: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    function()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter() - start
+
+
+def _peak(backbone: Backbone, function: Callable[[], None]) -> int | None:
+    """Bytes in use at most during a call, beyond those before it; None where that cannot be measured."""
+    if backbone.model.device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        function()
+        return torch.cuda.max_memory_allocated() - before
+    try:
+        Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far
+        before = _process_memory("VmRSS")
+        function()
+        return max(0, _process_memory("VmHWM") - before)
+    except OSError:
+        return None
+
+
+def _process_memory(name: str) -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{name}:"))
+
+
+def _largest_batch(backbone: Backbone, planned: Plan, samples: Sequence[Sample]) -> Finding:
+    """By doubling, under the edit, of the longest prompts."""
+    longest = sorted(samples, key=lambda sample: len(sample.prompt), reverse=True)
+    fits, size = 0, 1
+    while size <= len(longest):
+        try:
+            with intervene(backbone.model, planned.intervention, planned.execution):
+                backbone.answer(longest[:size], planned.dataset.real)
+        except (RuntimeError, MemoryError) as error:
+            if not out_of_memory(error):
+                raise
+            break
+        fits, size = size, 2 * size
+    torch.cuda.empty_cache()
+    return Finding("batch", [f"of the longest prompts, batches of {fits} fit into the device's memory"], fits > 0)
+
+
+def _features(
+    backbone: Backbone, samples: Sequence[Sample], study: Study, seconds: float, output: Path, bound: int
+) -> Finding:
+    """How large the pictures' features become, and the records."""
+    tensor = backbone.features_of(samples[0].picture)
+    each = tensor.numel() * tensor.element_size()
+    pictures = {sample.picture.digest for some in study.preview.samples.values() for sample in some}
+    whole = each * len(pictures)
+    existing = next(path for path in (output, *output.absolute().parents) if path.exists())
+    free = shutil.disk_usage(existing).free
+    lines = [
+        f"{_size(each)} a picture, {_size(whole)} for the {len(pictures)} of a study's two splits, "
+        f"{1000 * seconds:.0f} ms each; features_gib={bound / GIB:g}, {_size(free)} of disk are free"
+    ]
+    good = whole <= bound or not bound
+    if not good:
+        lines.append(f"MORE than features_gib keeps: each trial would look anew; features_gib={whole / GIB + 1:.0f}")
+    if whole > free:
+        lines.append("MORE than the disk has")
+    return Finding("features", lines, good and whole <= free)
+
+
+def _study(study: Study, rates: Mapping[bool, float], size: int, values: Mapping[str, Any]) -> Finding:
+    jobs = study.preview.planned.values()
+    seconds = sum(len(job.samples) * rates[job.plan.intervention.active] / size for job in jobs)
+    preset, protocol = values["preset"], values["search"]["protocol"]
+    splits = f"{preset['tuning'] or 'all'} tuning and {preset['held_out'] or 'all'} held-out samples"
+    units = ((3600, "hours"), (60, "minutes"), (1, "seconds"))
+    unit, name = next(unit for unit in units if seconds >= 2 * unit[0] or unit[0] == 1)
+    trials = f"{study.preview.asked} trials, {study.preview.asked - len(jobs)} of them done or alike"
+    lines = [f"search={protocol}, {splits}: {trials}; about {seconds / unit:.1f} {name} to run"]
+    return Finding("study", lines)
+
+
+def _score(backbone: Backbone, values: Mapping[str, Any], output: Path) -> Finding:
+    """The stock model on the first held-out samples, kept like any evaluation, beside the published score."""
+    count: int = values["samples"]
+    planned = plan({**values, "intervention": {"name": "none"}, "split": "held_out", "limit": count})
+    samples = planned.load("samples")
+    records = Records(output / "records")
+    identity = planned.identity(samples)
+    with stoppable() as stop, records.wait_for(identity, stop):
+        if not records.done(identity):
+            with tqdm(total=len(samples), desc="stock", unit="sample", disable=None, leave=False) as bar:
+
+                def after(number: int) -> None:
+                    bar.update(number)
+                    stop.check()
+
+                complete(planned, samples, lambda: backbone, records, identity, after)
+    metrics = records.read(identity).metrics
+    low, high = metrics["accuracy_low"], metrics["accuracy_high"]
+    lines = [f"accuracy {metrics['accuracy']:.3f} [{low:.3f}, {high:.3f}] on {len(samples)} held-out samples"]
+    known = published(values["backbone"], values["dataset"])
+    if known is None:
+        return Finding("score", [*lines, "no published score is known for these settings"])
+    measured = metrics[known.metric.lower()]
+    points = known.distance(measured)
+    shown = "" if known.metric == "accuracy" else f"{known.metric} {measured:.3f}; "
+    lines.append(f"{shown}published: {known.metric} {known.value:.3f} ({known.where}), {points:+.1f} points off")
+    within = low <= known.value <= high
+    good = not known.warning(measured) or (known.metric == "accuracy" and within)
+    if known.warning(measured):
+        lines.append(
+            "more than 3 points, but inside this interval: more samples would tell (samples=…)"
+            if good
+            else "MORE than 3 points: look at prompt, pictures, dtype, rule and weights before anything is measured"
+        )
+    return Finding("score", lines, good)
+
+
+def main_doctor(config: DictConfig) -> int:
+    values = plain(config)
+    wrong = []
+    for finding in examine(values):
+        mark = "ok" if finding.good else "!!"
+        for number, line in enumerate(finding.lines):
+            print(f"{'' if number else finding.what:10}{'' if number else mark:4}{line}", flush=True)
+        if not finding.good:
+            wrong.append(finding.what)
+    print()
+    if wrong:
+        print(f"not as it should be: {', '.join(wrong)}")
+        return 1
+    names = [f"{part}={values[part]['name']}" for part in ("backbone", "dataset")]
+    print(f"all is as it should be; next:  python -m tdrs.sweep {' '.join(names)} study.name=mine")
+    return 0
+
+
+USAGE = """
+python -m tdrs.doctor [backbone=CHOICE] [dataset=CHOICE] [SETTING=VALUE ...]   (--cfg prints the configuration)
+
+Groups and their choices:
+"""
+
+if __name__ == "__main__":
+    sys.exit(run("doctor", main_doctor, USAGE))

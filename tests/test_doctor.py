@@ -1,0 +1,88 @@
+"""The doctor on the embedded default: every finding, and what it says where something is wrong."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tdrs import doctor, intervene
+from tdrs.backbones import Backbone
+from tdrs.benchmarks import scienceqa
+from tdrs.configuration import compose, plain, run
+from tdrs.doctor import Finding, examine, main_doctor
+from tdrs.interventions.temperature import Temperature
+from tdrs.published import published
+
+FINDINGS = ["files", "data", "model", "prompt", "tokens", "off", "cost", "features", "study", "score"]
+
+
+def findings(output: Path, *overrides: str) -> dict[str, Finding]:
+    given = ["samples=12", "batch_size=4", "preset=smoke", f"output={output}", *overrides]
+    return {finding.what: finding for finding in examine(plain(compose("doctor", given)))}
+
+
+def test_all_is_well_with_the_embedded_default(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["samples=12", "batch_size=4", "preset=smoke", "dataset.gap=32", f"output={tmp_path}"]
+    assert run("doctor", main_doctor, "", words) == 0
+    said = capsys.readouterr().out
+    assert [line.split()[0] for line in said.splitlines() if line[:1].strip()][:-1] == FINDINGS
+    assert "<image>×16" in said
+    assert "16 image tokens a prompt, 16 features a picture: equal" in said
+    assert "equal bit for bit" in said
+    assert "published: accuracy 1.000 (the card of mini_llava)" in said
+    assert "all is as it should be" in said
+    assert len(list((tmp_path / "records").iterdir())) == 1  # the stock evaluation, kept as any other is
+
+
+def test_what_is_wrong_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A seam that changes the stock model, a picture with a feature too few, a cache that is too small, a bad score."""
+    look = Backbone.features_of
+    monkeypatch.setattr(Backbone, "features_of", lambda self, picture: look(self, picture)[:15])
+    monkeypatch.setattr(Backbone, "seen", lambda self, samples: dict(self.inputs(samples)))
+    monkeypatch.setattr(doctor, "intervene", lambda model, *_: intervene(model, Temperature(tau=0.9)))
+    monkeypatch.setitem(scienceqa.RULES, "llava", lambda text: "")
+    found = findings(tmp_path, "dataset.gap=32", "features_gib=0.000001")
+    assert [what for what, finding in found.items() if not finding.good] == ["tokens", "off", "features", "score"]
+    assert "UNEQUAL" in found["tokens"].lines[0]
+    assert "DIFFERENT" in found["off"].lines[0]
+    assert "MORE than features_gib keeps" in found["features"].lines[1]
+    assert "-100.0 points off" in found["score"].lines[1]
+
+
+def test_a_score_inside_its_own_interval_is_no_alarm(tmp_path: Path) -> None:
+    """12 samples at gap 256: some .4, whatever the card's 500 gave."""
+    score = findings(tmp_path)["score"]
+    assert score.good
+
+
+@pytest.mark.parametrize(
+    ("overrides", "value"),
+    [
+        (["dataset.gap=256"], 0.460),
+        (["dataset.gap=256", "dataset.filler=before_image"], 0.758),
+        (["dataset.gap=0", "dataset.blank=true"], 0.316),
+        (["dataset.gap=100"], None),
+        (["dataset.gap=0", "dataset.seed=1"], None),
+        (["dataset.gap=0", "dataset.prompt=internvl"], None),
+        (["backbone=mini_qwen2_5_vl", "dataset=mini_gqa", "dataset.gap=16"], 0.904),
+        (["backbone=llava_1_5_7b", "dataset=scienceqa"], 0.679),
+        (["backbone=qwen2_5_vl_7b", "dataset=pope"], 0.864),
+        (["backbone=qwen2_5_vl_7b", "dataset=pope", "dataset.gap=8"], None),
+        (["backbone=llava_1_5_7b"], None),
+    ],
+)
+def test_published_scores(overrides: list[str], value: float | None) -> None:
+    config: dict[str, Any] = plain(compose("evaluate", overrides))
+    known = published(config["backbone"], config["dataset"])
+    assert (known.value if known else None) == (None if value is None else pytest.approx(value))
+    if known:
+        assert known.metric == ("F1" if config["dataset"]["name"] == "pope" else "accuracy")
+        assert known.warning(known.value + 0.03) == ""
+        assert "points off the published" in known.warning(known.value - 0.031)
+
+
+def test_the_commands_own_settings_are_checked(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("doctor", main_doctor, "", ["samples=0"]) == 2
+    assert "samples = 0: must be a whole number of at least 1" in capsys.readouterr().err
+    assert run("doctor", main_doctor, "", ["backbone=llava_1_5_7b"]) == 2
+    assert "hf download llava-hf/llava-1.5-7b-hf" in capsys.readouterr().err
