@@ -10,6 +10,7 @@ records are those of an uninterrupted one, bit for bit.
 import hashlib
 import json
 import math
+import re
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -33,7 +34,7 @@ from tdrs.benchmarks import Benchmark, Record, Sample, Samples
 from tdrs.configuration import plain, run
 from tdrs.interventions import Method
 from tdrs.records import Batch, Counts, Evaluation, Records
-from tdrs.settings import check_choice, check_number
+from tdrs.settings import SettingError, check_choice, check_number
 from tdrs.statistics import accuracy_interval
 from tdrs.stopping import stoppable
 from tdrs.tracking import open_tracker
@@ -131,8 +132,12 @@ def run_batches(
     batch_size: int,
     execution: str = "auto",
     done: Sequence[Batch] = (),
+    starts: Sequence[int] | None = None,
 ) -> Iterator[Batch]:
-    """Answer the samples greedily under the intervention, batch by batch, after those that are `done`.
+    """Answer the samples greedily under the intervention, batch by batch but for those that are `done`.
+
+    Args:
+        starts: the first sample of each batch that is asked; None is all.
 
     Where memory runs out, a batch is asked in halves, and so are the later ones; that changes rounding, and is noted.
 
@@ -144,7 +149,10 @@ def run_batches(
     )
     size = min([batch_size, *(batch.size for batch in done)])
     with scope as session:
-        for first in range(sum(len(batch.records) for batch in done), len(samples), batch_size):
+        known = {batch.start for batch in done}
+        for first in range(0, len(samples), batch_size) if starts is None else starts:
+            if first in known:
+                continue
             begun = time.perf_counter()
             batch = samples[first : first + batch_size]
             try:
@@ -206,7 +214,8 @@ def clamped_line(clamped: Mapping[str, tuple[int, int]]) -> str:
 
 def main_evaluate(config: DictConfig) -> None:
     values = plain(config)
-    planned = plan(values)
+    planned, shard = plan(values), values["shard"]
+    shard_starts(0, 1, shard)  # is it of its form?
     samples = planned.load()
     identity = planned.identity(samples)
     output = Path(values["output"])
@@ -215,9 +224,11 @@ def main_evaluate(config: DictConfig) -> None:
     with stoppable() as stop, open_tracker(values["tracking"], output) as tracker:
         known = records.done(identity)
         features = Features(output / "features", gib(values["features_gib"]))
+        size = planned.batch_size
+        total = sum(min(size, len(samples) - start) for start in shard_starts(len(samples), size, shard))
         with (
-            records.wait_for(identity, stop),
-            tqdm(total=len(samples), desc=" ".join(names), unit="sample", disable=True if known else None) as bar,
+            records.wait_for(identity, stop, shard),
+            tqdm(total=total, desc=" ".join(names), unit="sample", disable=True if known else None) as bar,
         ):
 
             def after(count: int) -> None:
@@ -226,7 +237,14 @@ def main_evaluate(config: DictConfig) -> None:
 
             if not records.done(identity):
                 load = lambda: backbones.load(planned.backbone, features)  # noqa: E731
-                complete(planned, samples, load, records, identity, after)
+                complete(planned, samples, load, records, identity, after, shard=shard)
+        if not records.done(identity):
+            kept = sum(len(batch.records) for batch in records.batches(identity))
+            print(
+                f"shard {shard}: {total} samples kept; {kept} of {len(samples)} are there, in {records.path(identity)}"
+            )
+            print("the last shard's command, or this one without shard=, makes the result")
+            return
         evaluation = records.read(identity)
         tags = {"identity": identity, "split": planned.split, **dict(zip(("backbone", "dataset"), names, strict=False))}
         metrics = {f"{planned.split}.{name}": value for name, value in evaluation.metrics.items()}
@@ -257,6 +275,22 @@ def gib(value: float) -> int:
     return int(value * 2**30)
 
 
+def shard_starts(samples: int, batch_size: int, shard: str | None) -> Sequence[int]:
+    """The first sample of each batch of a shard, "2/4" being the second quarter of the batches; None is all of them.
+
+    Raises:
+        SettingError: not of the form i/n with i from 1 to n.
+    """
+    starts = range(0, samples, batch_size)
+    if shard is None:
+        return starts
+    found = re.fullmatch(r"(\d+)/(\d+)", str(shard))
+    number, of = (int(found[1]), int(found[2])) if found else (0, 0)
+    if not 1 <= number <= of:
+        raise SettingError("shard", shard, "must be i/n, such as 2/4, with i from 1 to n")
+    return starts[(number - 1) * len(starts) // of : number * len(starts) // of]
+
+
 def complete(
     planned: Plan,
     samples: Samples,
@@ -265,6 +299,7 @@ def complete(
     identity: str,
     after: Callable[[int], None],
     enough: Callable[[list[Record]], bool] | None = None,
+    shard: str | None = None,
 ) -> Evaluation | None:
     """Run an evaluation to its end from where it was left, keeping each batch; the caller has claimed it.
 
@@ -272,22 +307,23 @@ def complete(
         backbone: loads the model; not called if nothing is left to ask.
         after: called after each batch with the number of its samples, also for those that were kept before.
         enough: asked after each batch, with all records so far, whether to end early.
+        shard: only this part of the batches, as `shard_starts` has it.
 
     Returns:
-        The evaluation, kept in `records`; None if it ended early, its batches kept.
+        The evaluation, kept in `records`; None if it ended early, or lacks other shards, its batches kept.
     """
-    batches: list[Batch] = []
+    starts = shard_starts(len(samples), planned.batch_size, shard)
     known: list[Record] = []
 
     def add(batch: Batch) -> bool:
-        batches.append(batch)
         known.extend(batch.records)
         after(len(batch.records))
         return enough is not None and len(known) < len(samples) and enough(known)
 
-    if any(add(batch) for batch in records.batches(identity)):
+    done = records.batches(identity)
+    if any(add(batch) for batch in done if batch.start in starts):
         return None
-    if len(known) < len(samples):
+    if set(starts) - {batch.start for batch in done}:
         steps = run_batches(
             backbone(),
             planned.dataset,
@@ -295,13 +331,17 @@ def complete(
             planned.intervention,
             planned.batch_size,
             planned.execution,
-            list(batches),
+            done,
+            starts,
         )
         with closing(steps):  # type: ignore[type-var]
             for batch in steps:
-                records.append(identity, batch)
+                records.append(identity, batch, shard)
                 if add(batch):
                     return None
+    batches = records.batches(identity)  # the other shards' too
+    if sum(len(batch.records) for batch in batches) < len(samples):
+        return None
     evaluation = summary(planned.dataset, samples, batches, planned.batch_size)
     records.finish(identity, evaluation, planned.config)
     return evaluation

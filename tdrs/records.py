@@ -1,6 +1,7 @@
 """Where evaluations are kept: a folder each, named by the hash of what decides its records, shared by all studies.
 
     records/IDENTITY/batches.jsonl                                 while it runs: a line a finished batch
+                     shard-2-of-4/batches.jsonl                    those of a shard, which another machine may bring
                      config.yaml, samples.parquet, result.json     once it is done, result.json last
                      failed.json                                   why the last attempt failed
                      lease                                         who is at work
@@ -14,6 +15,7 @@ import fcntl
 import json
 import math
 import os
+import shutil
 import socket
 import threading
 import time
@@ -193,27 +195,35 @@ class Records:
         evaluation.save(folder, config)
         for name in ("batches.jsonl", "failed.json"):
             (folder / name).unlink(missing_ok=True)
+        for shard in folder.glob("shard-*"):
+            shutil.rmtree(shard, ignore_errors=True)
 
     def batches(self, identity: str) -> list[Batch]:
-        """The finished batches of an evaluation, from its first sample on without a gap."""
-        found: list[Batch] = []
-        known = 0
-        for line in read_lines(self.path(identity) / "batches.jsonl"):
-            values = json.loads(line)
-            if values["start"] == known:  # else it is one that two workers brought
-                records = [Record(*row) for row in values["records"]]
-                found.append(Batch(known, records, _counts(values["clamped"]), values["seconds"], values["size"]))
-                known += len(records)
-        return found
+        """The finished batches of an evaluation, those of its shards among them, by their first sample."""
+        found: dict[int, Batch] = {}
+        folder = self.path(identity)
+        for path in (folder / "batches.jsonl", *sorted(folder.glob("shard-*/batches.jsonl"))):
+            for line in read_lines(path):
+                values = json.loads(line)
+                start = values["start"]
+                if start not in found:  # else it is one that two workers brought
+                    records = [Record(*row) for row in values["records"]]
+                    found[start] = Batch(start, records, _counts(values["clamped"]), values["seconds"], values["size"])
+        return [found[start] for start in sorted(found)]
 
-    def append(self, identity: str, batch: Batch) -> None:
-        """Keep a batch; a torn line at the end of the file is overwritten.
+    def append(self, identity: str, batch: Batch, shard: str | None = None) -> None:
+        """Keep a batch, of a shard apart from others; a torn line at the end of the file is overwritten.
 
         Raises:
             OSError: it cannot be written, for example because the disk is full; what was there is left.
         """
         values = asdict(batch) | {"records": [astuple(record) for record in batch.records]}
-        append_line(self.path(identity) / "batches.jsonl", json.dumps(values))
+        append_line(self._place(identity, shard) / "batches.jsonl", json.dumps(values))
+
+    def _place(self, identity: str, shard: str | None) -> Path:
+        """The folder that a worker writes batches into."""
+        folder = self.path(identity)
+        return folder if shard is None else folder / f"shard-{shard.replace('/', '-of-')}"
 
     def fail(self, identity: str, reason: str, attempts: int, trace: str) -> None:
         """Keep why an evaluation failed."""
@@ -229,16 +239,17 @@ class Records:
         except FileNotFoundError:
             return None
 
-    def wait_for(self, identity: str, stop: Stop) -> "Lease":
+    def wait_for(self, identity: str, stop: Stop, shard: str | None = None) -> "Lease":
         """The right to run an evaluation, when whoever has it is through; raises KeyboardInterrupt if asked to stop."""
-        while (lease := self.claim(identity)) is None:
+        while (lease := self.claim(identity, shard)) is None:
             time.sleep(0.2)
             stop.check()
         return lease
 
-    def claim(self, identity: str) -> "Lease | None":
-        """The right to run an evaluation, to be released; None if another process, here or elsewhere, has it."""
-        return Lease.take(self.path(identity), self.lease_seconds)
+    def claim(self, identity: str, shard: str | None = None) -> "Lease | None":
+        """The right to run an evaluation, or a shard of it, to be released; None if another process, here or elsewhere,
+        has it."""
+        return Lease.take(self._place(identity, shard), self.lease_seconds)
 
 
 def lock(path: Path) -> TextIO | None:

@@ -178,3 +178,32 @@ def test_nan_in_the_logits_is_an_error_that_names_the_samples(mini_llava: Backbo
     samples = benchmarks.load(twin(), "tuning", 4)
     with pytest.raises(FloatingPointError, match="NaN in the logits of samples 0 to 1"):
         list(run_batches(mini_llava, twin(), samples, Poison(), 2))
+
+
+def test_shards_make_the_whole(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """In any order, one left to the command without a shard; the records are those of one run, bit for bit."""
+    given = ["intervention=tdrs", "limit=22", "batch_size=4", "dataset.gap=8", "tracking=none"]
+    assert run("evaluate", main_evaluate, "", [*given, f"output={tmp_path / 'one'}"]) == 0
+    (one,) = (tmp_path / "one" / "records").iterdir()
+    output = f"output={tmp_path / 'parts'}"
+    assert run("evaluate", main_evaluate, "", [*given, output, "shard=3/3"]) == 0
+    said = capsys.readouterr().out
+    assert "shard 3/3: 6 samples kept; 6 of 22 are there" in said
+    assert not list((tmp_path / "parts").glob("records/*/result.json"))
+    assert run("evaluate", main_evaluate, "", [*given, output, "shard=1/3"]) == 0
+    assert run("evaluate", main_evaluate, "", [*given, output]) == 0  # asks the second third alone
+    (parts,) = (tmp_path / "parts" / "records").iterdir()
+    assert parts.name == one.name
+    assert Evaluation.read(parts).records == Evaluation.read(one).records
+    assert sorted(path.name for path in parts.iterdir()) == sorted(path.name for path in one.iterdir())
+
+
+def test_the_last_shard_makes_the_result(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    given = ["limit=10", "batch_size=4", "dataset.gap=8", "tracking=none", f"output={tmp_path}"]
+    for shard in ("2/2", "1/2"):
+        assert not list(tmp_path.glob("records/*/result.json"))
+        assert run("evaluate", main_evaluate, "", [*given, f"shard={shard}"]) == 0
+    assert "accuracy [95 % interval]" in capsys.readouterr().out
+    for bad in ("0/2", "3/2", "2", "a/b"):
+        assert run("evaluate", main_evaluate, "", [*given, f"shard={bad}"]) == 2
+        assert "shard = " in capsys.readouterr().err

@@ -32,8 +32,9 @@ def run_batches(
     batch_size: int,
     execution: str = "auto",
     done: Sequence[Batch] = (),
+    starts: Sequence[int] = (),
 ) -> Iterator[Batch]:
-    for first in range(sum(len(batch.records) for batch in done), len(samples), batch_size):
+    for first in sorted(set(starts) - {batch.start for batch in done}):
         records = []
         for sample in samples[first : first + batch_size]:
             value = margin(intervention, sample)

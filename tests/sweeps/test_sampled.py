@@ -53,7 +53,7 @@ def test_a_stopped_study_goes_on_with_the_same_points(
     stop, append = Stop(), Records.append
     seen: list[str] = []
 
-    def count(self: Records, identity: str, batch: Batch) -> None:
+    def count(self: Records, identity: str, batch: Batch, shard: str | None = None) -> None:
         append(self, identity, batch)
         seen.append(identity)
         stop.requested = len(seen) in (7, 16)

@@ -207,7 +207,7 @@ def test_a_stop_keeps_the_batch_and_the_study_goes_on(
     stop, seen = Stop(), []
     append = Records.append
 
-    def count(self: Records, identity: str, batch: Batch) -> None:
+    def count(self: Records, identity: str, batch: Batch, shard: str | None = None) -> None:
         append(self, identity, batch)
         seen.append(identity)
         stop.requested = len(seen) == 5
@@ -375,13 +375,13 @@ def test_a_dry_run_lists_what_is_missing_and_writes_nothing(
     assert not list(tmp_path.iterdir())
     output, _ = finished
     lines = study(output, tracking="none").dry_run()
-    assert lines[0].endswith("to run:")
+    assert lines[0].endswith("to run: 0")
     assert len(lines) == 2  # nothing is missing; later settings depend …
     shorter = small(output)
     shorter["search"]["steps"][3]["values"].append(5.0)
     lines = study(output, shorter, "none").dry_run()
     assert any("re.weight=5" in line for line in lines)
-    assert "estimate by like evaluations kept here" in lines[-1]
+    assert "minutes by like evaluations kept here" in lines[0]
 
 
 def test_with_settings_sets_dotted_keys_on_a_copy() -> None:
