@@ -31,6 +31,7 @@ from .trials import COMPLETE, FAILED, PLANNED, PRUNED, Request, Trial
 
 ATTEMPTS = 2  # of a trial that fails, each time a study is started
 WAIT = 0.2  # seconds between two looks at what other workers do
+_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
 @dataclass(frozen=True)
@@ -293,7 +294,7 @@ class Preview(Engine):
             if not self.store.done(folder.name):
                 continue
             evaluation = self.store.read(folder.name)
-            config = yaml.safe_load((folder / "config.yaml").read_text())
+            config = yaml.load((folder / "config.yaml").read_text(), _LOADER)
             rates.setdefault(_kind(config), []).append(evaluation.seconds / max(1, len(evaluation.records)))
         total, unknown = 0.0, 0
         for job in self.planned.values():

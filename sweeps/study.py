@@ -75,20 +75,27 @@ class Study:
     def dry_run(self) -> list[str]:
         """What would run, as lines of text."""
         preview = self.preview
-        lines = [
-            f"{preview.asked} trials asked for, {preview.asked - len(preview.planned)} found done or alike; to run:"
-        ]
+        lines = [self.cost()]
         for job in preview.planned.values():
             lines.append(f"  {job.identity}  {job.request.split:9} n = {len(job.samples):<5} {job.request.label}")
         if self.config["search"]["protocol"] in ("coordinate", "sampled"):
             lines.append("later settings depend on earlier results: where those are missing, these are first guesses")
-        seconds, unknown = preview.seconds()
-        known = len(preview.planned) - unknown
-        if known:
-            lines.append(f"estimate by like evaluations kept here: {seconds / 60:.1f} minutes for {known} of them")
-        if unknown:
-            lines.append(f"no like evaluation is kept here for {unknown}: no estimate for these")
         return lines
+
+    def cost(self) -> str:
+        """How much there is to run, and how long that may take, in a line."""
+        preview = self.preview
+        planned = preview.planned.values()
+        done = preview.asked - len(planned)
+        text = f"{preview.asked} trials asked for, {done} found done or alike; to run: {len(planned)}"
+        if not planned:
+            return text
+        text += f" of {sum(len(job.samples) for job in planned)} samples"
+        seconds, unknown = preview.seconds()
+        if unknown == len(planned):
+            return f"{text}; no like evaluation is kept here to estimate by: see `tdrs.doctor`"
+        text += f", {seconds / 60:.1f} minutes by like evaluations kept here"
+        return f"{text} (none is like {unknown} of them)" if unknown else text
 
     def run(self) -> Outcome:
         """Run the study, go on with it, or join it; returns what its protocol found.

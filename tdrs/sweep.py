@@ -32,6 +32,8 @@ def main_sweep(config: DictConfig) -> int:
         if values["dry_run"]:
             print("\n".join(study.dry_run()))
             return 0
+        if study.preview.planned:
+            print(study.cost(), file=sys.stderr)
         outcome = study.run()
         page = report.numbers(outcome, study.records, study.folder)
         written = report.draw(page, study.folder)

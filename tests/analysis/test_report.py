@@ -202,7 +202,7 @@ def test_a_stock_score_far_from_the_published_one_is_said_at_the_top(tmp_path: P
     """Pretended answers are right half of the time; the card says 1.000 at 32 tokens, and nothing at 4."""
     for gap in (4, 32):
         output = tmp_path / str(gap)
-        config = configuration(output, "search=compare", f"dataset.gap={gap}", axes={}, methods=METHODS, budget=3)
+        config = configuration(output, "search=compare", axes={"dataset.gap": [gap]}, methods=METHODS, budget=3)
         study = Study(config, Tracker("none", output))
         outcome = study.run()
         assert len(report.off(outcome)) == (gap == 32)
