@@ -171,21 +171,27 @@ class Session:
                 "a prompt fed in pieces: under stats_scope=call the result depends on the pieces, under row not",
                 stacklevel=2,
             )
+
+        def here(tensor: Any) -> Any:  # layers may be on several devices
+            return None if tensor is None else tensor.to(query.device)
+
         call = Call(
             query,
             key,
             value,
             scaling,
             mask,
-            rotation=(self._tokens["cos"], self._tokens["sin"]) if self.needs("rotation") else None,
-            positions=self._tokens.get("positions"),
-            roles=self._roles,
+            rotation=(here(self._tokens["cos"]), here(self._tokens["sin"])) if self.needs("rotation") else None,
+            positions=here(self._tokens.get("positions")),
+            roles=here(self._roles),
             layer=layer,
-            heads=None if self.heads is None else self.heads.to(query.device),
+            heads=here(self.heads),
         )
         output = self.execute(call, self.intervention)
         for name, counts in call.clamped.items():
-            self._clamped[name] = self._clamped.get(name, 0) + torch.stack(counts).sum(dim=0)
+            before = self._clamped.get(name)
+            now = torch.stack(counts).sum(dim=0)
+            self._clamped[name] = now if before is None else before + now.to(before.device)
         return output.transpose(1, 2).contiguous(), None
 
 

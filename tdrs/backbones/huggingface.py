@@ -8,6 +8,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from tdrs.settings import SettingError, build, check_choice, check_number
 
 EMBEDDED = Path(__file__).parent.parent / "zoo" / "models"
 DTYPES = ("auto", "float32", "bfloat16", "float16")
-DEVICES = ("auto", "cpu", "cuda")
+DEVICES = ("auto", "cpu", "cuda", "spread")
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,8 @@ class BackboneSettings:
     Args:
         source: `embedded:NAME`, a local folder in the hub's layout, or a hub id (owner/name).
         revision: the hub commit; None is the newest.
-        device: `auto` is cuda where there is one.
+        device: `auto` is cuda where there is one; `spread` puts the layers on all GPUs there are, and on the CPU what
+            they do not hold (with accelerate).
         dtype: `auto` is bfloat16 on cuda and float32 on the CPU.
         attention: the model's own attention implementation, on which edits are put.
         prompt_style: the style of prompt the model's own evaluation uses; a dataset's `prompt` goes before it.
@@ -66,6 +68,8 @@ class BackboneSettings:
             check_image_setting(name, value)
         if self.max_new_tokens is not None:
             check_number("max_new_tokens", self.max_new_tokens, 1, whole=True)
+        if self.device == "spread" and find_spec("accelerate") is None:
+            raise SettingError("device", self.device, "needs accelerate: pip install accelerate")
         if self.device == "cuda" and not torch.cuda.is_available():
             raise SettingError("device", self.device, "no CUDA device is available here; use cpu")
         if self.source.startswith("embedded:"):
@@ -120,7 +124,8 @@ class BackboneSettings:
 
     @property
     def resolved_device(self) -> str:
-        if self.device != "auto":
+        """The kind of device that is computed on."""
+        if self.device in ("cpu", "cuda"):
             return self.device
         return "cuda" if torch.cuda.is_available() else "cpu"
 
@@ -334,12 +339,14 @@ def load(settings: BackboneSettings, features: Features | None = None) -> Backbo
             attn_implementation=settings.attention,
             use_safetensors=True,
             trust_remote_code=False,
+            device_map="auto" if settings.device == "spread" else None,
         )
     except SettingError as error:
         raise error.under("backbone") from None
     except (OSError, ValueError) as error:
         raise _not_loaded(settings.source, error) from error
-    torch.nn.Module.to(model, settings.resolved_device)
+    if settings.device != "spread":
+        torch.nn.Module.to(model, settings.resolved_device)
     if features:
         features = features.of(settings.decisive)
     return Backbone(settings, model.eval(), processor, features)

@@ -1,11 +1,12 @@
 """Loading from a local folder, as a hub model on disk would be, and what is said when it cannot be."""
 
 import shutil
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 
-from tdrs import Stock, backbones, benchmarks
+from tdrs import TDRS, Stock, backbones, benchmarks
 from tdrs.backbones import Backbone, BackboneSettings
 from tdrs.backbones.huggingface import EMBEDDED
 from tdrs.evaluate import evaluate
@@ -18,6 +19,22 @@ def test_a_local_folder_is_the_same_model(tmp_path: Path, mini_llava: Backbone) 
     samples = benchmarks.load(twin, "tuning", 6)
     local = backbones.load(BackboneSettings("mine", str(tmp_path / "llava"), device="cpu"))
     assert evaluate(local, twin, samples, Stock()).records == evaluate(mini_llava, twin, samples, Stock()).records
+
+
+@pytest.mark.skipif(find_spec("accelerate") is None, reason="accelerate is not installed")
+def test_layers_spread_over_devices_are_the_same_model(mini_llava: Backbone) -> None:
+    """Where there is no GPU all layers come to the CPU, through the same loading."""
+    twin = benchmarks.from_settings({"name": "mini_scienceqa", "gap": 60})
+    samples = benchmarks.load(twin, "tuning", 6)
+    spread = backbones.load(BackboneSettings("mini_llava", "embedded:mini_llava", device="spread", dtype="float32"))
+    method = TDRS(pairs="text_to_image", distance="position", heads=[1])
+    assert evaluate(spread, twin, samples, method).records == evaluate(mini_llava, twin, samples, method).records
+
+
+def test_spreading_needs_accelerate(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tdrs.backbones.huggingface.find_spec", lambda name: None)
+    with pytest.raises(SettingError, match="device = 'spread': needs accelerate: pip install accelerate"):
+        BackboneSettings("x", "embedded:mini_llava", device="spread")
 
 
 def test_half_precision_answers_alike(mini_llava: Backbone) -> None:
