@@ -98,7 +98,8 @@ def split_line(outcome: Outcome) -> str:
     if not tuned:
         return f"{text} No setting was chosen on any split: all were given beforehand."
     trials = span(row.budget for row in tuned)
-    chosen = f"Settings of {len(tuned)} rows, marked as tuned, were chosen on the tuning split, "
+    rows = f"{len(tuned)} rows" if len(tuned) > 1 else "1 row"
+    chosen = f"Settings of {rows}, marked as tuned, were chosen on the tuning split, "
     return f"{text} {chosen}n = {outcome.config['preset']['tuning']}, from {trials} trials each."
 
 

@@ -21,10 +21,15 @@ from .trials import STOCK, STOCK_SETTINGS, Request, Settings, Trial
 
 
 def check_axes(axes: Mapping[str, Any]) -> None:
-    """Raises SettingError unless each axis is a list of at least one value."""
+    """Raises SettingError unless each axis is a list of at least one value, and no two set the same key."""
+    setter: dict[str, str] = {}
     for name, axis in axes.items():
         if not isinstance(axis, list) or not axis:
             raise SettingError(f"axes.{name}", axis, "must be a list of at least one value")
+        for key in {key for value in axis for key in (value if isinstance(value, Mapping) else [name])}:
+            if setter.setdefault(key, name) != name:
+                allowed = f"sets {key}, as axes.{setter[key]} does; take one away, such as '~search.axes.{setter[key]}'"
+                raise SettingError(f"axes.{name}", axis, allowed)
 
 
 def places(axes: Mapping[str, Any]) -> Iterator[Settings]:

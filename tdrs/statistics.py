@@ -76,7 +76,7 @@ def accuracy_interval(
     center = (share + Z95**2 / (2 * n_effective)) / (1 + Z95**2 / n_effective)
     spread = share * (1 - share) / n_effective + Z95**2 / (4 * n_effective**2)
     half = Z95 / (1 + Z95**2 / n_effective) * np.sqrt(spread)
-    return Interval(float(share), float(min(center - half, share)), float(max(center + half, share)))
+    return Interval(share, max(0.0, float(min(center - half, share))), min(1.0, float(max(center + half, share))))
 
 
 def paired_difference(

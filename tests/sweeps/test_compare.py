@@ -147,6 +147,10 @@ def test_a_comparison_at_one_distance_is_a_forest(tmp_path: Path) -> None:
         ({"dataset": ["mini_vqa"]}, r"dataset = 'mini_vqa': must be one of"),
         ({"dataset.gap": 4}, r"search.axes.dataset.gap = 4: must be a list of at least one value"),
         ({}, r"search.axes = None: must not be empty"),
+        (
+            {"dataset": ["mini_pope"], "place": [{"dataset": "mini_gqa", "dataset.gap": 4}]},
+            r"search.axes.place = .*: sets dataset, as axes.dataset does; take one away",
+        ),
         ({"dataset.gap": [0], "intervention.tau": [-1.0]}, r"search = 'intervention.tau': no such setting"),
     ],
 )
