@@ -8,6 +8,7 @@ Notation as in the paper: A are logits, i a query row, j a key, V the visible pa
 """
 
 import math
+import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -81,6 +82,34 @@ class Call:
         return own if own.dtype == torch.bool else own > torch.finfo(own.dtype).min / 2
 
     @cached_property
+    def plain(self) -> bool:
+        """Whether nothing is hidden but the future and whole tokens of padding: a block then need not test each pair.
+
+        Never where the whole map is one block: the specification looks at each.
+        """
+        return self.block_elements is not None and (self.mask is None or _is_plain(self.mask, self.past))
+
+    @cached_property
+    def padded_keys(self) -> torch.Tensor | None:
+        """Keys that are padding, (B, 1, 1, K) boolean, in a plain call; None if none is."""
+        if not self.plain or self.mask is None:
+            return None
+        padded = ~self.seen(0, self.query.shape[2], self.key.shape[2]).any(dim=2, keepdim=True)
+        return padded if padded.any() else None
+
+    def without_padding(self, x: torch.Tensor) -> torch.Tensor:
+        """Keys or values, (B, Hₖ, K, D), in a plain call with 0 where the token is padding, whatever stood there."""
+        return x if self.padded_keys is None else x.masked_fill(self.padded_keys.transpose(-1, -2), 0)
+
+    @cached_property
+    def key_bounds(self) -> tuple[torch.Tensor, torch.Tensor] | None:
+        """+∞ and −∞, at padded keys −∞ and +∞, (B, 1, 1, K): a minimum or maximum with them hides padding."""
+        if self.padded_keys is None:
+            return None
+        upper = torch.where(self.padded_keys, -math.inf, math.inf)
+        return upper, -upper
+
+    @cached_property
     def last_rows(self) -> torch.Tensor:
         """Each sample's last query row that is not padding, (B or 1, 1, 1, 1)."""
         rows = torch.arange(self.query.shape[2], device=self.query.device).view(1, 1, -1, 1)
@@ -88,13 +117,13 @@ class Call:
 
     @cached_property
     def float_key(self) -> torch.Tensor:
-        return self.key.float()
+        return self.without_padding(self.key.float())
 
     @property
     def unrotated_key(self) -> torch.Tensor:
         """Keys before rotation, float32, (B, Hₖ, K, D)."""
         assert self.rotation is not None, "the method must list 'rotation' in its needs"
-        return unrotate(self.key, *self.rotation)
+        return self.without_padding(unrotate(self.key, *self.rotation))
 
     def key_directions(self, features: str) -> torch.Tensor:
         """Keys of length 1 (0 stays 0), before (`pre_rope`) or after (`post_rope`) rotation, (B, Hₖ, K, D)."""
@@ -139,6 +168,22 @@ class Call:
         return torch.cat([rows(block) for block in self.blocks()], dim=2).amax(dim=2, keepdim=True)
 
 
+_LAST_MASK: list[tuple[weakref.ref[torch.Tensor], bool]] = []  # all layers of a forward pass are given the same one
+
+
+def _is_plain(mask: torch.Tensor, past: int) -> bool:
+    """Whether each row that is not padding sees the keys up to its own that are not padding."""
+    if _LAST_MASK and _LAST_MASK[0][0]() is mask:
+        return _LAST_MASK[0][1]
+    seen = mask if mask.dtype == torch.bool else mask > torch.finfo(mask.dtype).min / 2
+    rows, keys = seen.shape[-2:]
+    own = seen.diagonal(past, dim1=-2, dim2=-1).unsqueeze(-1)
+    expected = seen.any(dim=2, keepdim=True) & torch.ones(rows, keys, dtype=torch.bool, device=mask.device).tril(past)
+    found = bool(((seen == expected) | ~own).all())
+    _LAST_MASK[:] = [(weakref.ref(mask), found)]
+    return found
+
+
 def _unit(x: torch.Tensor) -> torch.Tensor:
     return x / x.norm(dim=-1, keepdim=True).clamp_min(1e-20)
 
@@ -169,11 +214,12 @@ class Block:
         cos, sin = self.call.rotation
         return unrotate(self.call.query[:, :, self.start : self.stop], cos[:, rows], sin[:, rows])
 
-    def cosine(self, features: str) -> torch.Tensor:
-        """q·k / (‖q‖‖k‖), before (`pre_rope`) or after (`post_rope`) rotation; (B, H, R, K), newly allocated."""
+    def cosine(self, features: str, factor: float = 1.0) -> torch.Tensor:
+        """q·k / (‖q‖‖k‖), before (`pre_rope`) or after (`post_rope`) rotation, times a factor; (B, H, R, K), newly
+        allocated."""
         rows = self.call.query[:, :, self.start : self.stop]
-        query = self.unrotated_query if features == "pre_rope" else rows.float()
-        return self.call.product(_unit(query), self.call.key_directions(features)[:, :, : self.keys])
+        query = _unit(self.unrotated_query if features == "pre_rope" else rows.float())
+        return self.call.product(query * factor, self.call.key_directions(features)[:, :, : self.keys])
 
     @cached_property
     def _offset(self) -> torch.Tensor:
@@ -211,10 +257,41 @@ class Block:
         visible = self.call.seen(self.start, self.stop, self.keys) & self.call.real[:, :, self.start : self.stop]
         return future | ~visible
 
+    def hide(self, values: torch.Tensor, fill: float) -> torch.Tensor:
+        """Set (B, H or 1, R, K) values of hidden pairs to 0, ∞ or −∞, in place; returns them.
+
+        In a plain call rows of padding are left as they are: what is reduced over a row's keys is to be read of the
+        others alone.
+        """
+        if not self.call.plain:
+            return values.masked_fill_(self.hidden, fill)
+        first = self.call.past + self.start + 1  # keys before it are the past of all rows; masked_fill_ is slow
+        values[..., first:].masked_fill_(self._offset[..., first:] < 0, fill)
+        if self.call.key_bounds is not None:
+            upper, lower = (bound[..., : self.keys] for bound in self.call.key_bounds)
+            if fill == 0:
+                values.mul_(upper > 0)
+            elif fill > 0:
+                torch.maximum(values, lower, out=values)
+            else:
+                torch.minimum(values, upper, out=values)
+        return values
+
+    def _of_real_rows(self, reduced: torch.Tensor, fill: float) -> torch.Tensor:
+        """(B, H or 1, R, 1) with `fill` in rows of padding."""
+        if self.call.real is None:
+            return reduced
+        return reduced.masked_fill(~self.call.real[:, :, self.start : self.stop], fill)
+
     @cached_property
     def counts(self) -> torch.Tensor:
         """Visible keys of each row, at least 1, (B or 1, 1, R, 1)."""
-        return (~self.hidden).sum(dim=-1, keepdim=True).clamp_min(1).float()
+        if not self.call.plain:
+            return (~self.hidden).sum(dim=-1, keepdim=True).clamp_min(1).float()
+        rows = slice(self.call.past + self.start, self.call.past + self.stop)
+        if self.call.padded_keys is None:
+            return self._offset[..., :1].float() + 1
+        return (~self.call.padded_keys).cumsum(dim=-1)[..., rows].transpose(-1, -2).clamp_min(1).float()
 
     @cached_property
     def last(self) -> torch.Tensor:
@@ -235,25 +312,36 @@ class Block:
 
     def row_mean(self, values: torch.Tensor) -> torch.Tensor:
         """The mean of (B, H, R, K) values over each row's visible keys (0 where it has none), (B, H, R, 1)."""
-        return values.masked_fill(self.hidden, 0).sum(dim=-1, keepdim=True) / self.counts
+        if self.call.plain and self.call.padded_keys is None:  # only the last keys need a look
+            first = self.call.past + self.start + 1
+            rest = values[..., first:].masked_fill(self._offset[..., first:] < 0, 0)
+            total = values[..., :first].sum(dim=-1, keepdim=True) + rest.sum(dim=-1, keepdim=True)
+        else:
+            total = self.hide(values.clone(), 0).sum(dim=-1, keepdim=True)
+        return total / self.counts
+
+    def row_max(self, values: torch.Tensor) -> torch.Tensor:
+        """As `row_mean`, the largest of values of at least 0."""
+        return self.hide(values.clone(), 0).amax(dim=-1, keepdim=True)
 
     def span(self, of: str) -> torch.Tensor:
         """d_max of each row, the largest distance of a visible key (0 where it has none), (B or 1, 1, R, 1)."""
         if of == "index" and self.call.mask is None:  # then the first key is visible to all
             return self._offset[..., :1].float()
-        return self.distance(of).masked_fill(self.hidden, 0).amax(dim=-1, keepdim=True)
+        distance = self.distance(of).expand(self.call.query.shape[0], -1, -1, -1)
+        return self._of_real_rows(self.row_max(distance), 0)
 
     @property
     def smallest_logit(self) -> torch.Tensor:
         """|A|_min of each row over its visible keys (inf where it has none), (B, H, R, 1)."""
-        return self.logits.abs().masked_fill_(self.hidden, math.inf).amin(dim=-1, keepdim=True)
+        return self._of_real_rows(self.hide(self.logits.abs(), math.inf).amin(dim=-1, keepdim=True), math.inf)
 
     @property
     def smallest_weight(self) -> torch.Tensor:
         """The smallest softmax(A) of each row over its visible keys (inf where it has none), (B, H, R, 1)."""
-        total = self.logits.masked_fill(self.hidden, -math.inf).logsumexp(dim=-1, keepdim=True)
-        smallest = self.logits.masked_fill(self.hidden, math.inf).amin(dim=-1, keepdim=True)
-        return torch.where(total.isinf(), math.inf, (smallest - total).exp_())
+        total = self.hide(self.logits.clone(), -math.inf).logsumexp(dim=-1, keepdim=True)
+        smallest = self.hide(self.logits.clone(), math.inf).amin(dim=-1, keepdim=True)
+        return self._of_real_rows(torch.where(total.isinf(), math.inf, (smallest - total).exp_()), math.inf)
 
 
 class Intervention(Protocol):
@@ -288,31 +376,33 @@ class Intervention(Protocol):
 
 
 def _weigh(call: Call, block: Block, intervention: Intervention, statistics: object) -> torch.Tensor:
-    """The attention weights of a block, (B, H, R, K)."""
+    """The attention weights of a block, (B, H, R, K); of no meaning in rows of padding."""
     edited = intervention.edit(block, statistics)
     if call.heads is not None:
         edited = torch.where(call.heads, edited, block.logits)
-    weights = edited.masked_fill_(block.hidden, -math.inf).softmax(dim=-1)
-    if call.real is not None:  # a row without a visible key is NaN here; its output is 0, and nobody reads it
-        weights.masked_fill_(block.hidden.all(dim=-1, keepdim=True), 0.0)  # a NaN elsewhere is to be seen
-    return weights
+    return block.hide(edited, -math.inf).softmax(dim=-1)
+
+
+def _without_padded_rows(call: Call, x: torch.Tensor) -> torch.Tensor:
+    """(B, H, Q, …) with 0 in rows of padding, which see nothing (NaN) or padding; a NaN elsewhere is to be seen."""
+    return x if call.real is None else x.masked_fill_(~call.real, 0)
 
 
 def weights(call: Call, intervention: Intervention) -> torch.Tensor:
     """The weights of the whole map under an edit, (B, H, Q, K), float32; 0 in rows of padding. For figures."""
     call = replace(call, block_elements=None)
     (block,) = call.blocks()
-    return _weigh(call, block, intervention, intervention.statistics(call))
+    return _without_padded_rows(call, _weigh(call, block, intervention, intervention.statistics(call)))
 
 
 def _attend(call: Call, intervention: Intervention) -> torch.Tensor:
     statistics = intervention.statistics(call)
-    value = call.value.float().transpose(-1, -2)
+    value = call.without_padding(call.value.float()).transpose(-1, -2)
     output = torch.empty(call.query.shape[:3] + call.value.shape[3:], dtype=call.query.dtype, device=call.query.device)
     for block in call.blocks():
         shares = _weigh(call, block, intervention, statistics)
         output[:, :, block.start : block.stop] = call.product(shares, value[..., : block.keys])
-    return output
+    return _without_padded_rows(call, output)
 
 
 def reference(call: Call, intervention: Intervention) -> torch.Tensor:

@@ -100,6 +100,11 @@ class Statistics:
     span: torch.Tensor
 
 
+def _over(x: torch.Tensor) -> torch.Tensor | None:
+    """Memory that a result may be written over; none where gradients are recorded."""
+    return None if torch.is_grad_enabled() else x
+
+
 @dataclass(frozen=True, kw_only=True)
 class TDRS(Method):
     """The three stages and the readings.
@@ -216,12 +221,16 @@ class TDRS(Method):
         return smallest if self.a_min_per == "head" else smallest.amin(dim=1, keepdim=True)
 
     def edit(self, block: Block, statistics: object) -> torch.Tensor:
-        sem_pos = block.cosine(self.features).add_(1).mul_(0.5) if self._similarity else None
+        sem_pos = block.cosine(self.features, 0.5).add_(0.5) if self._similarity else None
         gain = self._gain(block, sem_pos, statistics) if self._stages else None
         logits = block.logits
         result = logits
-        if gain is not None:
-            result = logits * gain.add_(1) if self.gain == "logits" else logits + gain.log1p_()
+        if gain is not None:  # A (1 + r), or A + log(1 + r), written over r
+            over = _over(gain) if gain.shape == logits.shape else None
+            if self.gain == "logits":
+                result = torch.addcmul(logits, logits, gain, out=over)
+            else:
+                result = torch.add(logits, gain.log1p_(), out=over)
         if self.sd:
             assert sem_pos is not None
             result = sem_pos.add_(result)
@@ -234,34 +243,47 @@ class TDRS(Method):
         return torch.where(chosen, result, logits)
 
     def _gain(self, block: Block, sem_pos: torch.Tensor | None, statistics: object) -> torch.Tensor:
-        """λ_dc r_dc + λ_re r_re of the block's pairs."""
+        """λ_dc r_dc + λ_re r_re of the block's pairs, newly allocated.
+
+        With t = (d / (d_max scale))² the kernels are exp(−c t) and (1 + b t)^(−α). What is constant along a row comes
+        in last: each pass over the pairs costs as much as a fifth of a product of queries and keys.
+        """
         if isinstance(statistics, Statistics):
             smallest, span = statistics.smallest, statistics.span
         else:
             smallest, span = self._smallest(block) if self._relative else None, block.span(self.distance)
-        # d_max = 0: d = 0 too, so t = 0 and r = 1
-        t = (block.distance(self.distance) / torch.where(span > 0, span, 1)).square()
-        if sem_pos is not None and self.scale != "none":
-            t = t / self._scale(sem_pos, block).square_()
-        terms = []
+        unit = torch.where(span > 0, span, 1).reciprocal()  # d_max = 0: d = 0 too, so t = 0 and r = 1
+        t = block.distance(self.distance)
+        if sem_pos is None or self.scale == "none":
+            t = t.square()
+        else:
+            scale, norm = self._scale(sem_pos, block)
+            t = torch.div(t, scale, out=_over(scale)).square_()
+            unit = unit * norm
+        unit = unit.square()
+        terms: list[torch.Tensor] = []
         if self.dc is not None and self.dc.weight > 0:
             c = self._decay("dc.w_min", self.dc, smallest, block)
-            terms.append((t * -c).exp_().mul_(self.dc.weight))
+            terms.append((t * (-c * unit)).exp_())
+            if self.dc.weight != 1:
+                terms[0].mul_(self.dc.weight)
         if self.re is not None and self.re.weight > 0:
             c = self._decay("re.w_min", self.re, smallest, block)
             b = c if isinstance(self.sigma_re, str) else torch.full_like(c, 0.5 / self.sigma_re**2)
             alpha = c / torch.log1p(b)
-            terms.append((t * b).log1p_().mul_(-alpha).exp_().mul_(self.re.weight))
+            kernel = (t * (b * unit)).log1p_().mul_(-alpha).exp_()
+            if terms and terms[0].shape == kernel.shape:
+                return terms[0].add_(kernel, alpha=self.re.weight)
+            terms.append(kernel.mul_(self.re.weight))
         return terms[0] if len(terms) == 1 else terms[0] + terms[1]
 
-    def _scale(self, sem_pos: torch.Tensor, block: Block) -> torch.Tensor:
+    def _scale(self, sem_pos: torch.Tensor, block: Block) -> tuple[torch.Tensor, torch.Tensor | float]:
+        """The scale of each pair times a row's norm, newly allocated, and that norm."""
         if self.scale == "one_plus":
-            return sem_pos + 1
-        if self.scale == "mean":
-            norm = block.row_mean(sem_pos)
-        else:
-            norm = sem_pos.masked_fill(block.hidden, 0).amax(dim=-1, keepdim=True)
-        return (sem_pos / norm.clamp_min(SCALE_FLOOR)).clamp_min_(SCALE_FLOOR)
+            return sem_pos + 1, 1.0
+        norm = block.row_mean(sem_pos) if self.scale == "mean" else block.row_max(sem_pos)
+        norm = norm.clamp_min(SCALE_FLOOR)
+        return torch.maximum(sem_pos, norm * SCALE_FLOOR), norm
 
     def _decay(self, name: str, stage: DC | RE, smallest: torch.Tensor | None, block: Block) -> torch.Tensor:
         """c = −ln w for w = w_min or w_min · |A|_min, clamped into (0, 1); what was clamped is counted on the call."""
