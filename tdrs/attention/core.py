@@ -21,6 +21,8 @@ from tdrs.attention.selection import Selection
 
 # Elements of one (batch, head, row, key) block: a few arrays of this size stay in a core's cache, or fill a GPU.
 BLOCK_ELEMENTS = {"cpu": 1 << 19, "cuda": 1 << 25}
+# Of the pass that finds |A|_min so many logits are kept for the next one: all of a thousand tokens, some of more.
+KEPT_ELEMENTS = {"cpu": 4 << 20, "cuda": 1 << 26}
 SYSTEM, IMAGE, TEXT = 0, 1, 2  # a token's role: before the first image token, an image token, any other
 
 
@@ -41,6 +43,7 @@ class Call:
         layer: the decoder layer's number.
         heads: the query heads that are edited, (1, H, 1, 1) boolean; None is all.
         block_elements: the size of a block; None is the whole map as one block.
+        first_row: the first query row that blocks are made of.
 
     Attributes:
         clamped: for each w_min that was turned into a kernel, tensors (clamped, of how many).
@@ -57,6 +60,7 @@ class Call:
     layer: int = 0
     heads: torch.Tensor | None = None
     block_elements: int | None = None
+    first_row: int = 0
     clamped: dict[str, list[torch.Tensor]] = field(default_factory=dict)
 
     @property
@@ -135,6 +139,11 @@ class Call:
     def _directions(self) -> dict[str, torch.Tensor]:
         return {}
 
+    @cached_property
+    def index(self) -> torch.Tensor:
+        """0, 1, … K − 1."""
+        return torch.arange(self.key.shape[2], device=self.query.device)
+
     def product(self, query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
         """Products of each query head with its group's key head: (B, H, R, D) × (B, Hₖ, K, D) → (B, H, R, K)."""
         batch, heads, rows, width = query.shape
@@ -144,28 +153,55 @@ class Call:
 
     def blocks(self) -> Iterator["Block"]:
         """The map in blocks of query rows, each of at most `block_elements` elements or one row."""
+        for start, stop, keys in self._edges():
+            block = Block(self, start, stop, keys)
+            if start in self._kept:
+                block.__dict__["logits"] = self._kept[start]
+            yield block
+
+    def _edges(self) -> Iterator[tuple[int, int, int]]:
+        """First row, last row + 1 and number of keys of each block."""
         rows_left, keys = self.query.shape[2], self.key.shape[2]
         if self.block_elements is None:
-            yield Block(self, 0, rows_left, keys)
+            yield 0, rows_left, keys
             return
         width = self.query.shape[0] * self.query.shape[1]
-        start = 0
+        start = self.first_row
         while start < rows_left:
             # row r sees past + r + 1 keys: rows of a block are few where each is long
             rows = max(1, self.block_elements // (width * (self.past + start + 1)))
             stop = min(rows_left, start + rows)
             while stop - start > 1 and width * (stop - start) * (self.past + stop) > self.block_elements:
                 stop -= max(1, (stop - start) // 8)
-            yield Block(self, start, stop, self.past + stop)
+            yield start, stop, self.past + stop
             start = stop
+
+    @cached_property
+    def _kept(self) -> dict[int, torch.Tensor]:
+        """Logits of blocks by their first row."""
+        return {}
+
+    def _keep(self, block: "Block") -> None:
+        """Keep a block's logits for the next pass, if there are any and there is room."""
+        logits = block.__dict__.get("logits")
+        bound = KEPT_ELEMENTS.get(self.query.device.type, KEPT_ELEMENTS["cpu"])
+        if logits is not None and sum(x.numel() for x in self._kept.values()) + logits.numel() <= bound:
+            self._kept[block.start] = logits
 
     def smallest(self, rows: Callable[["Block"], torch.Tensor]) -> torch.Tensor:
         """The smallest over all rows of what `rows` gives for those of a block, (…, R, 1) → (…, 1, 1); a pass."""
-        return torch.cat([rows(block) for block in self.blocks()], dim=2).amin(dim=2, keepdim=True)
+        return self._all_rows(rows).amin(dim=2, keepdim=True)
 
     def largest(self, rows: Callable[["Block"], torch.Tensor]) -> torch.Tensor:
         """As `smallest`, the largest."""
-        return torch.cat([rows(block) for block in self.blocks()], dim=2).amax(dim=2, keepdim=True)
+        return self._all_rows(rows).amax(dim=2, keepdim=True)
+
+    def _all_rows(self, rows: Callable[["Block"], torch.Tensor]) -> torch.Tensor:
+        found = []
+        for block in self.blocks():
+            found.append(rows(block))
+            self._keep(block)
+        return torch.cat(found, dim=2)
 
 
 _LAST_MASK: list[tuple[weakref.ref[torch.Tensor], bool]] = []  # all layers of a forward pass are given the same one
@@ -175,11 +211,17 @@ def _is_plain(mask: torch.Tensor, past: int) -> bool:
     """Whether each row that is not padding sees the keys up to its own that are not padding."""
     if _LAST_MASK and _LAST_MASK[0][0]() is mask:
         return _LAST_MASK[0][1]
-    seen = mask if mask.dtype == torch.bool else mask > torch.finfo(mask.dtype).min / 2
-    rows, keys = seen.shape[-2:]
-    own = seen.diagonal(past, dim1=-2, dim2=-1).unsqueeze(-1)
-    expected = seen.any(dim=2, keepdim=True) & torch.ones(rows, keys, dtype=torch.bool, device=mask.device).tril(past)
-    found = bool(((seen == expected) | ~own).all())
+    rows, keys = mask.shape[-2:]
+    least = None if mask.dtype == torch.bool else torch.finfo(mask.dtype).min / 2
+    parts = [mask[:, :, start : start + 256] for start in range(0, rows, 256)]  # little memory at a time
+    parts = parts if least is None else [part > least for part in parts]
+    real = torch.stack([part.any(dim=2) for part in parts]).any(dim=0).unsqueeze(2)
+    index = torch.arange(keys, device=mask.device)
+    found = True
+    for number, part in enumerate(parts):
+        own = index[past + 256 * number :][: part.shape[2], None]
+        padding = ~part.gather(-1, own.expand(*part.shape[:2], -1, 1))
+        found = found and bool(((part == (real & (index <= own))) | padding).all())
     _LAST_MASK[:] = [(weakref.ref(mask), found)]
     return found
 
@@ -219,14 +261,19 @@ class Block:
         allocated."""
         rows = self.call.query[:, :, self.start : self.stop]
         query = _unit(self.unrotated_query if features == "pre_rope" else rows.float())
-        return self.call.product(query * factor, self.call.key_directions(features)[:, :, : self.keys])
+        return self.call.product(query.mul_(factor), self.call.key_directions(features)[:, :, : self.keys])
 
     @cached_property
     def _offset(self) -> torch.Tensor:
         """i − j, (1, 1, R, K)."""
-        device = self.call.query.device
-        rows = torch.arange(self.call.past + self.start, self.call.past + self.stop, device=device)
-        return (rows[:, None] - torch.arange(self.keys, device=device))[None, None]
+        rows = self.call.index[self.call.past + self.start : self.call.past + self.stop, None]
+        return (rows - self.call.index[: self.keys])[None, None]
+
+    @cached_property
+    def _future(self) -> tuple[int, torch.Tensor]:
+        """The first key that is not the past of all rows; from there on, which keys are a row's future, (R, …)."""
+        first = self.call.past + self.start + 1
+        return first, self._offset[..., first:] < 0
 
     def distance(self, of: str) -> torch.Tensor:
         """Distance of i and j, (B or 1, 1, R, K), float32.
@@ -265,8 +312,8 @@ class Block:
         """
         if not self.call.plain:
             return values.masked_fill_(self.hidden, fill)
-        first = self.call.past + self.start + 1  # keys before it are the past of all rows; masked_fill_ is slow
-        values[..., first:].masked_fill_(self._offset[..., first:] < 0, fill)
+        first, future = self._future
+        values[..., first:].masked_fill_(future, fill)  # slow, so not of all keys
         if self.call.key_bounds is not None:
             upper, lower = (bound[..., : self.keys] for bound in self.call.key_bounds)
             if fill == 0:
@@ -313,8 +360,8 @@ class Block:
     def row_mean(self, values: torch.Tensor) -> torch.Tensor:
         """The mean of (B, H, R, K) values over each row's visible keys (0 where it has none), (B, H, R, 1)."""
         if self.call.plain and self.call.padded_keys is None:  # only the last keys need a look
-            first = self.call.past + self.start + 1
-            rest = values[..., first:].masked_fill(self._offset[..., first:] < 0, 0)
+            first, future = self._future
+            rest = values[..., first:].masked_fill(future, 0)
             total = values[..., :first].sum(dim=-1, keepdim=True) + rest.sum(dim=-1, keepdim=True)
         else:
             total = self.hide(values.clone(), 0).sum(dim=-1, keepdim=True)
@@ -366,6 +413,11 @@ class Intervention(Protocol):
         """Whether anything is edited at all; where not, the model's own attention runs."""
         ...
 
+    @property
+    def last_row_only(self) -> bool:
+        """Whether rows before each sample's last one are left as they are."""
+        ...
+
     def statistics(self, call: Call) -> object:
         """What the edit needs to know of the whole map, before the first block."""
         ...
@@ -396,13 +448,39 @@ def weights(call: Call, intervention: Intervention) -> torch.Tensor:
 
 
 def _attend(call: Call, intervention: Intervention) -> torch.Tensor:
-    statistics = intervention.statistics(call)
+    first = 0
+    if call.block_elements is not None and intervention.last_row_only and call.query.shape[2] > 1:
+        first = int(call.last_rows.min())  # the rows before are not edited: PyTorch's own attention is faster
+    rest = replace(call, first_row=first)
+    statistics = intervention.statistics(rest)
     value = call.without_padding(call.value.float()).transpose(-1, -2)
     output = torch.empty(call.query.shape[:3] + call.value.shape[3:], dtype=call.query.dtype, device=call.query.device)
-    for block in call.blocks():
-        shares = _weigh(call, block, intervention, statistics)
+    for block in rest.blocks():
+        shares = _weigh(rest, block, intervention, statistics)
         output[:, :, block.start : block.stop] = call.product(shares, value[..., : block.keys])
+    if first:
+        output[:, :, :first] = _unedited(call, first)
     return _without_padded_rows(call, output)
+
+
+def _unedited(call: Call, rows: int) -> torch.Tensor:
+    """The attention output of the first rows as the stock model has it, (B, H, rows, D)."""
+    keys = call.past + rows
+    mask = None if call.mask is None else call.mask[:, :, :rows, :keys]
+    if mask is None and call.past:
+        mask = (call.index[call.past : keys, None] >= call.index[:keys])[None, None]
+    key, value = call.key[:, :, :keys], call.value[:, :, :keys]
+    if call.padded_keys is not None:
+        key, value = (x.masked_fill(call.padded_keys[..., :keys].transpose(-1, -2), 0) for x in (key, value))
+    return torch.nn.functional.scaled_dot_product_attention(
+        call.query[:, :, :rows],
+        key,
+        value,
+        attn_mask=mask,
+        is_causal=mask is None,
+        scale=call.scaling,
+        enable_gqa=key.shape[1] != call.query.shape[1],
+    )
 
 
 def reference(call: Call, intervention: Intervention) -> torch.Tensor:

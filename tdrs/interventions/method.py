@@ -46,6 +46,11 @@ class Method:
         return True
 
     @property
+    def last_row_only(self) -> bool:
+        """Whether only each sample's last row is edited; the others are then left to PyTorch's own attention."""
+        return False
+
+    @property
     def effective(self) -> dict[str, Any]:
         """The settings that decide the edit, by name: equal for settings that edit alike, so that they run once."""
         return {"method": type(self).__name__, **asdict(self)} if self.active else {}

@@ -38,6 +38,10 @@ class MiddleLayers(Method):
     def active(self) -> bool:
         return self.alpha > 0
 
+    @property
+    def last_row_only(self) -> bool:
+        return True
+
     def edit(self, block: Block, statistics: object) -> torch.Tensor:
         agreed = block.logits.abs().mean(dim=1, keepdim=True) * self.alpha
         return block.logits + agreed * (block.last & block.keys_of(IMAGE))

@@ -38,6 +38,10 @@ class PAI(Method):
     def active(self) -> bool:
         return self.alpha > 0
 
+    @property
+    def last_row_only(self) -> bool:
+        return True
+
     def edit(self, block: Block, statistics: object) -> torch.Tensor:
         added = block.logits.abs() * self.alpha
         return block.logits + added * (block.last & block.keys_of(IMAGE))

@@ -100,9 +100,9 @@ class Statistics:
     span: torch.Tensor
 
 
-def _over(x: torch.Tensor) -> torch.Tensor | None:
-    """Memory that a result may be written over; none where gradients are recorded."""
-    return None if torch.is_grad_enabled() else x
+def _over(x: torch.Tensor, other: torch.Tensor) -> torch.Tensor | None:
+    """Memory that what is made of both may be written over; none where shapes or gradients forbid it."""
+    return x if x.shape == other.shape and not (x.requires_grad or other.requires_grad) else None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -226,7 +226,7 @@ class TDRS(Method):
         logits = block.logits
         result = logits
         if gain is not None:  # A (1 + r), or A + log(1 + r), written over r
-            over = _over(gain) if gain.shape == logits.shape else None
+            over = _over(gain, logits)
             if self.gain == "logits":
                 result = torch.addcmul(logits, logits, gain, out=over)
             else:
@@ -258,7 +258,7 @@ class TDRS(Method):
             t = t.square()
         else:
             scale, norm = self._scale(sem_pos, block)
-            t = torch.div(t, scale, out=_over(scale)).square_()
+            t = torch.div(t, scale, out=_over(scale, sem_pos)).square_()
             unit = unit * norm
         unit = unit.square()
         terms: list[torch.Tensor] = []
