@@ -30,7 +30,7 @@ from tdrs.tracking import Tracker
 from .protocols import PROTOCOLS
 from .trials import COMPLETE, FAILED, PRUNED, STOCK, Outcome, Request, Trial
 
-_NOT_DECISIVE = ("output", "tracking", "study", "features_gib", "dry_run")
+_NOT_DECISIVE = ("output", "tracking", "study", "workers", "features_gib", "dry_run")
 
 
 def study_folder(output: Path, name: str) -> Path:

@@ -116,6 +116,10 @@ class Study:
                 self._leads = True
                 return self._run()
 
+    def help(self) -> None:
+        """Measure until nothing is left to measure; another process writes the study's files."""
+        self.protocol.run(self.search, self.engine, self.name)
+
     @contextmanager
     def _bar(self) -> Iterator[Any]:
         total = sum(len(job.samples) for job in self.preview.planned.values())

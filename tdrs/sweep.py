@@ -8,6 +8,7 @@ checks every setting, runs (or resumes) the study, writes its report with figure
 import shlex
 import sys
 import time
+from contextlib import nullcontext
 from pathlib import Path
 
 from omegaconf import DictConfig
@@ -16,6 +17,7 @@ from tdrs.analysis import report
 from tdrs.configuration import plain, run
 from tdrs.settings import SettingError
 from tdrs.stopping import stoppable
+from tdrs.sweeps import workers
 from tdrs.sweeps.study import Study
 from tdrs.tracking import open_tracker
 
@@ -32,9 +34,14 @@ def main_sweep(config: DictConfig) -> int:
         if values["dry_run"]:
             print("\n".join(study.dry_run()))
             return 0
+        crew = workers.from_settings(values, sys.argv[1:], study.folder)
+        if values["workers"]["name"] == "member":
+            study.help()
+            return 0
         if study.preview.planned:
             print(study.cost(), file=sys.stderr)
-        outcome = study.run()
+        with crew if study.preview.planned else nullcontext():
+            outcome = study.run()
         page = report.numbers(outcome, study.records, study.folder)
         written = report.draw(page, study.folder)
         figures = [path.with_suffix(kind) for _, path in page.figures for kind in (".png", ".svg")]

@@ -31,11 +31,11 @@ STUDY = [
 ]  # fmt: skip
 
 
-def start(output: Path) -> "subprocess.Popen[str]":
+def start(output: Path, *more: str) -> "subprocess.Popen[str]":
     """The study's command, in a process."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     return subprocess.Popen(
-        [sys.executable, "-m", "tdrs.sweep", *STUDY, f"output={output}"],
+        [sys.executable, "-m", "tdrs.sweep", *STUDY, *more, f"output={output}"],
         stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=environment,
     )  # fmt: skip
 
@@ -55,7 +55,11 @@ def batches(output: Path) -> int:
 
 def _timeless(value: Any) -> Any:
     if isinstance(value, dict):
-        return {k: _timeless(v) for k, v in value.items() if k not in ("seconds", "finished", "output", "command")}
+        return {
+            k: _timeless(v)
+            for k, v in value.items()
+            if k not in ("seconds", "finished", "output", "command", "workers")
+        }
     return [_timeless(item) for item in value] if isinstance(value, list) else value
 
 

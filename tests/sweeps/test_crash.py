@@ -51,3 +51,16 @@ def test_two_workers(whole: dict[str, Any], tmp_path: Path) -> None:
     kill_in_the_middle(first, tmp_path, 42)
     crash.finish(second)
     assert crash.state(tmp_path) == whole
+
+
+def test_four_workers_find_what_one_finds(whole: dict[str, Any], tmp_path: Path) -> None:
+    """Each evaluation is run once, by whoever claims it; helpers fail at nothing, and are gone at the end."""
+    process = crash.start(tmp_path, "workers=processes", "workers.count=4")
+    crash.finish(process)
+    assert crash.state(tmp_path) == whole
+    logs = [path.read_text() for path in sorted((tmp_path / "studies" / "crash").glob("worker-*.log"))]
+    assert len(logs) == 3
+    assert not any("Traceback" in log or "failed" in log for log in logs)
+    assert not list(tmp_path.glob("records/*/failed.json"))
+    children = [path for path in Path("/proc").glob("[0-9]*/cmdline") if str(tmp_path).encode() in path.read_bytes()]
+    assert children == []
