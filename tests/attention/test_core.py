@@ -4,27 +4,13 @@ from dataclasses import replace
 
 import pytest
 import torch
-from torch.profiler import ProfilerActivity, profile
 
 from tdrs import TDRS
 from tdrs.attention.core import Call, blocked
 from tdrs.attention.rope import rotate_half
+from tdrs.benchmark import peak_mib
 from tdrs.interventions import METHODS, Method
 from tests.interventions.calls import make, rotation
-
-MIB = 1 << 20
-
-
-def peak(run: "object") -> float:
-    """The most memory, in MiB, that torch held at once for what `run` allocated; PyTorch's own temporaries included."""
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as trace:
-        run()  # type: ignore[operator]
-    changes = [(e.start_ns(), e.nbytes()) for e in trace.profiler.kineto_results.events() if e.name() == "[memory]"]  # type: ignore[union-attr]
-    held = most = 0
-    for _, change in sorted(changes):
-        held += change
-        most = max(most, held)
-    return most / MIB
 
 
 def large(length: int = 4096, heads: int = 8, width: int = 64, padded: bool = False) -> Call:
@@ -52,13 +38,13 @@ HEAVY = {
 def test_extra_memory_stays_below_64_mib(name: str) -> None:
     """At 4096 tokens and 8 heads, where the whole map alone is 512 MiB; the output's 8 MiB are in it."""
     call = large(padded=name != "middle_layers")
-    assert 4 < peak(lambda: blocked(call, HEAVY[name])) <= 64
+    assert 4 < peak_mib(lambda: blocked(call, HEAVY[name])) <= 64
 
 
 def test_the_measurement_sees_the_whole_map() -> None:
     """The same measurement on a map of 512 tokens: A alone is 8 MiB."""
     call = large(length=512)
-    whole = peak(lambda: blocked(replace(call, block_elements=1 << 30), METHODS["temperature"]()))
+    whole = peak_mib(lambda: blocked(replace(call, block_elements=1 << 30), METHODS["temperature"]()))
     assert whole > 16
 
 

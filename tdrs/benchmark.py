@@ -1,0 +1,289 @@
+"""How fast is it? Ratios measured in one run, since machines are shared and noisy.
+
+    python -m tdrs.benchmark attention                    # each method's attention beside PyTorch's; a model end to end
+    python -m tdrs.benchmark sweep experiment=search      # a study beside the plain loop over the same trials
+
+`lengths=512,2048`, `rounds=9`, `backbone=mini_llava`, `preset=smoke`, `output=FOLDER` are what may be set. Both write a
+JSON file, and `attention` a figure, into OUTPUT/benchmark.
+"""
+
+import json
+import os
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from torch.nn.functional import scaled_dot_product_attention
+from torch.profiler import ProfilerActivity, profile
+from tqdm import tqdm
+
+from tdrs import backbones, benchmarks
+from tdrs.analysis import speed
+from tdrs.attention.core import IMAGE, TEXT, Call, Intervention, blocked, reference
+from tdrs.attention.intervene import intervene
+from tdrs.backbones import Backbone
+from tdrs.configuration import choice, compose, plain
+from tdrs.environment import environment
+from tdrs.evaluate import evaluate, plan
+from tdrs.interventions import METHODS
+from tdrs.records import Records
+from tdrs.settings import SettingError, check_choice
+from tdrs.sweeps.study import Study
+from tdrs.tracking import Tracker
+
+HEADS, WIDTH = 8, 64
+LENGTHS = {"cpu": (256, 512, 1024, 2048, 4096), "cuda": (256, 1024, 4096, 16384)}
+WHOLE_MAP = {"cpu": 2048, "cuda": 4096}  # longer maps are not made whole
+DECODED = 32
+
+
+def _device() -> str:
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def medians(runs: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, float]:
+    """Seconds of each run, the median of rounds in which they take turns."""
+    times: dict[str, list[float]] = {name: [] for name in runs}
+    for run in runs.values():
+        run()
+    for _ in range(rounds):
+        for name, run in runs.items():
+            start = time.perf_counter()
+            run()
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
+            times[name].append(time.perf_counter() - start)
+    return {name: statistics.median(some) for name, some in times.items()}
+
+
+@contextmanager
+def _silent() -> Iterator[None]:
+    """Without the lines that the profiler writes to standard error, past Python, whenever it starts."""
+    kept = os.dup(2)
+    with open(os.devnull, "wb") as nothing:
+        os.dup2(nothing.fileno(), 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+
+
+def peak_mib(run: Callable[[], object]) -> float:
+    """The most memory, in MiB, that torch held at once for what `run` allocated; its own temporaries included."""
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        run()
+        return (torch.cuda.max_memory_allocated() - before) / 2**20
+    with _silent(), profile(activities=[ProfilerActivity.CPU], profile_memory=True) as trace:
+        run()
+    events = trace.profiler.kineto_results.events()
+    held = most = 0
+    for _, change in sorted((e.start_ns(), e.nbytes()) for e in events if e.name() == "[memory]"):
+        held += change
+        most = max(most, held)
+    return most / 2**20
+
+
+def _calls(length: int, dtype: torch.dtype, device: str) -> tuple[Call, Callable[[], object], Callable[[], object]]:
+    """A call of one layer on random vectors, and stock attention on the same ones: SDPA's and eager."""
+    generator = torch.Generator().manual_seed(0)
+    q, k, v = (torch.randn(1, HEADS, length, WIDTH, generator=generator).to(device, dtype) for _ in range(3))
+    angles = torch.arange(length)[:, None] / 10_000 ** (torch.arange(0, WIDTH, 2) / WIDTH)
+    angles = torch.cat((angles, angles), dim=-1)[None].to(device)
+    roles = torch.full((1, length), TEXT, device=device)
+    roles[:, 5 : 5 + length // 3] = IMAGE
+    positions = torch.arange(length, device=device)[None, :, None]
+    call = Call(q, k, v, WIDTH**-0.5, None, (angles.cos(), angles.sin()), positions, roles)
+    future = torch.ones(length, length, dtype=torch.bool, device=device).triu(1)
+    hidden = torch.zeros(length, length, dtype=dtype, device=device).masked_fill(future, -torch.inf)
+
+    def eager() -> torch.Tensor:
+        logits = q @ k.transpose(-1, -2) * WIDTH**-0.5 + hidden
+        return logits.softmax(dim=-1, dtype=torch.float32).to(dtype) @ v
+
+    return call, lambda: scaled_dot_product_attention(q, k, v, is_causal=True), eager
+
+
+@torch.inference_mode()
+def attention_rows(lengths: Sequence[int], rounds: int) -> list[dict[str, Any]]:
+    """A row for each length, dtype and way: seconds, their ratio to SDPA's, peak extra MiB."""
+    device = _device()
+    found: list[dict[str, Any]] = []
+    dtypes = [torch.float32] if device == "cpu" else [torch.float32, torch.bfloat16]
+    for length, dtype in tqdm([(n, d) for n in lengths for d in dtypes], desc="attention", unit="length", disable=None):
+        call, stock, eager = _calls(length, dtype, device)
+        runs: dict[str, Callable[[], object]] = {"SDPA": stock, "eager": eager}
+        if length <= WHOLE_MAP[device]:
+            runs["tdrs, reference"] = lambda call=call: reference(call, METHODS["tdrs"]())  # type: ignore[misc]
+        for name, kind in METHODS.items():
+            if name != "none":
+                method: Intervention = kind()
+                runs[name] = lambda call=call, method=method: blocked(call, method)  # type: ignore[misc]
+        seconds = medians(runs, rounds)
+        for name, run in runs.items():
+            row = {"length": length, "dtype": str(dtype).removeprefix("torch."), "way": name, "seconds": seconds[name]}
+            found.append({**row, "ratio": seconds[name] / seconds["SDPA"], "mib": peak_mib(run)})
+    return found
+
+
+@torch.inference_mode()
+def model_rows(name: str, rounds: int) -> list[dict[str, Any]]:
+    """A backbone end to end, 8 prompts of mini_scienceqa with 256 tokens between: seconds of prefill and of a token."""
+    backbone: Backbone = backbones.load(backbones.from_settings(choice("backbone", name)))
+    twin = benchmarks.from_settings({"name": "mini_scienceqa", "gap": 256})
+    samples = benchmarks.load(twin, "tuning", 8, backbone.settings.prompt_style)
+    inputs = backbone.seen(samples)
+    length = inputs["input_ids"].shape[1]
+
+    def generate(tokens: int, method: Intervention | None) -> None:
+        given = {**inputs, "do_sample": False, "max_new_tokens": tokens, "min_new_tokens": tokens}
+        if method is None:
+            backbone.model.generate(**given)  # type: ignore[operator]
+            return
+        with intervene(backbone.model, method):
+            backbone.model.generate(**given)  # type: ignore[operator]
+
+    def both(method: Intervention | None) -> dict[str, Callable[[], object]]:
+        return {"prefill": lambda: generate(1, method), "whole": lambda: generate(1 + DECODED, method)}
+
+    methods: dict[str, Intervention | None] = {"stock": None}
+    methods |= {kind: METHODS[kind]() for kind in METHODS if kind != "none"}
+    seconds = medians(
+        {f"{part} {m}": run for m, method in methods.items() for part, run in both(method).items()}, rounds
+    )
+    found = []
+    for kind in methods:
+        prefill, whole = (seconds[f"{part} {kind}"] for part in ("prefill", "whole"))
+        decode = (whole - prefill) / DECODED
+        stock = seconds["prefill stock"], (seconds["whole stock"] - seconds["prefill stock"]) / DECODED
+        row = {"backbone": name, "length": length, "way": kind, "prefill": prefill, "decode": decode}
+        found.append({**row, "prefill_ratio": prefill / stock[0], "decode_ratio": decode / stock[1]})
+    return found
+
+
+def attention(given: Mapping[str, str], folder: Path) -> None:
+    """The command `attention`."""
+    lengths = [int(n) for n in given["lengths"].split(",")] if "lengths" in given else LENGTHS[_device()]
+    rounds = int(given.get("rounds", 7))
+    rows = attention_rows(lengths, rounds)
+    model = model_rows(given.get("backbone", "mini_llava"), rounds)
+    print(f"{environment()['device']}, {torch.get_num_threads()} threads; 8 heads of 64; time as a ratio to SDPA (MiB)")
+    for dtype in dict.fromkeys(row["dtype"] for row in rows):
+        some = [row for row in rows if row["dtype"] == dtype]
+        print(f"{dtype:18}" + "".join(f"{f'L = {n}':>16}" for n in dict.fromkeys(row["length"] for row in some)))
+        for way in dict.fromkeys(row["way"] for row in some):
+            cells = {row["length"]: f"{row['ratio']:.2f} ({row['mib']:.0f})" for row in some if row["way"] == way}
+            print(f"  {way:16}" + "".join(f"{cells.get(n, '-'):>16}" for n in dict.fromkeys(r["length"] for r in some)))
+    print(f"{model[0]['backbone']}, 8 prompts of {model[0]['length']} tokens, {DECODED} decoded; ratios to stock")
+    for row in model:
+        print(f"  {row['way']:16}prefill {row['prefill_ratio']:5.2f}    decode {row['decode_ratio']:5.2f}")
+    path = folder / "attention.json"
+    path.write_text(json.dumps({"attention": rows, "model": model, "environment": environment()}, indent=1))
+    for written in [path, *speed.draw(speed.numbers(rows), folder)]:
+        print(written)
+
+
+def sweep(given: Mapping[str, str], folder: Path) -> None:
+    """The command `sweep`: the engine, and the plain loop by some of the same trials.
+
+    The plain loop runs every trial that the protocol asks for, whole, with the model loaded and every picture looked at
+    anew; its core and its batch size are the engine's.
+    """
+    experiment = given.get("experiment", "search")
+    overrides = [f"+experiment={experiment}", f"preset={given.get('preset', 'default')}", "tracking=none"]
+    with tempfile.TemporaryDirectory(prefix="tdrs-benchmark-") as output:
+        values = plain(compose("sweep", [*overrides, f"output={output}"]))
+        start = time.perf_counter()
+        study = Study(values, Tracker("none", Path(output)))
+        outcome = study.run()
+        engine = time.perf_counter() - start
+        asked = [*outcome.trials, *outcome.rows]
+        unique = {trial.identity: trial for trial in asked}
+        measuring = sum(trial.seconds for trial in unique.values())
+        records = Records(Path(output) / "records")
+        sample = list(unique)[:: max(1, len(unique) // 8)]
+        loads, plains, kept = [], [], []
+        for identity in tqdm(sample, desc="plain loop", unit="trial", disable=None, leave=False):
+            if not records.done(identity):
+                continue
+            loading, running, count = _plain(records.path(identity))
+            loads.append(loading / count)
+            plains.append(running / count)
+            kept.append(unique[identity].seconds / count)
+    wholes = sum(values["preset"][trial.split] or trial.n for trial in asked)
+    loop = wholes * (statistics.mean(plains) + statistics.mean(loads))
+    seen = sum(trial.n for trial in unique.values())
+    per = wholes * statistics.mean(kept)
+    parts = {
+        "resident model": wholes * statistics.mean(loads),
+        "pictures' features kept": wholes * (statistics.mean(plains) - statistics.mean(kept)),
+        "reuse and pruning": per * (1 - seen / wholes),
+    }
+    result = {
+        "experiment": experiment, "trials": len(asked), "evaluations": len(unique), "engine_seconds": engine,
+        "loop_seconds": loop, "ratio": loop / engine, "framework_share": (engine - measuring) / engine,
+        "saved_seconds": parts, "environment": environment(),
+    }  # fmt: skip
+    (folder / f"sweep_{experiment}.json").write_text(json.dumps(result, indent=1))
+    print(f"{experiment}: {len(asked)} trials, {len(unique)} evaluations")
+    print(f"  plain loop {loop:7.0f} s   {3600 * len(asked) / loop:6.0f} trials an hour (from {len(plains)} of them)")
+    print(f"  engine     {engine:7.0f} s   {3600 * len(asked) / engine:6.0f} trials an hour, {loop / engine:.2f} ×")
+    for name, seconds in parts.items():
+        print(f"    {name:26}{seconds:7.1f} s saved")
+    outside = engine - measuring
+    print(f"  outside of batches {outside:.1f} s, {100 * outside / engine:.1f} % of the engine's time")
+    print(folder / f"sweep_{experiment}.json")
+
+
+def _plain(folder: Path) -> tuple[float, float, int]:
+    """Seconds of loading, and of asking, and how many samples, for an evaluation as a plain loop would do it."""
+    planned = plan(yaml.safe_load((folder / "config.yaml").read_text()))
+    samples = planned.load()
+    start = time.perf_counter()
+    backbone = backbones.load(planned.backbone)
+    loaded = time.perf_counter()
+    evaluate(backbone, planned.dataset, samples, planned.intervention, planned.batch_size, planned.execution)
+    return loaded - start, time.perf_counter() - loaded, len(samples)
+
+
+VERBS: dict[str, tuple[Callable[[Mapping[str, str], Path], None], tuple[str, ...]]] = {
+    "attention": (attention, ("lengths", "rounds", "backbone", "output")),
+    "sweep": (sweep, ("experiment", "preset", "output")),
+}
+
+
+def main(arguments: Sequence[str]) -> int:
+    """The command; returns the exit code: 2 for bad arguments."""
+    words = [word for word in arguments if "=" not in word and not word.startswith("-")]
+    given = dict(word.partition("=")[::2] for word in arguments if "=" in word)
+    if len(words) != 1:
+        print((__doc__ or "").strip())
+        return 0 if {"--help", "-h"} & set(arguments) else 2
+    try:
+        check_choice("verb", words[0], list(VERBS))
+        run, known = VERBS[words[0]]
+        for key in given:
+            check_choice("option", key, known)
+        for key in ("lengths", "rounds"):
+            if not all(part.isdigit() and int(part) for part in given.get(key, "1").split(",")):
+                raise SettingError(key, given[key], "must be whole numbers of at least 1")
+        folder = Path(given.get("output", "outputs")) / "benchmark"
+        folder.mkdir(parents=True, exist_ok=True)
+        run(given, folder)
+    except SettingError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,55 @@
+"""The two benchmark commands on the smallest there is: what they measure adds up, and what they write can be read."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tdrs.benchmark import main, medians
+from tdrs.interventions import METHODS
+
+
+def test_attention(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["attention", "lengths=33,64", "rounds=1", f"output={tmp_path}"]) == 0
+    printed = capsys.readouterr().out
+    assert "time as a ratio to SDPA" in printed
+    assert "prefill" in printed
+    found = json.loads((tmp_path / "benchmark" / "attention.json").read_text())
+    ways = {row["way"] for row in found["attention"]}
+    assert ways == {"SDPA", "eager", "tdrs, reference", *METHODS} - {"none"}
+    for row in found["attention"]:
+        stock = next(r for r in found["attention"] if (r["way"], r["length"]) == ("SDPA", row["length"]))
+        assert row["ratio"] == pytest.approx(row["seconds"] / stock["seconds"])
+        assert row["mib"] > 0
+    assert {row["way"] for row in found["model"]} == {"stock", *METHODS} - {"none"}
+    assert (tmp_path / "benchmark" / "attention.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_sweep(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["sweep", "experiment=sqa_ablation", "preset=smoke", f"output={tmp_path}"]) == 0
+    assert "trials an hour" in capsys.readouterr().out
+    found = json.loads((tmp_path / "benchmark" / "sweep_sqa_ablation.json").read_text())
+    assert found["evaluations"] <= found["trials"]
+    assert found["ratio"] == pytest.approx(found["loop_seconds"] / found["engine_seconds"])
+    assert 0 < found["framework_share"] < 1
+    assert {path.name for path in tmp_path.iterdir()} == {"benchmark"}  # its study is gone
+
+
+def test_runs_take_turns() -> None:
+    order: list[str] = []
+    medians({"a": lambda: order.append("a"), "b": lambda: order.append("b")}, rounds=2)
+    assert order == list("abab" + "ab")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["speed"], "verb = 'speed': must be one of attention, sweep"),
+        (["attention", "lengths=0"], "lengths = '0': must be whole numbers of at least 1"),
+        (["sweep", "lengths=3"], "option = 'lengths': must be one of experiment, preset, output"),
+        (["sweep", "experiment=nothing"], "experiment = 'nothing': must be one of distance"),
+    ],
+)
+def test_bad_arguments(arguments: list[str], said: str, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert main([*arguments, f"output={tmp_path}"]) == 2
+    assert said in capsys.readouterr().err
