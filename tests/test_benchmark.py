@@ -25,7 +25,7 @@ def test_attention(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert (tmp_path / "benchmark" / "attention.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_sweep(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_sweep(tmp_path: Path, pretended: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["sweep", "experiment=sqa_ablation", "preset=smoke", f"output={tmp_path}"]) == 0
     assert "trials an hour" in capsys.readouterr().out
     found = json.loads((tmp_path / "benchmark" / "sweep_sqa_ablation.json").read_text())
