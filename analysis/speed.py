@@ -44,7 +44,8 @@ def draw(lines: Sequence[Line], folder: Path) -> list[Path]:
         panel.set_yscale("log", base=2)
         lengths = sorted({length for line in lines for length in line.lengths})
         panel.set_xticks(lengths, [str(length) for length in lengths])
-        panel.set_yticks([1, 2, 4, 8, 16], ["1", "2", "4", "8", "16"])
+        panel.set_yticks([1, 2, 4, 8, 16, 32], ["1", "2", "4", "8", "16", "32"])
+        panel.set_ylim(0.85, 4 * max(line.ratios[n] for line in lines for n in range(len(line.ratios))))  # the legend's
         panel.minorticks_off()
         panel.set_xlabel("tokens")
         panel.set_ylabel("time, × SDPA")

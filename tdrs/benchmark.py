@@ -30,7 +30,7 @@ from tdrs.attention.core import IMAGE, TEXT, Call, Intervention, blocked, refere
 from tdrs.attention.intervene import intervene
 from tdrs.backbones import Backbone
 from tdrs.configuration import choice, compose, plain
-from tdrs.environment import environment
+from tdrs.environment import environment, keep_memory
 from tdrs.evaluate import evaluate, plan
 from tdrs.interventions import METHODS
 from tdrs.records import Records
@@ -278,6 +278,7 @@ def main(arguments: Sequence[str]) -> int:
                 raise SettingError(key, given[key], "must be whole numbers of at least 1")
         folder = Path(given.get("output", "outputs")) / "benchmark"
         folder.mkdir(parents=True, exist_ok=True)
+        keep_memory()  # as all commands
         run(given, folder)
     except SettingError as error:
         print(f"error: {error}", file=sys.stderr)

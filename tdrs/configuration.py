@@ -20,6 +20,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from tdrs.environment import keep_memory
 from tdrs.settings import SettingError, check_choice
 
 
@@ -125,6 +126,7 @@ def run(
         if "--cfg" in arguments:
             print(OmegaConf.to_yaml(config, resolve=True), end="")
             return 0
+        keep_memory()
         return function(config) or 0
     except SettingError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -24,6 +24,7 @@ from tdrs import backbones
 from tdrs.attention.intervene import intervene
 from tdrs.backbones import Backbone
 from tdrs.backbones.features import Features
+from tdrs.benchmark import peak_mib
 from tdrs.benchmarks import Sample
 from tdrs.configuration import plain, run
 from tdrs.environment import environment
@@ -179,14 +180,13 @@ def _cost(backbone: Backbone, planned: Plan, batch: Sequence[Sample]) -> tuple[d
         times[False].append(_timed(stock))
         times[True].append(_timed(edited))
     medians = {is_edited: statistics.median(some) for is_edited, some in times.items()}
-    peaks = [_peak(backbone, run_) for run_ in (stock, edited)]
+    peaks = [_size(int(peak_mib(run_) * 2**20)) for run_ in (stock, edited)]
     name = type(planned.intervention).__name__
+    ratio = f"{medians[True] / medians[False]:.2f} ×"
     lines = [
-        f"a batch of {len(batch)}: stock {medians[False]:.2f} s, {name} {medians[True]:.2f} s, "
-        f"{medians[True] / medians[False]:.2f} ×",
+        f"a batch of {len(batch)}: stock {medians[False]:.2f} s, {name} {medians[True]:.2f} s, {ratio}",
+        f"memory beyond the weights: {', '.join(peaks)}",
     ]
-    if all(peak is not None for peak in peaks):
-        lines.append("memory beyond the weights: " + ", ".join(_size(peak or 0) for peak in peaks))
     return medians, Finding("cost", lines)
 
 
@@ -204,27 +204,6 @@ def _timed(function: Callable[[], object]) -> float:
     if torch.cuda.is_available():
         torch.cuda.synchronize()
     return time.perf_counter() - start
-
-
-def _peak(backbone: Backbone, function: Callable[[], None]) -> int | None:
-    """Bytes in use at most during a call, beyond those before it; None where that cannot be measured."""
-    if backbone.model.device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        function()
-        return torch.cuda.max_memory_allocated() - before
-    try:
-        Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far
-        before = _process_memory("VmRSS")
-        function()
-        return max(0, _process_memory("VmHWM") - before)
-    except OSError:
-        return None
-
-
-def _process_memory(name: str) -> int:
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{name}:"))
 
 
 def _largest_batch(backbone: Backbone, planned: Plan, samples: Sequence[Sample]) -> Finding:

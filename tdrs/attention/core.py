@@ -19,10 +19,12 @@ import torch
 from tdrs.attention.rope import unrotate
 from tdrs.attention.selection import Selection
 
-# Elements of one (batch, head, row, key) block: a few arrays of this size stay in a core's cache, or fill a GPU.
-BLOCK_ELEMENTS = {"cpu": 1 << 19, "cuda": 1 << 25}
-# Of the pass that finds |A|_min so many logits are kept for the next one: all of a thousand tokens, some of more.
-KEPT_ELEMENTS = {"cpu": 4 << 20, "cuda": 1 << 26}
+# Elements of one (batch, head, row, key) block, at least and at most; between them it has 64 rows: few for the cache,
+# enough for the product of matrices.
+BLOCK_ELEMENTS = {"cpu": (1 << 18, 1 << 20), "cuda": (1 << 25, 1 << 25)}
+BLOCK_ROWS = 64
+# Of the pass that finds |A|_min so many logits are kept for the next one: all of 700 tokens of 8 heads, some of more.
+KEPT_ELEMENTS = {"cpu": 2 << 20, "cuda": 1 << 26}
 SYSTEM, IMAGE, TEXT = 0, 1, 2  # a token's role: before the first image token, an image token, any other
 
 
@@ -493,8 +495,10 @@ def blocked(call: Call, intervention: Intervention) -> torch.Tensor:
 
     |A|_min is such a sum near 0: in the two executions its relative error may differ by tens of per cent.
     """
-    limit = BLOCK_ELEMENTS.get(call.query.device.type, BLOCK_ELEMENTS["cpu"])
-    return _attend(call if call.block_elements else replace(call, block_elements=limit), intervention)
+    least, most = BLOCK_ELEMENTS.get(call.query.device.type, BLOCK_ELEMENTS["cpu"])
+    batch, heads, _, _ = call.query.shape
+    size = min(most, max(least, batch * heads * call.key.shape[2] * BLOCK_ROWS))
+    return _attend(call if call.block_elements else replace(call, block_elements=size), intervention)
 
 
 # `auto` is the fastest that is exact on every device

@@ -109,7 +109,7 @@ def test_positions_and_roles(name: str, calls: list[Call]) -> None:
 
 @pytest.mark.parametrize("distance", ["index", "position"])
 def test_blocked_equals_reference(name: str, distance: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(core.BLOCK_ELEMENTS, "cpu", 301)
+    monkeypatch.setitem(core.BLOCK_ELEMENTS, "cpu", (301, 301))
     model, inputs = build(name)
     outputs = []
     for execution in ("reference", "blocked"):

@@ -87,7 +87,7 @@ def test_the_model_is_restored_after_an_exception(model: LlamaForCausalLM) -> No
 
 
 def test_blocked_equals_reference(model: LlamaForCausalLM, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(core.BLOCK_ELEMENTS, "cpu", 301)
+    monkeypatch.setitem(core.BLOCK_ELEMENTS, "cpu", (301, 301))
     mask = torch.ones_like(IDS)
     mask[1, :14] = 0
     outputs = {}
