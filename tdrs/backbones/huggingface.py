@@ -26,6 +26,7 @@ from tdrs.settings import SettingError, build, check_choice, check_number
 
 EMBEDDED = Path(__file__).parent.parent / "zoo" / "models"
 DTYPES = ("auto", "float32", "bfloat16", "float16")
+PREPARED = 4096  # batches whose tokens are kept
 DEVICES = ("auto", "cpu", "cuda", "spread")
 
 
@@ -205,6 +206,7 @@ class Backbone:
     processor: Any
     features: Features | None = None
     _first: dict[str, list[int]] = field(default_factory=dict)
+    _prepared: dict[tuple[tuple[str, str, str], ...], dict[str, Any]] = field(default_factory=dict)
 
     def _first_tokens(self, answer: str) -> list[int]:
         """The tokens this answer may begin with, as written or with a capital; blank ones are passed over."""
@@ -252,10 +254,18 @@ class Backbone:
         return batch.to(self.model.device, dtype=self.model.dtype)
 
     def seen(self, samples: Sequence[Sample]) -> dict[str, Any]:
-        """What the model's forward takes: `inputs` with the pictures' features in place of the pixels."""
-        inputs = dict(self.inputs(samples))
-        del inputs["pixel_values"]
-        return inputs | {"mm_encoder_outputs": {"image": self._seen([sample.picture for sample in samples])}}
+        """What the model's forward takes: `inputs` with the pictures' features in place of the pixels.
+
+        Tokens are kept for the next trial, which asks the same batches: preparing pictures only to count their tokens
+        costs as much as a small model's answer.
+        """
+        key = tuple((sample.before, sample.prompt, sample.picture.digest) for sample in samples)
+        if key not in self._prepared:
+            if len(self._prepared) == PREPARED:
+                self._prepared.clear()
+            self._prepared[key] = {name: x for name, x in self.inputs(samples).items() if name != "pixel_values"}
+        features = {"image": self._seen([sample.picture for sample in samples])}
+        return {**self._prepared[key], "mm_encoder_outputs": features}
 
     def _seen(self, pictures: Sequence[Picture]) -> BaseModelOutputWithPooling:
         """What the vision tower and its projector make of pictures, for `mm_encoder_outputs`.

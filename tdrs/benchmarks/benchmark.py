@@ -49,7 +49,7 @@ class Picture:
         """A grey picture of the same size."""
         return Picture(lambda: Picture.of(Image.new("RGB", self.open().size, (165, 165, 165))).read())
 
-    @property
+    @cached_property
     def digest(self) -> str:
         """A hash of the encoded bytes."""
         return hashlib.sha256(self.read()).hexdigest()[:24]

@@ -1,7 +1,10 @@
 """Pictures' features on disk: seen once, equal to what the whole model sees, bounded, no matter if they are lost."""
 
 import os
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -9,6 +12,7 @@ import torch
 from tdrs import Stock, backbones, benchmarks
 from tdrs.backbones import Backbone
 from tdrs.backbones.features import Features
+from tdrs.benchmarks.benchmark import Sample
 from tdrs.configuration import compose, plain
 from tdrs.evaluate import evaluate
 
@@ -78,3 +82,24 @@ def test_a_damaged_file_is_made_again(tmp_path: Path) -> None:
 
 def test_nothing_is_kept_with_a_bound_of_0(tmp_path: Path) -> None:
     assert Features(tmp_path, 0).of({}) is None
+
+
+def test_tokens_of_a_batch_are_prepared_once(mini_llava: Backbone, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every trial asks the same batches; another prompt, or another picture, is another batch."""
+    samples = benchmarks.load(benchmarks.from_settings({"name": "mini_scienceqa", "gap": 9}), "tuning", 4)
+    asked: list[int] = []
+    inputs = Backbone.inputs
+
+    def count(self: Backbone, samples: Sequence[Sample]) -> Any:
+        asked.append(len(samples))
+        return inputs(self, samples)
+
+    monkeypatch.setattr(Backbone, "inputs", count)
+    fresh = replace(mini_llava, _prepared={})
+    first, second = (fresh.answer(samples, "scienceqa") for _ in range(2))
+    assert first == second
+    assert asked == [4]
+    fresh.answer([replace(samples[0], prompt=samples[1].prompt), *samples[1:]], "scienceqa")
+    blank = replace(samples[0], picture=samples[0].picture.blank())
+    fresh.answer([blank, *samples[1:]], "scienceqa")
+    assert asked == [4, 4, 4]
