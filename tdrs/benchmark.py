@@ -225,7 +225,7 @@ def sweep(given: Mapping[str, str], folder: Path) -> None:
     per = wholes * statistics.mean(kept)
     parts = {
         "resident model": wholes * statistics.mean(loads),
-        "pictures' features kept": wholes * (statistics.mean(plains) - statistics.mean(kept)),
+        "pictures and prompts kept": wholes * (statistics.mean(plains) - statistics.mean(kept)),
         "reuse and pruning": per * (1 - seen / wholes),
     }
     result = {
