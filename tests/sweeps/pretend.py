@@ -40,7 +40,7 @@ def run_batches(
             value = margin(intervention, sample)
             answer = sample.gold if value > 0 else "?"
             records.append(replace(benchmark.score(answer, sample), margin=value))
-        yield Batch(first, records, {}, 0.01, batch_size)
+        yield Batch(first, records, {}, 1e-4, batch_size)
 
 
 def pretend(monkeypatch: pytest.MonkeyPatch) -> list[str]:
