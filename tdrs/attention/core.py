@@ -93,15 +93,12 @@ class Call:
 
         Never where the whole map is one block: the specification looks at each.
         """
-        return self.block_elements is not None and (self.mask is None or _is_plain(self.mask, self.past))
+        return self.block_elements is not None and (self.mask is None or _structure(self.mask, self.past)[0])
 
-    @cached_property
+    @property
     def padded_keys(self) -> torch.Tensor | None:
         """Keys that are padding, (B, 1, 1, K) boolean, in a plain call; None if none is."""
-        if not self.plain or self.mask is None:
-            return None
-        padded = ~self.seen(0, self.query.shape[2], self.key.shape[2]).any(dim=2, keepdim=True)
-        return padded if padded.any() else None
+        return _structure(self.mask, self.past)[1] if self.plain and self.mask is not None else None
 
     def without_padding(self, x: torch.Tensor) -> torch.Tensor:
         """Keys or values, (B, Hₖ, K, D), in a plain call with 0 where the token is padding, whatever stood there."""
@@ -206,25 +203,27 @@ class Call:
         return torch.cat(found, dim=2)
 
 
-_LAST_MASK: list[tuple[weakref.ref[torch.Tensor], bool]] = []  # all layers of a forward pass are given the same one
+Structure = tuple[bool, torch.Tensor | None]
+_LAST: list[tuple[weakref.ref[torch.Tensor], int, Structure]] = []  # all layers of a forward pass share one mask
 
 
-def _is_plain(mask: torch.Tensor, past: int) -> bool:
-    """Whether each row that is not padding sees the keys up to its own that are not padding."""
-    if _LAST_MASK and _LAST_MASK[0][0]() is mask:
-        return _LAST_MASK[0][1]
+def _structure(mask: torch.Tensor, past: int) -> Structure:
+    """Whether each row that is not padding sees the keys up to its own that are not padding; and which are, if any."""
+    if _LAST and _LAST[0][0]() is mask and _LAST[0][1] == past:
+        return _LAST[0][2]
     rows, keys = mask.shape[-2:]
     least = None if mask.dtype == torch.bool else torch.finfo(mask.dtype).min / 2
     parts = [mask[:, :, start : start + 256] for start in range(0, rows, 256)]  # little memory at a time
     parts = parts if least is None else [part > least for part in parts]
     real = torch.stack([part.any(dim=2) for part in parts]).any(dim=0).unsqueeze(2)
     index = torch.arange(keys, device=mask.device)
-    found = True
+    plain = True
     for number, part in enumerate(parts):
         own = index[past + 256 * number :][: part.shape[2], None]
         padding = ~part.gather(-1, own.expand(*part.shape[:2], -1, 1))
-        found = found and bool(((part == (real & (index <= own))) | padding).all())
-    _LAST_MASK[:] = [(weakref.ref(mask), found)]
+        plain = plain and bool(((part == (real & (index <= own))) | padding).all())
+    found = plain, None if real.all() else ~real
+    _LAST[:] = [(weakref.ref(mask), past, found)]
     return found
 
 
@@ -450,30 +449,28 @@ def weights(call: Call, intervention: Intervention) -> torch.Tensor:
 
 
 def _attend(call: Call, intervention: Intervention) -> torch.Tensor:
-    first = 0
     if call.block_elements is not None and intervention.last_row_only and call.query.shape[2] > 1:
-        first = int(call.last_rows.min())  # the rows before are not edited: PyTorch's own attention is faster
-    rest = replace(call, first_row=first)
-    statistics = intervention.statistics(rest)
+        # the rows before are not edited: PyTorch's own attention is faster
+        call = replace(call, first_row=int(call.last_rows.min()))
+    statistics = intervention.statistics(call)
     value = call.without_padding(call.value.float()).transpose(-1, -2)
     output = torch.empty(call.query.shape[:3] + call.value.shape[3:], dtype=call.query.dtype, device=call.query.device)
-    for block in rest.blocks():
-        shares = _weigh(rest, block, intervention, statistics)
+    for block in call.blocks():
+        shares = _weigh(call, block, intervention, statistics)
         output[:, :, block.start : block.stop] = call.product(shares, value[..., : block.keys])
-    if first:
-        output[:, :, :first] = _unedited(call, first)
+    if call.first_row:
+        output[:, :, : call.first_row] = _unedited(call)
     return _without_padded_rows(call, output)
 
 
-def _unedited(call: Call, rows: int) -> torch.Tensor:
-    """The attention output of the first rows as the stock model has it, (B, H, rows, D)."""
+def _unedited(call: Call) -> torch.Tensor:
+    """The attention output of the rows before `first_row` as the stock model has it, (B, H, rows, D)."""
+    rows = call.first_row
     keys = call.past + rows
     mask = None if call.mask is None else call.mask[:, :, :rows, :keys]
     if mask is None and call.past:
         mask = (call.index[call.past : keys, None] >= call.index[:keys])[None, None]
-    key, value = call.key[:, :, :keys], call.value[:, :, :keys]
-    if call.padded_keys is not None:
-        key, value = (x.masked_fill(call.padded_keys[..., :keys].transpose(-1, -2), 0) for x in (key, value))
+    key, value = (call.without_padding(x)[:, :, :keys] for x in (call.key, call.value))
     return torch.nn.functional.scaled_dot_product_attention(
         call.query[:, :, :rows],
         key,
