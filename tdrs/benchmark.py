@@ -48,6 +48,15 @@ def _device() -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
+def timed(run: Callable[[], object]) -> float:
+    """Seconds of a run, until its device is through."""
+    start = time.perf_counter()
+    run()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter() - start
+
+
 def medians(runs: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, float]:
     """Seconds of each run, the median of rounds in which they take turns."""
     times: dict[str, list[float]] = {name: [] for name in runs}
@@ -55,11 +64,7 @@ def medians(runs: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, 
         run()
     for _ in range(rounds):
         for name, run in runs.items():
-            start = time.perf_counter()
-            run()
-            if torch.cuda.is_available():
-                torch.cuda.synchronize()
-            times[name].append(time.perf_counter() - start)
+            times[name].append(timed(run))
     return {name: statistics.median(some) for name, some in times.items()}
 
 

@@ -9,10 +9,9 @@ with the published one. It exits with 1 if something is wrong.
 
 import itertools
 import shutil
-import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,10 +20,11 @@ from omegaconf import DictConfig
 from tqdm import tqdm
 
 from tdrs import backbones
+from tdrs.analysis.figure import span
 from tdrs.attention.intervene import intervene
 from tdrs.backbones import Backbone
 from tdrs.backbones.features import Features
-from tdrs.benchmark import peak_mib
+from tdrs.benchmark import medians, peak_mib, timed
 from tdrs.benchmarks import Sample
 from tdrs.configuration import plain, run
 from tdrs.environment import environment
@@ -71,7 +71,7 @@ def examine(values: Mapping[str, Any]) -> Iterator[Finding]:
     yield _model(planned, backbone, time.perf_counter() - start)
     batch = samples[: values["batch_size"]]
     yield _prompt(backbone, batch[0])
-    look = _timed(lambda: backbone.seen(batch))  # the vision tower's part, unless features were kept before
+    look = timed(lambda: backbone.seen(batch))  # the vision tower's part, unless features were kept before
     yield _tokens(backbone, batch)
     yield _off(backbone, batch)
     rates, finding = _cost(backbone, planned, batch)
@@ -141,15 +141,11 @@ def _tokens(backbone: Backbone, batch: Sequence[Sample]) -> Finding:
     lengths = inputs["attention_mask"].sum(dim=1).tolist()
     left = bool(inputs["attention_mask"][:, -1].all())
     lines = [
-        f"{_span(counted)} image tokens a prompt, {_span(made)} features a picture: "
+        f"{span(counted)} image tokens a prompt, {span(made)} features a picture: "
         f"{'equal' if counted == made else 'UNEQUAL'}",
-        f"{_span(lengths)} tokens a prompt; padding {'left' if left else 'NOT ON THE LEFT'}",
+        f"{span(lengths)} tokens a prompt; padding {'left' if left else 'NOT ON THE LEFT'}",
     ]
     return Finding("tokens", lines, counted == made and left)
-
-
-def _span(numbers: Sequence[int]) -> str:
-    return " to ".join(str(number) for number in dict.fromkeys((min(numbers), max(numbers))))
 
 
 @torch.inference_mode()
@@ -173,21 +169,15 @@ def _cost(backbone: Backbone, planned: Plan, batch: Sequence[Sample]) -> tuple[d
         with intervene(backbone.model, planned.intervention, planned.execution):
             backbone.answer(batch, planned.dataset.real)
 
-    for warm in (stock, edited):
-        warm()
-    times: dict[bool, list[float]] = {False: [], True: []}
-    for _ in range(ROUNDS):
-        times[False].append(_timed(stock))
-        times[True].append(_timed(edited))
-    medians = {is_edited: statistics.median(some) for is_edited, some in times.items()}
+    times = medians({"stock": stock, "edited": edited}, ROUNDS)
     peaks = [_size(int(peak_mib(run_) * 2**20)) for run_ in (stock, edited)]
     name = type(planned.intervention).__name__
-    ratio = f"{medians[True] / medians[False]:.2f} ×"
+    ratio = f"{times['edited'] / times['stock']:.2f} ×"
     lines = [
-        f"a batch of {len(batch)}: stock {medians[False]:.2f} s, {name} {medians[True]:.2f} s, {ratio}",
+        f"a batch of {len(batch)}: stock {times['stock']:.2f} s, {name} {times['edited']:.2f} s, {ratio}",
         f"memory beyond the weights: {', '.join(peaks)}",
     ]
-    return medians, Finding("cost", lines)
+    return {False: times["stock"], True: times["edited"]}, Finding("cost", lines)
 
 
 def _size(count: int) -> str:
@@ -196,14 +186,6 @@ def _size(count: int) -> str:
         if count >= unit:
             return f"{count / unit:.1f} {name}"
     return f"{count / 1024:.0f} KiB"
-
-
-def _timed(function: Callable[[], object]) -> float:
-    start = time.perf_counter()
-    function()
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    return time.perf_counter() - start
 
 
 def _largest_batch(backbone: Backbone, planned: Plan, samples: Sequence[Sample]) -> Finding:
