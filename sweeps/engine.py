@@ -129,8 +129,16 @@ class Engine:
                     self._tell(trial)
                     told += 1
             if waiting and told < len(jobs):
-                time.sleep(WAIT)
+                self._pause()
         return [trial for trial in trials if trial is not None]
+
+    def _pause(self) -> None:
+        """Wait for what others are measuring."""
+        time.sleep(WAIT)
+
+    def close(self) -> None:
+        """Let the model go; a study is over, or stopped."""
+        self._backbone = None
 
     def _tell(self, trial: Trial) -> None:
         if trial.split == "tuning" and trial.score > (self._best.score if self._best else -math.inf):
@@ -195,9 +203,6 @@ class Engine:
             if found:
                 return found
             self._show(job)
-            if job.identity not in self._counted:
-                self._counted.add(job.identity)
-                self.evaluated += 1
             try:
                 evaluation = complete(
                     job.plan,
@@ -213,12 +218,15 @@ class Engine:
             except Exception as error:
                 self._fail(job, error)
                 return None
-            if evaluation is not None:
-                return self._found(job)
-            pruned = self._pruned(job)
-            assert pruned
-            self.bar.total = (self.bar.total or 0) - (len(job.samples) - pruned.n)
-            return pruned
+            if evaluation is None:
+                self._ended_early(job)
+            return self._found(job)
+
+    def _ended_early(self, job: Job) -> None:
+        """The bar need not wait for the rest."""
+        pruned = self._pruned(job)
+        assert pruned
+        self.bar.total = (self.bar.total or 0) - (len(job.samples) - pruned.n)
 
     def _pruned(self, job: Job) -> Trial | None:
         """The trial if what is kept of it says that it may end early; `n` is how many samples it saw."""
@@ -255,7 +263,11 @@ class Engine:
         return self._backbone
 
     def _show(self, job: Job) -> None:
-        self.bar.set_description(f"trial {min(self.evaluated + 1, self.total)} of {self.total}")
+        """Count a trial that begins here, and say which it is."""
+        if job.identity not in self._counted:
+            self._counted.add(job.identity)
+            self.evaluated += 1
+        self.bar.set_description(f"trial {min(self.evaluated, self.total)} of {self.total}")
         best = f"; best {self._best.score:.3f} ({self._best.name})" if self._best else ""
         self.bar.set_postfix_str(f"{job.request.label}{best}")
 

@@ -2,7 +2,7 @@
 
     outputs/studies/NAME/config.yaml      what was asked
                          trials.jsonl     a line a finished trial, in the protocol's order
-                         study.journal    the same trials as an Optuna study, for its dashboard and its analyses
+                         study.journal    the same trials as an Optuna study, unless `study.storage` is elsewhere
                          study.json       what the protocol found, from which figures are redrawn without a model
 
 Trials are written when they are over, so a process that dies leaves none of them running.
@@ -18,8 +18,7 @@ from typing import Any
 
 import optuna
 import yaml
-from optuna.storages import JournalStorage
-from optuna.storages.journal import JournalFileBackend
+from optuna.storages import BaseStorage
 from optuna.trial import TrialState, create_trial
 
 from tdrs.configuration import with_settings
@@ -28,6 +27,8 @@ from tdrs.records import Records, append_line, read_lines
 from tdrs.tracking import Tracker
 
 from .protocols import PROTOCOLS
+from .shared import Shared
+from .storage import JOURNAL, load_optuna, open_storage
 from .trials import COMPLETE, FAILED, PRUNED, STOCK, Outcome, Request, Trial
 
 _NOT_DECISIVE = ("output", "tracking", "study", "workers", "features_gib", "dry_run")
@@ -43,6 +44,7 @@ class Log:
 
     Args:
         config: the study's plain configuration.
+        storage: where the Optuna study is; None for the journal in the folder.
 
     Attributes:
         key: what tells it from a study of the same name over other settings, whose trials are not its own.
@@ -50,13 +52,21 @@ class Log:
         trials: those that are written, by their keys, in the protocol's order.
     """
 
-    def __init__(self, folder: Path, config: Mapping[str, Any], tracker: Tracker, records: Records) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        config: Mapping[str, Any],
+        tracker: Tracker,
+        records: Records,
+        storage: BaseStorage | None = None,
+    ) -> None:
         self.folder = folder
         self.key = study_key(config)
         self.tracker = tracker
         self.parent = ""
         self.name = str(config["study"]["name"])
         self._store = records
+        self._storage = storage
         self._search = PROTOCOLS[config["search"]["protocol"]].from_settings(config["search"])
         self._objective = getattr(self._search, "objective", "accuracy")
         self._config = dict(config)
@@ -76,19 +86,21 @@ class Log:
         self._open_optuna()
 
     def _open_optuna(self) -> None:
-        """The Optuna study; it is made again from the trials where its file is damaged."""
-        path = self.folder / "study.journal"
+        """The Optuna study; a damaged journal is made again from the trials."""
         for attempt in range(2):
             try:
-                self._optuna = load_optuna(path, self.name, create=True)
+                self._optuna = load_optuna(self._storage or self.folder, self.name, create=True)
+                if self._storage:
+                    self._optuna.set_user_attr("key", self.key)
                 self._told = {
                     trial.user_attrs["key"]
                     for trial in self._optuna.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
                 }
                 return
             except Exception:  # whatever a torn file makes the library raise
-                if attempt:
+                if attempt or self._storage:
                     raise
+                path = self.folder / "study.journal"
                 shutil.move(path, path.with_suffix(".damaged"))
 
     def add(self, trial: Trial) -> None:
@@ -97,6 +109,8 @@ class Log:
         if known is None or known.status != trial.status:
             append_line(self.folder / "trials.jsonl", json.dumps(asdict(trial)))
             self.trials[trial.key] = trial
+        if isinstance(self._store, Shared):
+            self._store.publish(trial.identity)
         if trial.split == "tuning" and trial.key not in self._told:
             self._tell_optuna(trial)
         self.track(trial)
@@ -145,14 +159,6 @@ class Log:
             parent=self.parent,
             error=trial.reason if trial.status == FAILED else "",
         )
-
-
-def load_optuna(path: Path, name: str, create: bool = False) -> optuna.Study:
-    """A study's trials on the tuning split as an Optuna study."""
-    storage = JournalStorage(JournalFileBackend(str(path)))
-    if create:
-        return optuna.create_study(storage=storage, study_name=name, direction="maximize", load_if_exists=True)
-    return optuna.load_study(storage=storage, study_name=name)
 
 
 def read_trials(folder: Path) -> list[Trial]:
@@ -213,7 +219,8 @@ def _summary(outcome: Outcome) -> list[str]:
 def sync(folder: Path, tracker: Tracker, records: Records) -> int:
     """Write a study's trials wherever they are missing, from its files; returns how many trials it has."""
     config = yaml.safe_load((folder / "config.yaml").read_text())
-    log = Log(folder, config, tracker, records)
+    where = config["study"].get("storage", JOURNAL)
+    log = Log(folder, config, tracker, records, None if where == JOURNAL else open_storage(where))
     log.open()
     trials = list(log.trials.values())
     with tracker.study(log.name, log.key, log.name, tags(config)) as log.parent:

@@ -1,17 +1,19 @@
 """A study: a protocol, run once, however often it is stopped.
 
-The process that holds the folder's lock leads: it alone writes the study's files and the store of runs
-(`sweeps/log.py`). Another one with the same command joins: it measures, and leads when the first is gone.
+The process that holds the folder's lock, and the storage's claim where machines share one, leads: it alone writes the
+study's files and the store of runs (`sweeps/log.py`). Another one with the same command joins: it measures, and leads
+when the first is gone or done.
 """
 
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from optuna.storages import BaseStorage
 from tqdm import tqdm
 
 from tdrs.backbones.features import Features
@@ -23,8 +25,11 @@ from tdrs.stopping import Stop
 from tdrs.tracking import Tracker
 
 from .engine import WAIT, Engine, Preview
-from .log import Log, describe, study_folder, tags
+from .log import Log, describe, study_folder, study_key, tags
 from .protocols import PROTOCOLS
+from .ray_workers import RayEngine
+from .shared import Shared
+from .storage import JOURNAL, check_storage, check_study, open_storage
 from .trials import Outcome, Trial
 
 
@@ -51,16 +56,27 @@ class Study:
         check_choice("search.protocol", config["search"].get("protocol"), list(PROTOCOLS))
         self.protocol = PROTOCOLS[config["search"]["protocol"]]
         self.search = self.protocol.from_settings(config["search"])
-        self.records = Records(output / "records")
+        self.records, storage = self._open(config, output / "records")
         self.preview = Preview(config, self.records)
         for request in self.search.possible(config["dataset"]["name"]):
             self.preview.job(request)
         self.protocol.run(self.search, self.preview, self.name)
-        self.log = Log(self.folder, config, tracker, self.records)
+        self.log = Log(self.folder, config, tracker, self.records, storage)
         features = Features(output / "features", gib(config["features_gib"]))
-        self.engine = Engine(config, self.records, features, stop, self._report, self.preview.samples)
+        kind = RayEngine if config["workers"]["name"] == "ray" else Engine
+        self.engine = kind(config, self.records, features, stop, self._report, self.preview.samples)
         self._leads = False
         self._unlogged = False
+
+    def _open(self, config: Mapping[str, Any], folder: Path) -> tuple[Records, BaseStorage | None]:
+        """The records, and the storage through which machines share them, if there is one."""
+        where = config["study"]["storage"]
+        check_storage(where)
+        if where == JOURNAL:
+            return Records(folder), None
+        storage, key = open_storage(where), study_key(config)
+        check_study(storage, self.name, key)
+        return Shared(folder, storage, f"{self.name} evaluations {key}"), storage
 
     def _report(self, trial: Trial) -> None:
         if not self._leads:
@@ -103,18 +119,32 @@ class Study:
         Raises:
             KeyboardInterrupt: somebody asked to stop; the same command goes on.
         """
-        with self._bar() as self.engine.bar:
-            held = lock(self.folder / "lock")
+        with self._bar() as self.engine.bar, closing(self.engine):
+            held = self._lead()
             if held is None:
                 print(f"{self.name} is being run by another process; joining it", file=sys.stderr)
                 self.protocol.run(self.search, self.engine, self.name)
             while held is None:
                 self.engine.stop.check()
                 time.sleep(WAIT)
-                held = lock(self.folder / "lock")
+                held = self._lead()
             with held:  # it goes with the process, however that ends
                 self._leads = True
                 return self._run()
+
+    def _lead(self) -> ExitStack | None:
+        """The right to write the study, until it is left; None while another process has it."""
+        held = lock(self.folder / "lock")
+        if held is None:
+            return None
+        with ExitStack() as stack:
+            stack.enter_context(held)
+            if isinstance(self.records, Shared):
+                right = self.records.lead()
+                if right is None:
+                    return None
+                stack.enter_context(right)
+            return stack.pop_all()
 
     def help(self) -> None:
         """Measure until nothing is left to measure; another process writes the study's files."""

@@ -1,7 +1,7 @@
-"""Who measures a study's trials: this process, or several on this machine.
+"""Who measures a study's trials: this process, several on this machine, or Ray's (`sweeps/ray_workers.py`).
 
-Workers share nothing but the folder of records, in which each claims the evaluations it runs (`sweeps/engine.py`). So a
-worker is the same command again; one that dies is missed by nobody.
+Processes share nothing but the folder of records, in which each claims the evaluations it runs (`sweeps/engine.py`). So
+a worker is the same command again; one that dies is missed by nobody.
 """
 
 import os
@@ -15,7 +15,7 @@ import torch
 
 from tdrs.settings import SettingError, check_choice, check_number
 
-KINDS = ("inline", "processes", "member")
+KINDS = ("inline", "processes", "member", "ray")
 
 
 class Crew:

@@ -12,6 +12,8 @@ is ever in a state that is not one of these; files are written under another nam
 
 import errno
 import fcntl
+import hashlib
+import io
 import json
 import math
 import os
@@ -19,6 +21,7 @@ import shutil
 import socket
 import threading
 import time
+import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, astuple, dataclass
 from io import RawIOBase
@@ -33,6 +36,7 @@ from tdrs.benchmarks import Record
 from tdrs.stopping import Stop
 
 Counts = dict[str, tuple[int, int]]
+_WHOLE = ("config.yaml", "samples.parquet", "result.json")  # result.json last: with it an evaluation is done
 
 
 @dataclass(frozen=True)
@@ -239,6 +243,47 @@ class Records:
         except FileNotFoundError:
             return None
 
+    def pack(self, identity: str) -> bytes:
+        """What is kept of an evaluation, as a zip file, for `unpack` elsewhere; empty if there is nothing."""
+        folder = self.path(identity)
+        names = _WHOLE if self.done(identity) else ("failed.json",)
+        files = {name: (folder / name).read_bytes() for name in names if (folder / name).exists()}
+        batches = [folder / "batches.jsonl", *sorted(folder.glob("shard-*/batches.jsonl"))]
+        lines = [line for path in batches for line in read_lines(path)]
+        if lines and not self.done(identity):
+            files["batches.jsonl"] = "".join(lines).encode()
+        packed = io.BytesIO()
+        with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as archive:
+            for name, content in files.items():
+                archive.writestr(zipfile.ZipInfo(name), content)  # without a date: equal contents, equal bytes
+        return packed.getvalue() if files else b""
+
+    def unpack(self, identity: str, packed: bytes) -> None:
+        """Keep what `pack` gave elsewhere, beside what there is; nothing if the evaluation is done here.
+
+        Raises:
+            ValueError: it is no such file.
+        """
+        if not packed or self.done(identity):
+            return
+        folder = self.path(identity)
+        try:
+            with zipfile.ZipFile(io.BytesIO(packed)) as archive:
+                files = {name: archive.read(name) for name in archive.namelist()}
+        except zipfile.BadZipFile as error:
+            raise ValueError(f"what was brought of {identity} is damaged: {error}") from None
+        batches = files.pop("batches.jsonl", None)
+        if batches:  # apart from those of this machine, under a name that equal ones have, too
+            self._keep(folder / f"shard-{hashlib.sha256(batches).hexdigest()[:12]}" / "batches.jsonl", batches)
+        for name in ("failed.json", *_WHOLE):
+            if name in files:
+                self._keep(folder / name, files[name])
+
+    @staticmethod
+    def _keep(path: Path, content: bytes) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _write(path, lambda partial: partial.write_bytes(content))
+
     def wait_for(self, identity: str, stop: Stop, shard: str | None = None) -> "Lease":
         """The right to run an evaluation, when whoever has it is through; raises KeyboardInterrupt if asked to stop."""
         while (lease := self.claim(identity, shard)) is None:
@@ -264,7 +309,7 @@ def lock(path: Path) -> TextIO | None:
     return file
 
 
-def _machine() -> str:
+def machine() -> str:
     """This machine, or container: processes here see each other's file locks."""
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
@@ -279,9 +324,13 @@ class Lease:
     The holder moves the deadline on while it lives. A worker that dies on this machine is replaced at once, one on
     another machine that shares the folder when its deadline has passed. Two workers on one evaluation would only waste
     time: their batches are equal.
+
+    Attributes:
+        ending: called before the folder is given back.
     """
 
     def __init__(self, file: TextIO, seconds: float) -> None:
+        self.ending: Callable[[], None] = lambda: None
         self._file = file
         self._seconds = seconds
         self._over = threading.Event()
@@ -300,13 +349,13 @@ class Lease:
             held = json.loads(file.read() or "{}")
         except ValueError:
             held = {}
-        if held and held["machine"] != _machine() and held["deadline"] > time.time():
+        if held and held["machine"] != machine() and held["deadline"] > time.time():
             file.close()
             return None
         return cls(file, seconds)
 
     def _renew(self) -> None:
-        values = {"machine": _machine(), "process": os.getpid(), "deadline": time.time() + self._seconds}
+        values = {"machine": machine(), "process": os.getpid(), "deadline": time.time() + self._seconds}
         self._file.seek(0)
         self._file.truncate()
         self._file.write(json.dumps(values))
@@ -321,6 +370,7 @@ class Lease:
 
     def release(self) -> None:
         """Give the folder back."""
+        self.ending()
         self._over.set()
         self._thread.join()
         self._file.seek(0)

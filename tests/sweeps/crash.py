@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from mlflow.tracking import MlflowClient
-from tdrs.sweeps.log import load_optuna
+from tdrs.sweeps.storage import load_optuna
 
 STUDY = [
     "search=compare", "study.name=crash", "preset=smoke", "batch_size=4", "search.budget=3",
@@ -72,7 +72,7 @@ def runs(output: Path) -> list[Any]:
 def state(output: Path) -> dict[str, Any]:
     """All there is to compare of a finished study."""
     folder = output / "studies" / "crash"
-    trials = load_optuna(folder / "study.journal", "crash").get_trials()
+    trials = load_optuna(folder, "crash").get_trials()
     key_of_study = "study"
     return {
         "study": _timeless(json.loads((folder / "study.json").read_text())),

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 from tdrs.sweeps import grid
-from tdrs.sweeps.log import load_optuna
+from tdrs.sweeps.storage import load_optuna
 from tdrs.sweeps.study import Study
 from tdrs.sweeps.trials import FAILED
 
@@ -37,7 +37,7 @@ def test_every_cell_is_there_in_order(tmp_path: Path, pretended: list[str]) -> N
     assert found.rows[2].budget == 6
     table = "\n".join(found.table())
     assert table.count("gain=logits") == 3 + found.rows[2].settings["intervention.gain"].count("no")
-    trials = load_optuna(tmp_path / "studies" / "small" / "study.journal", "small").get_trials()
+    trials = load_optuna(tmp_path / "studies" / "small", "small").get_trials()
     assert [trial.params for trial in trials] == [{}, *(cell.settings for cell in cells)]
 
 

@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tdrs.sweeps.log import load_optuna
 from tdrs.sweeps.sampled import BUNDLE, STARTUP, _clearly_worse
+from tdrs.sweeps.storage import load_optuna
 from tdrs.sweeps.study import Study
 from tdrs.sweeps.trials import PRUNED
 
@@ -68,7 +68,7 @@ def test_a_stopped_study_goes_on_with_the_same_points(
     assert [(t.key, t.metrics, t.difference) for t in found.rows] == [
         (t.key, t.metrics, t.difference) for t in whole.rows
     ]
-    trials = load_optuna(tmp_path / "b" / "studies" / "small" / "study.journal", "small").get_trials()
+    trials = load_optuna(tmp_path / "b" / "studies" / "small", "small").get_trials()
     on = {"intervention.dc.weight.on", "intervention.re.weight.on"}
     assert all(set(trial.params) == {*SPACE, *on} for trial in trials[1:])  # the same ones in every trial
     assert [trial.value for trial in trials] == [t.metrics["accuracy"] for t in unique(whole.trials)]
@@ -128,7 +128,7 @@ def test_pruned_trials_are_told_and_tagged_but_not_reported(
     chosen = found.rows[2]
     assert chosen.name == "best of 12"
     assert chosen.settings not in [trial.settings for trial in pruned]
-    trials = load_optuna(tmp_path / "studies" / "small" / "study.journal", "small").get_trials()
+    trials = load_optuna(tmp_path / "studies" / "small", "small").get_trials()
     told = {trial.user_attrs["key"]: trial for trial in trials}
     for trial in pruned:
         assert told[trial.key].state.name == "COMPLETE"

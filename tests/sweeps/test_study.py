@@ -10,7 +10,8 @@ import optuna
 import pytest
 from mlflow.tracking import MlflowClient
 from tdrs.analysis import sensitivity
-from tdrs.sweeps.log import load_optuna, read_trials, sync
+from tdrs.sweeps.log import read_trials, sync
+from tdrs.sweeps.storage import load_optuna
 from tdrs.sweeps.study import Study
 from tdrs.sweeps.trials import FAILED, Outcome
 
@@ -67,7 +68,7 @@ def logged(output: Path) -> set[Any]:
 
 
 def in_optuna(output: Path) -> list[Any]:
-    return load_optuna(output / "studies" / "small" / "study.journal", "small").get_trials()
+    return load_optuna(output / "studies" / "small", "small").get_trials()
 
 
 def timeless(outcome: Outcome) -> Any:

@@ -1,0 +1,101 @@
+"""Where a study's trials are written as an Optuna study: `study.storage`.
+
+    journal                          study.journal in the study's folder
+    postgresql+psycopg://HOST/NAME   a PostgreSQL database; user and password as PGUSER, PGPASSWORD or ~/.pgpass say
+    grpc://HOST:PORT                 Optuna's proxy, which has the database behind it
+
+Through a database or a proxy machines that share no folder work on one study (`sweeps/shared.py`).
+"""
+
+import time
+import warnings
+from pathlib import Path
+from typing import Any
+
+import optuna
+from optuna.storages import BaseStorage, GrpcStorageProxy, JournalStorage, RDBStorage, get_storage
+from optuna.storages.journal import JournalFileBackend
+from sqlalchemy.engine import make_url
+from sqlalchemy.exc import ArgumentError, IntegrityError, ProgrammingError
+
+from tdrs.settings import SettingError
+
+JOURNAL = "journal"
+ALLOWED = "must be journal, postgresql+psycopg://HOST/NAME or grpc://HOST:PORT"
+PATIENCE = 10  # seconds that a server has to answer in
+
+
+def check_storage(value: object) -> None:
+    """Raises SettingError unless `value` is a form of `study.storage`; nothing is opened."""
+    if value == JOURNAL:
+        return
+    try:
+        url = make_url(value) if isinstance(value, str) else None
+    except (ArgumentError, ValueError):
+        url = None
+    if url is None or url.get_backend_name() not in ("postgresql", "grpc"):
+        raise SettingError("study.storage", value, ALLOWED)
+    if url.password:
+        shown = url.render_as_string(hide_password=True)
+        raise SettingError("study.storage", shown, "must have no password, records would show it: use PGPASSWORD")
+    if url.get_backend_name() == "grpc" and not (url.host and url.port):
+        raise SettingError("study.storage", value, ALLOWED)
+
+
+def open_storage(value: str) -> BaseStorage:
+    """A database, or a proxy, by its address.
+
+    Raises:
+        SettingError: it cannot be reached, a package for it is missing, or the address is of no known form.
+    """
+    check_storage(value)
+    try:
+        return _open(value)
+    except ModuleNotFoundError as error:
+        missing = f"needs the package {error.name}: pip install 'tdrs[storage]'"
+        raise SettingError("study.storage", value, missing) from None
+    except Exception as error:  # each library below has errors of its own for a server that is not there
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        raise SettingError("study.storage", value, f"cannot be opened: {lines[0][:200]}") from error
+
+
+def _open(value: str) -> BaseStorage:
+    url = make_url(value)
+    if url.get_backend_name() == "grpc":
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            proxy = GrpcStorageProxy(host=str(url.host), port=int(url.port or 0))
+        proxy.wait_server_ready(timeout=PATIENCE)
+        return proxy
+    engine: dict[str, Any] = {"pool_pre_ping": True, "connect_args": {"connect_timeout": PATIENCE}}
+    for attempt in range(5):
+        try:
+            return get_storage(RDBStorage(value, engine_kwargs=engine))
+        except (IntegrityError, ProgrammingError):  # another worker is making the same tables
+            if attempt == 4:
+                raise
+            time.sleep(0.5)
+    raise AssertionError
+
+
+def load_optuna(storage: BaseStorage | Path, name: str, create: bool = False) -> optuna.Study:
+    """A study's trials on the tuning split as an Optuna study.
+
+    Args:
+        storage: or the study's folder, for the journal in it.
+    """
+    if isinstance(storage, Path):
+        storage = JournalStorage(JournalFileBackend(str(storage / "study.journal")))
+    if create:
+        return optuna.create_study(storage=storage, study_name=name, direction="maximize", load_if_exists=True)
+    return optuna.load_study(storage=storage, study_name=name)
+
+
+def check_study(storage: BaseStorage, name: str, key: str) -> None:
+    """Raises SettingError if a storage that others use has a study of this name over other settings."""
+    try:
+        study = optuna.load_study(storage=storage, study_name=name)
+    except KeyError:
+        return
+    if study.user_attrs.get("key", key) != key:
+        raise SettingError("study.name", name, "the storage has a study of this name over other settings: take another")
