@@ -122,7 +122,8 @@ class RayEngine(Engine):
             import ray
         except ModuleNotFoundError:
             raise SettingError("workers.name", "ray", "needs the package ray: pip install 'tdrs[ray]'") from None
-        self._ray = ray
+        self._ray: Any = ray
+        self._threads = max(1, torch.get_num_threads() // self._settings["count"])  # of each worker
         self._workers: list[Any] = []
         self._free: list[Any] = []
         self._tasks: dict[str, _Task] = {}
@@ -130,11 +131,10 @@ class RayEngine(Engine):
 
     def _start(self) -> None:
         """Start or join Ray, and start the workers."""
-        ray, count, gpus = self._ray, self._settings["count"], self._settings["num_gpus"]
-        threads = max(1, torch.get_num_threads() // count)
-        where = {"address": self._settings["address"]}
-        if where["address"] is None:
-            where = {"num_cpus": count * threads, "object_store_memory": OBJECTS, "_node_ip_address": "127.0.0.1"}
+        ray, count, gpus, threads = self._ray, self._settings["count"], self._settings["num_gpus"], self._threads
+        where = {"address": self._settings["address"] or "local"}
+        if where["address"] == "local":
+            where |= {"num_cpus": count * threads, "object_store_memory": OBJECTS, "_node_ip_address": "127.0.0.1"}
             where |= {"include_dashboard": False}
         ray.init(**where, log_to_driver=False, logging_level="ERROR")
         there = ray.cluster_resources()
@@ -142,11 +142,18 @@ class RayEngine(Engine):
             if count * each > there.get(name, 0):
                 given, allowed = self._settings[key], f"{count} workers need {count * each:g} {name}s"
                 raise SettingError(f"workers.{key}", given, f"{allowed}, Ray has {there.get(name, 0):g}")
+        for _ in range(count):
+            self._hire()
+
+    def _hire(self) -> None:
+        """One more worker; what it is given waits until it has started."""
         config = {**self.config, "output": str(Path(self.config["output"]).resolve())}
         # two calls at a time: one measures, the other says how far it is, or stops it
-        actor = ray.remote(num_cpus=threads, num_gpus=gpus, max_concurrency=2, max_restarts=3)(Worker)
-        self._workers = [actor.remote(config, threads) for _ in range(count)]
-        self._free = list(self._workers)
+        gpus = self._settings["num_gpus"]
+        actor = self._ray.remote(num_cpus=self._threads, num_gpus=gpus, max_concurrency=2)(Worker)
+        worker = actor.remote(config, self._threads)
+        self._workers.append(worker)
+        self._free.append(worker)
 
     def _run(self, job: Job) -> Trial | None:
         """The trial, if a worker has brought it; else None, and a worker that is free is given it."""
@@ -183,12 +190,15 @@ class RayEngine(Engine):
 
     def _collect(self, job: Job, task: _Task) -> None:
         """Keep what a worker brought, or why it brought nothing."""
-        self._free.append(task.worker)
         try:
             packed, error = self._ray.get(task.result)
-        except self._ray.exceptions.RayError as gone:  # it died, such as for want of memory; Ray starts another
+        except self._ray.exceptions.RayError as gone:  # it died, such as for want of memory
             self._fail(job, gone)
+            self._workers.remove(task.worker)
+            self._ray.kill(task.worker)
+            self._hire()
             return
+        self._free.append(task.worker)
         self.store.unpack(job.identity, packed)
         if error:
             raise SettingError("workers.name", "ray", error)

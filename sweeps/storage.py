@@ -1,8 +1,8 @@
 """Where a study's trials are written as an Optuna study: `study.storage`.
 
-    journal                          study.journal in the study's folder
-    postgresql+psycopg://HOST/NAME   a PostgreSQL database; user and password as PGUSER, PGPASSWORD or ~/.pgpass say
-    grpc://HOST:PORT                 Optuna's proxy, which has the database behind it
+    journal                  study.journal in the study's folder
+    postgresql://HOST/NAME   a PostgreSQL database; user and password as PGUSER, PGPASSWORD or ~/.pgpass say
+    grpc://HOST:PORT         Optuna's proxy, which has the database behind it
 
 Through a database or a proxy machines that share no folder work on one study (`sweeps/shared.py`).
 """
@@ -21,7 +21,7 @@ from sqlalchemy.exc import ArgumentError, IntegrityError, ProgrammingError
 from tdrs.settings import SettingError
 
 JOURNAL = "journal"
-ALLOWED = "must be journal, postgresql+psycopg://HOST/NAME or grpc://HOST:PORT"
+ALLOWED = "must be journal, postgresql://HOST/NAME or grpc://HOST:PORT"
 PATIENCE = 10  # seconds that a server has to answer in
 
 
@@ -51,9 +51,8 @@ def open_storage(value: str) -> BaseStorage:
     check_storage(value)
     try:
         return _open(value)
-    except ModuleNotFoundError as error:
-        missing = f"needs the package {error.name}: pip install 'tdrs[storage]'"
-        raise SettingError("study.storage", value, missing) from None
+    except ImportError:
+        raise SettingError("study.storage", value, "needs more packages: pip install 'tdrs[storage]'") from None
     except Exception as error:  # each library below has errors of its own for a server that is not there
         lines = str(error).strip().splitlines() or [type(error).__name__]
         raise SettingError("study.storage", value, f"cannot be opened: {lines[0][:200]}") from error
@@ -67,10 +66,12 @@ def _open(value: str) -> BaseStorage:
             proxy = GrpcStorageProxy(host=str(url.host), port=int(url.port or 0))
         proxy.wait_server_ready(timeout=PATIENCE)
         return proxy
+    if url.drivername == "postgresql":
+        url = url.set(drivername="postgresql+psycopg")
     engine: dict[str, Any] = {"pool_pre_ping": True, "connect_args": {"connect_timeout": PATIENCE}}
     for attempt in range(5):
         try:
-            return get_storage(RDBStorage(value, engine_kwargs=engine))
+            return get_storage(RDBStorage(url.render_as_string(), engine_kwargs=engine))
         except (IntegrityError, ProgrammingError):  # another worker is making the same tables
             if attempt == 4:
                 raise

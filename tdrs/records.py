@@ -249,7 +249,7 @@ class Records:
         names = _WHOLE if self.done(identity) else ("failed.json",)
         files = {name: (folder / name).read_bytes() for name in names if (folder / name).exists()}
         batches = [folder / "batches.jsonl", *sorted(folder.glob("shard-*/batches.jsonl"))]
-        lines = [line for path in batches for line in read_lines(path)]
+        lines = sorted({line for path in batches for line in read_lines(path)}, key=lambda x: json.loads(x)["start"])
         if lines and not self.done(identity):
             files["batches.jsonl"] = "".join(lines).encode()
         packed = io.BytesIO()

@@ -13,8 +13,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import psycopg
-
 USER = "postgres"  # the server refuses root
 
 
@@ -26,9 +24,11 @@ def free_port() -> int:
 
 def binaries() -> Path | None:
     """The folder of PostgreSQL's programs; None where there is none."""
+    folders = sorted(Path("/usr/lib/postgresql").glob("*/bin"), reverse=True)
     found = shutil.which("initdb")
-    folders = [Path(found).parent] if found else sorted(Path("/usr/lib/postgresql").glob("*/bin"))
-    return next((folder for folder in reversed(folders) if (folder / "initdb").exists()), None)
+    if found:
+        folders.append(Path(found).parent)
+    return next((folder for folder in folders if (folder / "pg_isready").exists()), None)
 
 
 def wait_for(ready: Callable[[], Any], process: "subprocess.Popen[bytes]", log: Path) -> None:
@@ -66,9 +66,9 @@ def postgresql() -> Iterator[str]:
                 stdout=said, stderr=said, cwd="/", **user,
             )  # fmt: skip
         try:
-            there = f"postgresql://tdrs@127.0.0.1:{port}/postgres"
-            wait_for(lambda: psycopg.connect(there).close(), server, log)
-            yield there.replace("postgresql", "postgresql+psycopg", 1)
+            ask = [programs / "pg_isready", "-h", "127.0.0.1", "-p", str(port)]
+            wait_for(lambda: subprocess.run(ask, check=True, stdout=subprocess.DEVNULL), server, log)
+            yield f"postgresql://tdrs@127.0.0.1:{port}/postgres"
         finally:
             server.send_signal(signal.SIGINT)  # fast: it does not wait for its clients to leave
             server.wait(30)
@@ -79,8 +79,9 @@ def postgresql() -> Iterator[str]:
 
 PROXY = """
 import sys
-from optuna.storages import get_storage, run_grpc_proxy_server
-run_grpc_proxy_server(get_storage(sys.argv[1]), host="127.0.0.1", port=int(sys.argv[2]))
+from optuna.storages import run_grpc_proxy_server
+from tdrs.sweeps.storage import open_storage
+run_grpc_proxy_server(open_storage(sys.argv[1]), host="127.0.0.1", port=int(sys.argv[2]))
 """
 
 

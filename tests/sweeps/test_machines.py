@@ -1,0 +1,218 @@
+"""Real workers over real servers: whatever measures and wherever trials are told, a study's result is the same.
+
+python -m tests.sweeps.test_machines       # the whole of `search=coordinate` on all nine pairs, 6 minutes
+"""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from importlib.util import find_spec
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import pytest
+from tdrs.sweeps.storage import load_optuna, open_storage
+
+from tdrs.configuration import run
+from tdrs.sweep import main_sweep
+
+from . import servers
+from .crash import _timeless
+
+WHOLE = ["search=coordinate", "preset.tuning=40", "preset.held_out=40", "study.name=pairs", "tracking=none"]
+STEPS = "search.steps=[{key: intervention.dc.weight, label: weight, paper: 1, values: [0.3, 1, 3]}]"
+SHORT = [
+    *WHOLE, "dataset.gap=8", "~search.series.logits", "~search.controls", "~search.start",
+    STEPS,
+]  # fmt: skip
+
+
+def here(
+    output: Path, study: list[str], workers: str, storage: str, monkeypatch: pytest.MonkeyPatch, *more: str
+) -> None:
+    """A study's command, in this process: it starts in no time."""
+    words = [*study, f"workers={workers}", f"study.storage={storage}", f"output={output}", *more]
+    monkeypatch.setattr(sys, "argv", ["sweep", *words])
+    assert run("sweep", main_sweep, "") == 0
+
+
+def start(output: Path, study: list[str], workers: str, storage: str) -> "subprocess.Popen[str]":
+    """A study's command, in a process."""
+    words = [*study, f"workers={workers}", f"study.storage={storage}", f"output={output}"]
+    return subprocess.Popen(
+        [sys.executable, "-m", "tdrs.sweep", *words], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TQDM_DISABLE": "1"}, cwd="/",
+    )  # fmt: skip
+
+
+def finish(process: "subprocess.Popen[str]", code: int = 0) -> str:
+    said, _ = process.communicate(timeout=200)
+    assert process.returncode == code, said
+    return said
+
+
+def state(output: Path, storage: str, name: str = "pairs") -> Any:
+    """What there is to compare of a finished study: its result, its lines, its trials in Optuna."""
+    folder = output / "studies" / name
+    study = _timeless(json.loads((folder / "study.json").read_text()))
+    del study["config"]["study"], study["environment"]
+    lines = [_timeless(json.loads(line)) for line in (folder / "trials.jsonl").read_text().splitlines()]
+    trials = load_optuna(folder if storage == "journal" else open_storage(storage), name).get_trials()
+    return study, lines, [(t.number, t.state.name, t.values, t.params, t.user_attrs["key"]) for t in trials]
+
+
+@pytest.fixture(scope="module")
+def inline(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    output = tmp_path_factory.mktemp("inline")
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        here(output, SHORT, "inline", "journal", monkeypatch)
+    return state(output, "journal")
+
+
+@pytest.fixture(scope="module")
+def postgresql() -> Iterator[str]:
+    if not servers.binaries() or not find_spec("psycopg"):
+        pytest.skip("PostgreSQL, or psycopg, is not installed")
+    with servers.postgresql() as address:
+        yield address
+
+
+@pytest.fixture(scope="module")
+def proxy(postgresql: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    if not find_spec("grpc"):
+        pytest.skip("grpcio is not installed")
+    with servers.proxy(postgresql, tmp_path_factory.mktemp("proxy")) as address:
+        yield address
+
+
+@contextmanager
+def cluster() -> Iterator[str]:
+    """The address of a cluster of Ray, of one node."""
+    port = servers.free_port()
+    command = [Path(sys.executable).with_name("ray"), "start", "--head", "--node-ip-address=127.0.0.1"]
+    command += [f"--port={port}", "--num-cpus=2", "--include-dashboard=false", "--block", "--disable-usage-stats"]
+    node = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        for _ in range(300):
+            with suppress(OSError), socket.create_connection(("127.0.0.1", port)):
+                break
+            time.sleep(0.1)
+        yield f"127.0.0.1:{port}"
+    finally:
+        node.send_signal(signal.SIGTERM)
+        node.wait(30)
+
+
+def named(study: list[str], name: str) -> list[str]:
+    return [word if not word.startswith("study.name=") else f"study.name={name}" for word in study]
+
+
+def renamed(value: Any, name: str) -> Any:
+    """A state of a study as if it had had this name."""
+    study, lines, trials = value
+    return {**study, "name": name}, lines, trials
+
+
+@pytest.mark.parametrize(
+    ("workers", "storage"),
+    [
+        ("processes", "journal"),
+        ("ray", "journal"),
+        ("processes", "postgresql"),
+        ("ray", "postgresql"),
+        ("inline", "proxy"),
+        ("processes", "proxy"),
+    ],
+)
+def test_every_pair_finds_the_same(
+    workers: str,
+    storage: str,
+    inline: Any,
+    tmp_path: Path,
+    request: pytest.FixtureRequest,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    where = "journal" if storage == "journal" else request.getfixturevalue(storage)
+    name = f"{workers}-{storage}"
+    with ExitStack() as stack:
+        more = []
+        if workers == "ray":
+            pytest.importorskip("ray")
+            if storage != "journal":
+                more = [f"workers.address={stack.enter_context(cluster())}"]
+        here(tmp_path, named(SHORT, name), workers, where, monkeypatch, *more)
+    assert state(tmp_path, where, name) == renamed(inline, name)
+
+
+def rays_workers() -> list[int]:
+    """The processes in which Ray's workers measure."""
+    titles = {path: path.read_bytes() for path in Path("/proc").glob("[0-9]*/cmdline")}
+    return [int(path.parent.name) for path, title in titles.items() if title.startswith(b"ray::Worker.measure")]
+
+
+def test_rays_workers_may_die_and_be_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What one measured that was killed is measured again; what was asked before a stop is kept."""
+    pytest.importorskip("ray")
+    study = [*SHORT, "dataset.gap=200", "batch_size=2", f"{STEPS.replace('3]', '2, 3, 4, 5]')}"]
+    output = tmp_path / "stopped"
+    process = start(output, study, "ray", "journal")
+    killed: list[int] = []
+    while not killed or len(set(rays_workers()) - set(killed)) < 2:
+        assert process.poll() is None, process.communicate()
+        if not killed and len(rays_workers()) == 2:
+            killed = rays_workers()[:1]
+            os.kill(killed[0], signal.SIGKILL)
+        time.sleep(0.02)
+    time.sleep(0.5)
+    process.send_signal(signal.SIGINT)
+    said = finish(process, 130)
+    assert "attempt 1 of 2: " in said
+    assert "the same command continues from there" in said
+    assert list(output.glob("records/*/shard-*/batches.jsonl"))
+    assert rays_workers() == []
+    for folder in (output, tmp_path / "whole"):
+        here(folder, study, "inline", "journal", monkeypatch)
+    assert state(output, "journal") == state(tmp_path / "whole", "journal")
+
+
+def test_four_machines_on_one_study(inline: Any, postgresql: str, tmp_path: Path) -> None:
+    """Each has a folder of its own; each evaluation is measured once, and all end with the whole result."""
+    study = named(SHORT, "four")
+    running = [start(tmp_path / str(n), study, "inline", postgresql) for n in range(4)]
+    said = [finish(process) for process in running]
+    for n in range(4):
+        assert state(tmp_path / str(n), postgresql, "four") == renamed(inline, "four")
+    assert not any(word in text for text in said for word in ("Traceback", "failed", "locked", "is gone"))
+    storage = open_storage(postgresql)
+    (work,) = [one for one in storage.get_all_studies() if one.study_name.startswith("four evaluations")]
+    trials = storage.get_all_trials(work._study_id)
+    brought = Counter(trial.user_attrs["identity"] for trial in trials if "content" in trial.user_attrs)
+    assert set(brought) == {line["identity"] for line in inline[1]}
+    assert set(brought.values()) == {1}
+    assert not any(trial.state.name == "RUNNING" for trial in trials)
+
+
+if __name__ == "__main__":
+    with ExitStack() as stack:
+        temporary = Path(stack.enter_context(TemporaryDirectory()))
+        database = stack.enter_context(servers.postgresql())
+        addresses = {"journal": "journal", "postgresql": database}
+        addresses["proxy"] = stack.enter_context(servers.proxy(database, temporary))
+        first: Any = None
+        for where, address in addresses.items():
+            for workers in ("inline", "processes", "ray"):
+                begun, name = time.perf_counter(), f"{workers}-{where}"
+                finish(start(temporary / name, named(WHOLE, name), workers, address))
+                found = state(temporary / name, address, name)
+                first = first or found
+                same = "equal" if found == renamed(first, name) else "NOT EQUAL"
+                seconds = time.perf_counter() - begun
+                print(f"{workers:10} {where:11} {len(found[1])} trials, {seconds:3.0f} s  {same}", flush=True)
