@@ -20,6 +20,7 @@ from typing import Any
 
 import torch
 import yaml
+from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 from torch.nn.functional import scaled_dot_product_attention
 from torch.profiler import ProfilerActivity, profile
 from tqdm import tqdm
@@ -118,6 +119,19 @@ def _calls(length: int, dtype: torch.dtype, device: str) -> tuple[Call, Callable
     return call, lambda: scaled_dot_product_attention(q, k, v, is_causal=True), eager
 
 
+def _flexible(call: Call) -> Callable[[], object] | None:
+    """FlexAttention, compiled, with no edit; None where there is no compiler for it."""
+    length = call.query.shape[-2]
+    compiled = torch.compile(flex_attention, dynamic=False)
+    try:
+        mask = create_block_mask(lambda b, h, i, j: i >= j, None, None, length, length, device=call.query.device.type)
+        compiled(call.query, call.key, call.value, block_mask=mask)
+    except Exception as error:  # whatever a compiler that is missing, or too old, makes torch raise
+        tqdm.write(f"no FlexAttention here: {str(error).strip().splitlines()[0][:100]}", file=sys.stderr)
+        return None
+    return lambda: compiled(call.query, call.key, call.value, block_mask=mask)
+
+
 @torch.inference_mode()
 def attention_rows(lengths: Sequence[int], rounds: int) -> list[dict[str, Any]]:
     """A row for each length, dtype and way: seconds, their ratio to SDPA's, peak extra MiB."""
@@ -127,6 +141,9 @@ def attention_rows(lengths: Sequence[int], rounds: int) -> list[dict[str, Any]]:
     for length, dtype in tqdm([(n, d) for n in lengths for d in dtypes], desc="attention", unit="length", disable=None):
         call, stock, eager = _calls(length, dtype, device)
         runs: dict[str, Callable[[], object]] = {"SDPA": stock, "eager": eager}
+        flexible = _flexible(call)
+        if flexible:
+            runs["FlexAttention, no edit"] = flexible
         if length <= WHOLE_MAP[device]:
             runs["tdrs, reference"] = lambda call=call: reference(call, METHODS["tdrs"]())  # type: ignore[misc]
         for name, kind in METHODS.items():
@@ -184,10 +201,10 @@ def attention(given: Mapping[str, str], folder: Path) -> None:
     print(f"{environment()['device']}, {torch.get_num_threads()} threads; 8 heads of 64; time as a ratio to SDPA (MiB)")
     for dtype in dict.fromkeys(row["dtype"] for row in rows):
         some = [row for row in rows if row["dtype"] == dtype]
-        print(f"{dtype:18}" + "".join(f"{f'L = {n}':>16}" for n in dict.fromkeys(row["length"] for row in some)))
+        print(f"{dtype:25}" + "".join(f"{f'L = {n}':>16}" for n in dict.fromkeys(row["length"] for row in some)))
         for way in dict.fromkeys(row["way"] for row in some):
             cells = {row["length"]: f"{row['ratio']:.2f} ({row['mib']:.0f})" for row in some if row["way"] == way}
-            print(f"  {way:16}" + "".join(f"{cells.get(n, '-'):>16}" for n in dict.fromkeys(r["length"] for r in some)))
+            print(f"  {way:23}" + "".join(f"{cells.get(n, '-'):>16}" for n in dict.fromkeys(r["length"] for r in some)))
     print(f"{model[0]['backbone']}, 8 prompts of {model[0]['length']} tokens, {DECODED} decoded; ratios to stock")
     for row in model:
         print(f"  {row['way']:16}prefill {row['prefill_ratio']:5.2f}    decode {row['decode_ratio']:5.2f}")

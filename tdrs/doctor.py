@@ -63,7 +63,8 @@ def examine(values: Mapping[str, Any]) -> Iterator[Finding]:
     features = Features(output / "features", gib(values["features_gib"]))
     planned = plan({**values, "split": "held_out", "limit": None})
     yield _files(planned)
-    study = Study({**values, "study": {"name": "doctor"}}, Tracker("none", output))
+    asked = {**values, "study": {"name": "doctor", "storage": "journal"}, "workers": {"name": "inline"}}
+    study = Study(asked, Tracker("none", output))
     samples = planned.load()
     yield Finding("data", [_data(planned, samples), *samples.notes])
     start = time.perf_counter()

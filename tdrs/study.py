@@ -29,6 +29,7 @@ from tdrs.configuration import choice, with_settings
 from tdrs.records import Records, lock
 from tdrs.settings import SettingError, check_choice
 from tdrs.sweeps.log import read_trials, study_folder, study_key, sync
+from tdrs.sweeps.storage import JOURNAL
 from tdrs.sweeps.trials import FAILED, PRUNED, STOCK, Outcome, Request, Trial, spelled
 from tdrs.tracking import open_tracker
 
@@ -186,6 +187,8 @@ def _delete(study: Kept, yes: bool, tracking: dict[str, Any]) -> None:
         with study.records.claim(identity) or _Busy():
             shutil.rmtree(study.records.path(identity), ignore_errors=True)
     shutil.rmtree(study.folder)
+    if study.config["study"].get("storage", JOURNAL) != JOURNAL:
+        print(f"its trials in {study.config['study']['storage']} are kept: other machines may need them")
     print(f"deleted, with {runs} runs in MLflow (`mlflow gc` frees their space); evaluations of other studies are kept")
 
 

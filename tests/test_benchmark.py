@@ -15,7 +15,7 @@ def test_attention(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "time as a ratio to SDPA" in printed
     assert "prefill" in printed
     found = json.loads((tmp_path / "benchmark" / "attention.json").read_text())
-    ways = {row["way"] for row in found["attention"]}
+    ways = {row["way"] for row in found["attention"]} - {"FlexAttention, no edit"}  # where there is a compiler
     assert ways == {"SDPA", "eager", "tdrs, reference", *METHODS} - {"none"}
     for row in found["attention"]:
         stock = next(r for r in found["attention"] if (r["way"], r["length"]) == ("SDPA", row["length"]))
