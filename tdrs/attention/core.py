@@ -23,8 +23,8 @@ from tdrs.attention.selection import Selection
 # enough for the product of matrices.
 BLOCK_ELEMENTS = {"cpu": (1 << 18, 1 << 20), "cuda": (1 << 25, 1 << 25)}
 BLOCK_ROWS = 64
-# Of the pass that finds |A|_min so many logits are kept for the next one: all of 700 tokens of 8 heads, some of more.
-KEPT_ELEMENTS = {"cpu": 2 << 20, "cuda": 1 << 26}
+# Of the pass that finds |A|_min so many logits are kept for the next one: all of 880 tokens of 8 heads, some of more.
+KEPT_ELEMENTS = {"cpu": 3 << 20, "cuda": 1 << 26}
 SYSTEM, IMAGE, TEXT = 0, 1, 2  # a token's role: before the first image token, an image token, any other
 
 
