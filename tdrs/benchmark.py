@@ -141,19 +141,36 @@ def attention_rows(lengths: Sequence[int], rounds: int) -> list[dict[str, Any]]:
     for length, dtype in tqdm([(n, d) for n in lengths for d in dtypes], desc="attention", unit="length", disable=None):
         call, stock, eager = _calls(length, dtype, device)
         runs: dict[str, Callable[[], object]] = {"SDPA": stock, "eager": eager}
-        flexible = _flexible(call)
-        if flexible:
-            runs["FlexAttention, no edit"] = flexible
         if length <= WHOLE_MAP[device]:
             runs["tdrs, reference"] = lambda call=call: reference(call, METHODS["tdrs"]())  # type: ignore[misc]
         for name, kind in METHODS.items():
             if name != "none":
                 method: Intervention = kind()
                 runs[name] = lambda call=call, method=method: blocked(call, method)  # type: ignore[misc]
-        seconds = medians(runs, rounds)
-        for name, run in runs.items():
-            row = {"length": length, "dtype": str(dtype).removeprefix("torch."), "way": name, "seconds": seconds[name]}
-            found.append({**row, "ratio": seconds[name] / seconds["SDPA"], "mib": peak_mib(run)})
+        found += _rows(length, dtype, runs, rounds)
+    return found
+
+
+@torch.inference_mode()
+def flexible_rows(lengths: Sequence[int], rounds: int) -> list[dict[str, Any]]:
+    """As `attention_rows`, of FlexAttention without an edit; after all else, since its threads are in others' way."""
+    device, dtype = _device(), torch.float32 if _device() == "cpu" else torch.bfloat16
+    found: list[dict[str, Any]] = []
+    for length in tqdm(lengths, desc="FlexAttention", unit="length", disable=None):
+        call, stock, _ = _calls(length, dtype, device)
+        run = _flexible(call)
+        if run is None:
+            break
+        found += _rows(length, dtype, {"SDPA": stock, "FlexAttention, no edit": run}, rounds)[1:]
+    return found
+
+
+def _rows(length: int, dtype: torch.dtype, runs: dict[str, Callable[[], object]], rounds: int) -> list[dict[str, Any]]:
+    seconds = medians(runs, rounds)
+    found = []
+    for name, run in runs.items():
+        row = {"length": length, "dtype": str(dtype).removeprefix("torch."), "way": name, "seconds": seconds[name]}
+        found.append({**row, "ratio": seconds[name] / seconds["SDPA"], "mib": peak_mib(run)})
     return found
 
 
@@ -198,6 +215,7 @@ def attention(given: Mapping[str, str], folder: Path) -> None:
     rounds = int(given.get("rounds", 7))
     rows = attention_rows(lengths, rounds)
     model = model_rows(given.get("backbone", "mini_llava"), rounds)
+    rows += flexible_rows(lengths, rounds)
     print(f"{environment()['device']}, {torch.get_num_threads()} threads; 8 heads of 64; time as a ratio to SDPA (MiB)")
     for dtype in dict.fromkeys(row["dtype"] for row in rows):
         some = [row for row in rows if row["dtype"] == dtype]

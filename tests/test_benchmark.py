@@ -17,7 +17,7 @@ def test_attention(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     found = json.loads((tmp_path / "benchmark" / "attention.json").read_text())
     ways = {row["way"] for row in found["attention"]} - {"FlexAttention, no edit"}  # where there is a compiler
     assert ways == {"SDPA", "eager", "tdrs, reference", *METHODS} - {"none"}
-    for row in found["attention"]:
+    for row in (row for row in found["attention"] if row["way"] != "FlexAttention, no edit"):
         stock = next(r for r in found["attention"] if (r["way"], r["length"]) == ("SDPA", row["length"]))
         assert row["ratio"] == pytest.approx(row["seconds"] / stock["seconds"])
         assert row["mib"] > 0
