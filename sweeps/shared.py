@@ -219,9 +219,10 @@ class Shared(Records):
 
     def _ticket(self, identity: str) -> int | None:
         """A claim's trial, −1 without a storage, None if another has it; the folder's lock is held."""
-        self._look(now=True)
-        if self._holder(identity):
-            return None
+        for now in (False, True):  # those who wait do not ask the storage each time
+            self._look(now)
+            if self._holder(identity):
+                return None
         ticket = self._add(TrialState.RUNNING, {"identity": identity, "place": self._here, "beat": 0})
         if ticket is None:
             return -1
