@@ -19,6 +19,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
+import torch
 from tdrs.sweeps.storage import load_optuna, open_storage
 
 from tdrs.configuration import run
@@ -67,6 +68,15 @@ def state(output: Path, storage: str, name: str = "pairs") -> Any:
     lines = [_timeless(json.loads(line)) for line in (folder / "trials.jsonl").read_text().splitlines()]
     trials = load_optuna(folder if storage == "journal" else open_storage(storage), name).get_trials()
     return study, lines, [(t.number, t.state.name, t.values, t.params, t.user_attrs["key"]) for t in trials]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread() -> Iterator[None]:
+    """As each worker has: the last digits depend on how many threads share a sum."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

@@ -110,6 +110,7 @@ def test_a_process_that_died_here_is_replaced_at_once(storage: InMemoryStorage, 
     dead = Shared(tmp_path, storage, "work")
     lease = dead.claim("a")
     assert lease
+    lease._over.set()
     lease._file.close()
     assert Shared(tmp_path / "elsewhere", storage, "work").claim("a") is None
     with claimed(Shared(tmp_path, storage, "work"), "a"):
