@@ -8,7 +8,6 @@ cluster need tdrs, and the weights and data under the names that the configurati
 import os
 import tempfile
 import time
-from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,11 +16,9 @@ from typing import Any
 import torch
 
 from tdrs.backbones.features import Features
-from tdrs.benchmarks import Benchmark, Samples
 from tdrs.evaluate import gib
 from tdrs.records import Lease, Records
 from tdrs.settings import SettingError, check_number
-from tdrs.stopping import Stop
 
 from .engine import WAIT, Engine, Job
 from .trials import Request, Trial
@@ -100,16 +97,8 @@ class RayEngine(Engine):
         SettingError: a setting of `workers` is not allowed, or Ray is not installed.
     """
 
-    def __init__(
-        self,
-        config: dict[str, Any],
-        records: Records,
-        features: Features | None = None,
-        stop: Stop | None = None,
-        report: Callable[[Trial], None] = lambda trial: None,
-        samples: dict[tuple[Benchmark, str, int | None, str], Samples] | None = None,
-    ) -> None:
-        super().__init__(config, records, features, stop, report, samples)
+    def __init__(self, config: dict[str, Any], *given: Any) -> None:
+        super().__init__(config, *given)
         self._settings = config["workers"]
         check_number("workers.count", self._settings["count"], 1, whole=True)
         check_number("workers.num_gpus", self._settings["num_gpus"], 0)
@@ -226,11 +215,8 @@ class RayEngine(Engine):
             for worker in self._workers:
                 worker.stop.remote()
             for identity, task in self._tasks.items():
-                with task.lease:
-                    try:
-                        self.store.unpack(identity, self._ray.get(task.result)[0])
-                    except self._ray.exceptions.RayError:
-                        continue
+                with task.lease, suppress(self._ray.exceptions.RayError):
+                    self.store.unpack(identity, self._ray.get(task.result)[0])
         finally:
             self._tasks, self._workers, self._free = {}, [], []
             self._ray.shutdown()
