@@ -23,8 +23,9 @@ from tdrs.attention.selection import Selection
 # enough for the product of matrices.
 BLOCK_ELEMENTS = {"cpu": (1 << 18, 1 << 20), "cuda": (1 << 25, 1 << 25)}
 BLOCK_ROWS = 64
-# Of the pass that finds |A|_min so many logits are kept for the next one: all of 880 tokens of 8 heads, some of more.
-KEPT_ELEMENTS = {"cpu": 3 << 20, "cuda": 1 << 26}
+# Of the pass that finds |A|_min so many logits are kept for the next one, less what copies of padded keys and values
+# take: all of 1300 tokens of 8 heads, some of more.
+KEPT_ELEMENTS = {"cpu": 13 << 19, "cuda": 1 << 26}
 SYSTEM, IMAGE, TEXT = 0, 1, 2  # a token's role: before the first image token, an image token, any other
 
 
@@ -134,8 +135,22 @@ class Call:
             self._directions[features] = _unit(self.unrotated_key if features == "pre_rope" else self.float_key)
         return self._directions[features]
 
+    def direction_sums(self, features: str, start: int, stop: int) -> torch.Tensor:
+        """Of the directions of all keys up to each of these, the sum, in a plain call, (B, Hₖ, stop − start, D)."""
+        directions = self.key_directions(features)
+        known, total = self._sums.get(features, (0, torch.zeros_like(directions[:, :, :1])))
+        if known > start:
+            known, total = 0, torch.zeros_like(total)
+        total = total + directions[:, :, known:start].sum(dim=2, keepdim=True)  # blocks come in their order
+        self._sums[features] = start, total
+        return total + directions[:, :, start:stop].cumsum(dim=2)
+
     @cached_property
     def _directions(self) -> dict[str, torch.Tensor]:
+        return {}
+
+    @cached_property
+    def _sums(self) -> dict[str, tuple[int, torch.Tensor]]:
         return {}
 
     @cached_property
@@ -184,6 +199,8 @@ class Call:
         """Keep a block's logits for the next pass, if there are any and there is room."""
         logits = block.__dict__.get("logits")
         bound = KEPT_ELEMENTS.get(self.query.device.type, KEPT_ELEMENTS["cpu"])
+        if self.padded_keys is not None:
+            bound -= self.key.numel() + self.value.numel()
         if logits is not None and sum(x.numel() for x in self._kept.values()) + logits.numel() <= bound:
             self._kept[block.start] = logits
 
@@ -260,9 +277,19 @@ class Block:
     def cosine(self, features: str, factor: float = 1.0) -> torch.Tensor:
         """q·k / (‖q‖‖k‖), before (`pre_rope`) or after (`post_rope`) rotation, times a factor; (B, H, R, K), newly
         allocated."""
-        rows = self.call.query[:, :, self.start : self.stop]
-        query = _unit(self.unrotated_query if features == "pre_rope" else rows.float())
-        return self.call.product(query.mul_(factor), self.call.key_directions(features)[:, :, : self.keys])
+        query = self._query_directions(features) * factor
+        return self.call.product(query, self.call.key_directions(features)[:, :, : self.keys])
+
+    def _query_directions(self, features: str) -> torch.Tensor:
+        """These rows' queries, of length 1 (0 stays 0), (B, H, R, D)."""
+        if features not in self._directions:
+            rows = self.call.query[:, :, self.start : self.stop]
+            self._directions[features] = _unit(self.unrotated_query if features == "pre_rope" else rows.float())
+        return self._directions[features]
+
+    @cached_property
+    def _directions(self) -> dict[str, torch.Tensor]:
+        return {}
 
     @cached_property
     def _offset(self) -> torch.Tensor:
@@ -358,18 +385,20 @@ class Block:
         assert self.call.roles is not None, "the method must list 'roles' in its needs"
         return (self.call.roles[:, : self.keys] == role)[:, None, None]
 
-    def row_mean(self, values: torch.Tensor) -> torch.Tensor:
-        """The mean of (B, H, R, K) values over each row's visible keys (0 where it has none), (B, H, R, 1)."""
-        if self.call.plain and self.call.padded_keys is None:  # only the last keys need a look
-            first, future = self._future
-            rest = values[..., first:].masked_fill(future, 0)
-            total = values[..., :first].sum(dim=-1, keepdim=True) + rest.sum(dim=-1, keepdim=True)
-        else:
-            total = self.hide(values.clone(), 0).sum(dim=-1, keepdim=True)
-        return total / self.counts
+    def mean_cosine(self, features: str) -> torch.Tensor:
+        """The mean cosine of each row's visible keys (0 where it has none), (B, H, R, 1).
+
+        In a plain call it is the query's product with the sum of the keys' directions up to its own: no pass over pairs.
+        """
+        if not self.call.plain:
+            return self.hide(self.cosine(features), 0).sum(dim=-1, keepdim=True) / self.counts
+        sums = self.call.direction_sums(features, self.call.past + self.start, self.call.past + self.stop)
+        query = self._query_directions(features)
+        grouped = query.unflatten(1, (sums.shape[1], -1))
+        return (grouped * sums.unsqueeze(2)).sum(dim=-1, keepdim=True).view(*query.shape[:3], 1) / self.counts
 
     def row_max(self, values: torch.Tensor) -> torch.Tensor:
-        """As `row_mean`, the largest of values of at least 0."""
+        """The largest of (B, H, R, K) values of at least 0 over each row's visible keys, (B, H, R, 1)."""
         return self.hide(values.clone(), 0).amax(dim=-1, keepdim=True)
 
     def span(self, of: str) -> torch.Tensor:

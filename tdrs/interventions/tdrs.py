@@ -283,7 +283,7 @@ class TDRS(Method):
         """The scale of each pair times a row's norm, newly allocated, and that norm."""
         if self.scale == "one_plus":
             return sem_pos + 1, 1.0
-        norm = block.row_mean(sem_pos) if self.scale == "mean" else block.row_max(sem_pos)
+        norm = block.mean_cosine(self.features) * 0.5 + 0.5 if self.scale == "mean" else block.row_max(sem_pos)
         norm = norm.clamp_min(SCALE_FLOOR)
         return torch.maximum(sem_pos, norm * SCALE_FLOOR), norm
 
