@@ -388,7 +388,7 @@ class Block:
     def mean_cosine(self, features: str) -> torch.Tensor:
         """The mean cosine of each row's visible keys (0 where it has none), (B, H, R, 1).
 
-        In a plain call it is the query's product with the sum of the keys' directions up to its own: no pass over pairs.
+        In a plain call it is the query's product with the sum of the keys' directions up to its own.
         """
         if not self.call.plain:
             return self.hide(self.cosine(features), 0).sum(dim=-1, keepdim=True) / self.counts
