@@ -63,10 +63,12 @@ def _open(source: str, config: str | None, split: str, revision: str | None) -> 
             files = sorted(folder.glob(f"{split}-*.parquet")) or sorted(folder.glob(f"{split}.parquet"))
             if files:
                 return _parquet(files, split)
-    return datasets.load_dataset(str(path), config, split=split)
+    files = datasets.load_dataset_builder(str(path), config).config.data_files[split]
+    return _parquet([Path(file) for file in files], split)
 
 
 def _parquet(files: Sequence[Path], split: str) -> datasets.Dataset:
+    """Files by their names: the library keeps what it read of a folder by the last part of the name alone."""
     return datasets.load_dataset("parquet", data_files={split: [str(file) for file in files]}, split=split)
 
 

@@ -1,6 +1,7 @@
 """Every real set's loader on rows in its schema that we made: Parquet, folder, saved directory; bad rows by name."""
 
 import io
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from PIL import Image
 from tdrs import benchmarks
 from tdrs.benchmarks import mini_gqa, mini_pope, mini_scienceqa, mini_textvqa
 from tdrs.benchmarks.benchmark import Samples
+from tdrs.benchmarks.sources import open_rows
 from tdrs.settings import SettingError
 
 FORMS = ("parquet", "folder", "carded", "saved", "saved_dict")
@@ -62,6 +64,15 @@ def settings(name: str, source: Path, **values: Any) -> dict[str, Any]:
 def twin(name: str, limit: int | None = 8, gap: int = 0) -> list[str]:
     values: dict[str, Any] = {"name": f"mini_{name}", "gap": gap}
     return [sample.prompt for sample in load(values, limit=limit)]
+
+
+def test_folders_of_one_name_and_files_that_change_are_told_apart(tmp_path: Path) -> None:
+    for number in range(3):
+        folder = tmp_path / f"version {min(number, 1)}" / "ScienceQA"
+        shutil.rmtree(folder, ignore_errors=True)
+        rows = datasets.Dataset.from_dict({"number": [number]})
+        write(rows, "carded", folder, "ScienceQA-IMG", "test")
+        assert open_rows(str(folder), "ScienceQA-IMG", "test")["number"][:] == [number]
 
 
 @pytest.mark.parametrize("form", FORMS)
