@@ -184,9 +184,13 @@ class Benchmark:
         check_number("seed", self.seed, 0, whole=True)
         check_choice("rule", self.rule, self.rules)
 
-    def context(self, split: str, number: int) -> tuple[str, str]:
-        """The text in front of image `number`'s row, and the one between image and question; one of them is ""."""
-        rng = np.random.default_rng([SPLITS.index(split) + 1, self.seed, number, 2])
+    def context(self, split: str, image: str) -> tuple[str, str]:
+        """The text in front of an image, and the one between it and a question; one of them is "".
+
+        All questions about an image have the same text: what their prompts begin with alike is read once.
+        """
+        name = int.from_bytes(hashlib.sha256(image.encode()).digest()[:8])
+        rng = np.random.default_rng([SPLITS.index(split) + 1, self.seed, name, 2])
         text = filler(self.gap, rng)
         return (f"Context: {text}\n", "") if text and self.filler == "before_image" else ("", text)
 

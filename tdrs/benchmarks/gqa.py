@@ -133,6 +133,6 @@ class GQA(GQARules, Sourced):
                 raise BadRow(f"no image: {key} is not among the images")
             found = picture(images, place[key])
             checked.check(key, found)
-            return sample(row, found, style, self.context(split, number))
+            return sample(row, found, style, self.context(split, key))
 
         return self.gather(questions, make, limit)

@@ -194,7 +194,7 @@ def _samples(settings: "MiniGQA", split: str, count: int, style: str) -> list[Sa
     for number, row in enumerate(rows(split, count, settings.seed)):
         turn = number % QUESTIONS_PER_IMAGE
         found = Picture.of(Image.fromarray(row["image"])) if turn == 0 else made[-1].picture
-        made.append(sample(row, found, style, settings.context(split, number)))
+        made.append(sample(row, found, style, settings.context(split, row["imageId"])))
     return made
 
 

@@ -18,7 +18,7 @@ from PIL import Image
 
 from tdrs.benchmarks.benchmark import Picture, Sample
 from tdrs.benchmarks.embedded import SEEDS, Embedded
-from tdrs.benchmarks.pope import CATEGORIES, FEATURES, POPERules, merge, pair_id, sample
+from tdrs.benchmarks.pope import CATEGORIES, FEATURES, POPERules, merge, sample
 from tdrs.benchmarks.scenes import COLORS, GRID, SHAPES, Object, draw
 
 KINDS = tuple((color, shape) for color in COLORS for shape in SHAPES)
@@ -134,14 +134,12 @@ def dataset(split: str, images: int, seed: int = 0) -> datasets.Dataset:
 def _samples(settings: "MiniPOPE", split: str, count: int, style: str) -> list[Sample]:
     images = ceil(count / (2 * ASKED))  # an image has at least so many pairs
     pictures: dict[str, Picture] = {}
-    numbers: dict[str, int] = {}
     made = []
     for row in rows(split, images, settings.seed):
         name = row["image_source"]
         if name not in pictures:
             pictures[name] = Picture.of(Image.fromarray(row["image"]))
-        pair = numbers.setdefault(pair_id(row), len(numbers))
-        made.append(sample(row, pictures[name], style, settings.context(split, pair)))
+        made.append(sample(row, pictures[name], style, settings.context(split, name)))
     return merge(merge(made)[:count])
 
 

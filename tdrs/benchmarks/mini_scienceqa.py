@@ -2,7 +2,7 @@
 
 Rows carry exactly the columns of `lmms-lab/ScienceQA` (ScienceQA-IMG): a picture of 3-5 coloured objects, a question
 with 2-5 choices, the index of the right one, and a hint. The hint is `gap` tokens of unrelated text, so that it only
-puts distance between the image and the question. Four questions share an image.
+puts distance between the image and the question. Four questions share an image and its hint.
 
 Three kinds of question, told apart by `topic`: `color` ("What color is the circle?"), `shape` ("What shape is the red
 object?"), `presence` ("Which shape is in the picture?"). The wrong choices of the first two prefer what other objects
@@ -66,7 +66,7 @@ def rows(split: str, count: int, gap: int = 0, seed: int = 0) -> list[dict[str, 
             image = draw(objects, scene_rng)
         rng = np.random.default_rng([SEEDS[split], seed, number, 1])
         topic = str(rng.choice(TOPICS, p=(0.4, 0.4, 0.2)))
-        hint = filler(gap, np.random.default_rng([SEEDS[split], seed, number, 2]))
+        hint = filler(gap, np.random.default_rng([SEEDS[split], seed, image_number, 2]))
         result.append(
             {
                 "image": image,
@@ -99,8 +99,8 @@ def _samples(settings: "MiniScienceQA", split: str, count: int, style: str) -> l
     for number, row in enumerate(rows(split, count, hint, settings.seed)):
         image, turn = divmod(number, QUESTIONS_PER_IMAGE)
         found = Picture.of(Image.fromarray(row["image"])) if turn == 0 else made[-1].picture
-        before = settings.context(split, number)[0]
-        made.append(sample(row, number, found, f"{split}-{image}", style, (before, "")))
+        name = f"{split}-{image}"
+        made.append(sample(row, number, found, name, style, (settings.context(split, name)[0], "")))
     return made
 
 

@@ -87,7 +87,7 @@ def _samples(settings: "MiniTextVQA", split: str, count: int, style: str) -> lis
     for number, row in enumerate(rows(split, count, settings.seed)):
         turn = number % QUESTIONS_PER_IMAGE
         found = Picture.of(Image.fromarray(row["image"])) if turn == 0 else made[-1].picture
-        made.append(sample(row, found, style, settings.ocr_tokens, settings.context(split, number)))
+        made.append(sample(row, found, style, settings.ocr_tokens, settings.context(split, row["image_id"])))
     return made
 
 

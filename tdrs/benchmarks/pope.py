@@ -266,13 +266,11 @@ class POPE(POPERules, Sourced):
             raise SettingError("tuning_share", self.tuning_share, f"leaves no image in the {split} split")
         rows = rows.select(kept)
         checked = Checked()
-        numbers: dict[str, int] = {}
 
         def make(number: int, row: Any) -> Sample:
             found = picture(rows, number)
             checked.check(row["image_source"], found)
-            pair = numbers.setdefault(pair_id(row), len(numbers))  # the same text around a pair in each category
-            return sample(row, found, style, self.context(split, pair))
+            return sample(row, found, style, self.context(split, row["image_source"]))
 
         gathered = self.gather(rows, make, None)
         try:

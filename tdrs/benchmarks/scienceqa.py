@@ -131,6 +131,6 @@ class ScienceQA(ScienceQARules, Sourced):
         def make(number: int, row: Any) -> Sample:
             found = picture(rows, number)
             checked.check(str(number), found)
-            return sample(row, number, found, found.digest, style, self.context(split, number))
+            return sample(row, number, found, found.digest, style, self.context(split, found.digest))
 
         return self.gather(rows, make, limit)

@@ -123,6 +123,6 @@ class TextVQA(TextVQARules, Sourced):
         def make(number: int, row: Any) -> Sample:
             found = picture(rows, number)
             checked.check(str(row["image_id"]), found)
-            return sample(row, found, style, self.ocr_tokens, self.context(split, number))
+            return sample(row, found, style, self.ocr_tokens, self.context(split, str(row["image_id"])))
 
         return self.gather(rows, make, limit)

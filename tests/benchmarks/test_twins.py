@@ -36,10 +36,10 @@ def test_splits_are_large_enough_and_share_no_picture(name: str) -> None:
 
 
 CONTENT = {
-    "mini_scienceqa": "9e979ba8595072c8",
-    "mini_gqa": "0d74528469a6dbea",
-    "mini_textvqa": "230676627563b3b7",
-    "mini_pope": "4789e1b2c777c7e0",
+    "mini_scienceqa": "e87a9b24375d3b5b",
+    "mini_gqa": "54f1702a9316c870",
+    "mini_textvqa": "a81bc0fb7b26427c",
+    "mini_pope": "596b8c870d2e3745",
 }
 
 
