@@ -73,6 +73,11 @@ class Session:
         return what in self.intervention.needs
 
     @property
+    def row_local(self) -> bool:
+        """Whether each row's edit depends on that row's past alone, so that a prompt may be fed in pieces."""
+        return bool(getattr(self.intervention, "row_local", False))
+
+    @property
     def clamped(self) -> dict[str, tuple[int, int]]:
         return {name: (int(c[0]), int(c[1])) for name, c in self._clamped.items()}
 
@@ -130,6 +135,22 @@ class Session:
         keys = _first_keys(kwargs.get("past_key_values") or getattr(output, "past_key_values", None))
         self._cached = None if keys is None else weakref.ref(keys)
 
+    def rearrange(self, samples: torch.Tensor, tokens: torch.Tensor, cache: Any) -> None:
+        """The cache was rearranged by whoever made it.
+
+        Args:
+            samples: of which sample before each one now is a copy, (N,).
+            tokens: which of that one's tokens its tokens are copies of, (N, K); −1 is new padding.
+        """
+        for name, past in self._tokens.items():
+            past = past[samples] if past.shape[0] > 1 else past
+            index = tokens.to(past.device).view(*tokens.shape, *[1] * (past.dim() - 2))
+            self._tokens[name] = past.take_along_dim(index.clamp_min(0), dim=1)
+            if name == "image":
+                self._tokens[name] &= index >= 0
+        keys = _first_keys(cache)
+        self._cached = None if keys is None else weakref.ref(keys)
+
     def enter_attention(self, module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Forward pre-hook of each attention layer: the first one of a forward pass shows this pass's rotation."""
         if not self._rotation_due:
@@ -166,7 +187,8 @@ class Session:
         phase = "decode" if self._past and query.shape[2] == 1 else "prefill"
         if layer not in self.edited or self.intervention.phase not in ("both", phase):
             return _base_attention(self.base, module)(module, query, key, value, mask, scaling=scaling, **kwargs)
-        if self._past and phase == "prefill" and getattr(self.intervention, "stats_scope", "row") == "call":
+        whole_map = getattr(self.intervention, "stats_scope", "row") == "call" and not self.row_local
+        if self._past and phase == "prefill" and whole_map:
             warnings.warn(
                 "a prompt fed in pieces: under stats_scope=call the result depends on the pieces, under row not",
                 stacklevel=2,
@@ -228,6 +250,11 @@ def _dispatch(module: torch.nn.Module, *args: Any, **kwargs: Any) -> tuple[torch
 for _base, _mask in (("sdpa", sdpa_mask), ("eager", eager_mask)):
     AttentionInterface.register(f"tdrs_{_base}", _dispatch)
     AttentionMaskInterface.register(f"tdrs_{_base}", _mask)
+
+
+def session_of(model: PreTrainedModel) -> Session | None:
+    """The session of the intervene block that a model is in, if it is in one."""
+    return next((_SESSIONS[module] for module in model.get_decoder().modules() if module in _SESSIONS), None)
 
 
 def text_decoder(model: PreTrainedModel) -> PreTrainedModel:

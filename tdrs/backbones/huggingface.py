@@ -18,7 +18,9 @@ from transformers import AutoConfig, AutoModelForImageTextToText, PreTrainedMode
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.utils.logging import disable_progress_bar
 
+from tdrs.attention.intervene import session_of
 from tdrs.backbones.features import Features
+from tdrs.backbones.prefixes import common
 from tdrs.backbones.processors import check_image_setting, image_kwargs, load_processor
 from tdrs.benchmarks.benchmark import Picture, Sample
 from tdrs.benchmarks.prompts import STYLES, longest_answer
@@ -199,12 +201,14 @@ class Backbone:
 
     Attributes:
         features: where pictures' features are kept on disk; None keeps none.
+        share_prefixes: whether what prompts of a batch begin with alike is read once, where the edit allows it.
     """
 
     settings: BackboneSettings
     model: PreTrainedModel
     processor: Any
     features: Features | None = None
+    share_prefixes: bool = True
     _first: dict[str, list[int]] = field(default_factory=dict)
     _prepared: dict[tuple[tuple[str, str, str], ...], dict[str, Any]] = field(default_factory=dict)
 
@@ -254,9 +258,13 @@ class Backbone:
         return batch.to(self.model.device, dtype=self.model.dtype)
 
     def seen(self, samples: Sequence[Sample]) -> dict[str, Any]:
-        """What the model's forward takes: `inputs` with the pictures' features in place of the pixels.
+        """What the model's forward takes: `inputs` with the pictures' features in place of the pixels."""
+        return {**self._tokens(samples), "mm_encoder_outputs": self._seen([sample.picture for sample in samples])}
 
-        Tokens are kept for the next trial, which asks the same batches: preparing pictures only to count their tokens
+    def _tokens(self, samples: Sequence[Sample]) -> dict[str, Any]:
+        """`inputs` without the pixels.
+
+        They are kept for the next trial, which asks the same batches: preparing pictures only to count their tokens
         costs as much as a small model's answer.
         """
         key = tuple((sample.before, sample.prompt, sample.picture.digest) for sample in samples)
@@ -264,17 +272,58 @@ class Backbone:
             if len(self._prepared) == PREPARED:
                 self._prepared.clear()
             self._prepared[key] = {name: x for name, x in self.inputs(samples).items() if name != "pixel_values"}
-        features = {"image": self._seen([sample.picture for sample in samples])}
-        return {**self._prepared[key], "mm_encoder_outputs": features}
+        return self._prepared[key]
 
-    def _seen(self, pictures: Sequence[Picture]) -> BaseModelOutputWithPooling:
+    def _begun(self, samples: Sequence[Sample]) -> dict[str, Any] | None:
+        """What `generate` takes to go on after the prompts' common beginnings, which are read here.
+
+        None where they have none, or where the edit at work looks at more than each row's past.
+        """
+        session = session_of(self.model)
+        if not self.share_prefixes or (session and not session.row_local):
+            return None
+        tokens = self._tokens(samples)
+        ids, mask = tokens["input_ids"], tokens["attention_mask"]
+        prefixes = common(ids, mask, [sample.picture.digest for sample in samples])
+        if prefixes is None:
+            return None
+        first, columns = prefixes.first, prefixes.columns
+        image = ids == self.model.config.image_token_id
+        read = image[:, :columns].sum(dim=1).tolist()  # image tokens before the cut; it may go through an image
+        positions = self.model._prepare_position_ids_for_generation(ids, dict(tokens))  # type: ignore[operator]
+        cache = self.model(
+            input_ids=ids[first, :columns],
+            attention_mask=mask[first, :columns],
+            position_ids=positions[..., first, :columns],
+            mm_encoder_outputs=self._seen([samples[i].picture for i in first], [slice(read[i]) for i in first]),
+            use_cache=True,
+            logits_to_keep=1,
+        ).past_key_values
+        prefixes.spread(cache)
+        if session:
+            session.rearrange(prefixes.like, prefixes.index, cache)
+        given = {"input_ids": ids, "attention_mask": mask, "position_ids": positions, "past_key_values": cache}
+        if image[:, columns:].any():
+            rest = [slice(count, None) for count in read]
+            given["mm_encoder_outputs"] = self._seen([sample.picture for sample in samples], rest)
+        return given
+
+    def _seen(
+        self, pictures: Sequence[Picture], parts: Sequence[slice] | None = None
+    ) -> dict[str, BaseModelOutputWithPooling]:
         """What the vision tower and its projector make of pictures, for `mm_encoder_outputs`.
 
         The tower sees one picture at a time, so that features do not depend on the batch or on what was kept before.
+
+        Args:
+            parts: which of each picture's tokens; None is all.
         """
         found = [self.features_of(picture) for picture in pictures]
+        if parts is not None:
+            found = [features[part] for features, part in zip(found, parts, strict=True)]
         as_tensor = self.model.config.model_type == "internvl"  # the others take a list
-        return BaseModelOutputWithPooling(pooler_output=torch.cat(found) if as_tensor else found)  # type: ignore[arg-type]
+        features: Any = torch.cat(found) if as_tensor else found
+        return {"image": BaseModelOutputWithPooling(pooler_output=features)}
 
     def features_of(self, picture: Picture) -> torch.Tensor:
         """A picture's features on the model's device, (tokens, width): kept ones, or made and kept."""
@@ -306,7 +355,7 @@ class Backbone:
         Raises:
             FloatingPointError: the logits have a NaN.
         """
-        inputs = self.seen(samples)
+        inputs = self._begun(samples) or self.seen(samples)
         longest = self.settings.max_new_tokens or longest_answer(self.settings.prompt_style, benchmark)
         output = self.model.generate(  # type: ignore[operator]
             **inputs,

@@ -51,6 +51,11 @@ class Method:
         return False
 
     @property
+    def row_local(self) -> bool:
+        """Whether a row's edit depends on that row's past alone: what prompts begin with alike is then read once."""
+        return type(self).statistics is Method.statistics and not self.last_row_only
+
+    @property
     def effective(self) -> dict[str, Any]:
         """The settings that decide the edit, by name: equal for settings that edit alike, so that they run once."""
         return {"method": type(self).__name__, **asdict(self)} if self.active else {}

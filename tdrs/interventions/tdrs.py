@@ -189,6 +189,10 @@ class TDRS(Method):
         return self.sd or bool(self._stages)
 
     @property
+    def row_local(self) -> bool:
+        return self.stats_scope == "row" or not self._stages
+
+    @property
     def effective(self) -> dict[str, Any]:
         values = super().effective
         if not values:

@@ -34,7 +34,7 @@ def test_features_in_place_of_pixels_give_the_same_logits(name: str) -> None:
         whole = backbone.model(**inputs).logits
         del inputs["pixel_values"]
         seen = backbone._seen([sample.picture for sample in samples])
-        parts = backbone.model(**inputs, mm_encoder_outputs={"image": seen}).logits
+        parts = backbone.model(**inputs, mm_encoder_outputs=seen).logits
     torch.testing.assert_close(parts, whole, atol=2e-4, rtol=1e-4)
 
 
