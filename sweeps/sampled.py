@@ -5,9 +5,9 @@ seed and on nothing else: not on how many workers there are, nor on whether it w
 points are the settings as configured, and those in `start`.
 
 With `prune` a trial ends early when it is clearly worse than the best before it: Wilcoxon's signed-rank test on the
-margins of the gold answers, the same samples in both, 16 to a value, from 20 values on. The objective must then be the
-mean margin, for which such values can be paired (0/1 scores mostly tie). A pruned trial's mean so far is told to the
-sampler; it is reported nowhere.
+margins of the gold answers, the same samples in both, the mean of an image's questions being a value, from 20 images
+on. The objective must then be the mean margin, for which such values can be paired (0/1 scores mostly tie). A pruned
+trial's mean so far is told to the sampler; it is reported nowhere.
 """
 
 import warnings
@@ -30,7 +30,7 @@ from .trials import COMPLETE, PRUNED, Outcome, Request, Settings, Trial
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)  # its studies are not the user's
 OBJECTIVES = ("accuracy", "margin")
-BUNDLE, STARTUP, P_THRESHOLD = 16, 20, 0.05  # samples to a value; values before a trial may end; Wilcoxon's p
+STARTUP, P_THRESHOLD = 20, 0.05  # images before a trial may end; Wilcoxon's p
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,32 +139,31 @@ def sample(
     return found
 
 
-def _bundles(records: Sequence[Record]) -> dict[int, float]:
-    """The mean margin of each whole bundle of samples."""
-    margins = [record.margin for record in records]
-    return {
-        number: sum(margins[BUNDLE * number : BUNDLE * (number + 1)]) / BUNDLE
-        for number in range(len(margins) // BUNDLE)
-    }
+def _by_image(records: Sequence[Record]) -> dict[str, float]:
+    """The mean margin of each image's records."""
+    margins: dict[str, list[float]] = {}
+    for record in records:
+        margins.setdefault(record.image_id, []).append(record.margin)
+    return {image: sum(some) / len(some) for image, some in margins.items()}
 
 
 def _clearly_worse(rival: Sequence[Record]) -> Callable[[Sequence[Record]], bool]:
     """Whether records so far lie clearly below a rival's on the same samples, by Optuna's WilcoxonPruner."""
-    theirs = _bundles(rival)
 
     def enough(records: Sequence[Record]) -> bool:
-        ours = _bundles(records)
+        ours, theirs = _by_image(records), _by_image(rival[: len(records)])
         if len(ours) < STARTUP:
             return False
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
             pruner = WilcoxonPruner(p_threshold=P_THRESHOLD, n_startup_steps=STARTUP)
         study = optuna.create_study(direction="maximize", pruner=pruner)
+        values = dict(enumerate(theirs.values()))
         mean = sum(theirs.values()) / len(theirs)
-        study.add_trial(create_trial(value=mean, intermediate_values=theirs))
+        study.add_trial(create_trial(value=mean, intermediate_values=values))
         trial = study.ask()
-        for number, value in ours.items():
-            trial.report(value, number)
+        for number, image in enumerate(theirs):
+            trial.report(ours[image], number)
         return trial.should_prune()
 
     return enough

@@ -15,11 +15,11 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 from torch.nn.functional import scaled_dot_product_attention
 from torch.profiler import ProfilerActivity, profile
@@ -32,17 +32,19 @@ from tdrs.attention.intervene import intervene
 from tdrs.backbones import Backbone
 from tdrs.configuration import choice, compose, plain
 from tdrs.environment import environment, keep_memory
-from tdrs.evaluate import evaluate, plan
+from tdrs.evaluate import evaluate
 from tdrs.interventions import METHODS
-from tdrs.records import Records
 from tdrs.settings import SettingError, check_choice
+from tdrs.sweeps.engine import Job
 from tdrs.sweeps.study import Study
+from tdrs.sweeps.trials import Request
 from tdrs.tracking import Tracker
 
 HEADS, WIDTH = 8, 64
 LENGTHS = {"cpu": (256, 512, 1024, 2048, 4096), "cuda": (256, 1024, 4096, 16384)}
 WHOLE_MAP = {"cpu": 2048, "cuda": 4096}  # longer maps are not made whole
 DECODED = 32
+PLAIN_BATCHES = 6  # of a trial that the plain loop is timed on
 
 
 def _device() -> str:
@@ -233,10 +235,10 @@ def attention(given: Mapping[str, str], folder: Path) -> None:
 
 
 def sweep(given: Mapping[str, str], folder: Path) -> None:
-    """The command `sweep`: the engine, and the plain loop by some of the same trials.
+    """The command `sweep`: the engine, and the plain loop by some batches of some of the same trials.
 
-    The plain loop runs every trial that the protocol asks for, whole, with the model loaded and every picture looked at
-    anew; its core and its batch size are the engine's.
+    The plain loop runs every trial that the protocol asks for, whole, each prompt by itself, with the model loaded and
+    every picture looked at anew; its core and its batch size are the engine's.
     """
     experiment = given.get("experiment", "search")
     overrides = [f"+experiment={experiment}", f"preset={given.get('preset', 'default')}", "tracking=none"]
@@ -249,24 +251,21 @@ def sweep(given: Mapping[str, str], folder: Path) -> None:
         asked = [*outcome.trials, *outcome.rows]
         unique = {trial.identity: trial for trial in asked}
         measuring = sum(trial.seconds for trial in unique.values())
-        records = Records(Path(output) / "records")
-        sample = list(unique)[:: max(1, len(unique) // 8)]
-        loads, plains, kept = [], [], []
-        for identity in tqdm(sample, desc="plain loop", unit="trial", disable=None, leave=False):
-            if not records.done(identity):
-                continue
-            loading, running, count = _plain(records.path(identity))
-            loads.append(loading / count)
-            plains.append(running / count)
-            kept.append(unique[identity].seconds / count)
+        some = list(unique.values())[:: max(1, len(unique) // 10)]
+        timings = []
+        for trial in tqdm(some, desc="plain loop", unit="trial", disable=None, leave=False):
+            request = Request(trial.name, trial.split, trial.settings, trial.place)
+            timings.append(_plain(study.engine.job(request)))
+    loading, whole, begun = (statistics.mean(values) for values in zip(*timings, strict=True))
+    kept = statistics.mean(trial.seconds / trial.n for trial in some)
     wholes = sum(values["preset"][trial.split] or trial.n for trial in asked)
-    loop = wholes * (statistics.mean(plains) + statistics.mean(loads))
     seen = sum(trial.n for trial in unique.values())
-    per = wholes * statistics.mean(kept)
+    loop = len(asked) * loading + wholes * whole
     parts = {
-        "resident model": wholes * statistics.mean(loads),
-        "pictures and prompts kept": wholes * (statistics.mean(plains) - statistics.mean(kept)),
-        "reuse and pruning": per * (1 - seen / wholes),
+        "resident model": len(asked) * loading,
+        "shared beginnings": wholes * (whole - begun),
+        "pictures and prompts kept": wholes * (begun - kept),
+        "reuse and pruning": (wholes - seen) * kept,
     }
     result = {
         "experiment": experiment, "trials": len(asked), "evaluations": len(unique), "engine_seconds": engine,
@@ -275,7 +274,7 @@ def sweep(given: Mapping[str, str], folder: Path) -> None:
     }  # fmt: skip
     (folder / f"sweep_{experiment}.json").write_text(json.dumps(result, indent=1))
     print(f"{experiment}: {len(asked)} trials, {len(unique)} evaluations")
-    print(f"  plain loop {loop:7.0f} s   {3600 * len(asked) / loop:6.0f} trials an hour (from {len(plains)} of them)")
+    print(f"  plain loop {loop:7.0f} s   {3600 * len(asked) / loop:6.0f} trials an hour (from {len(timings)} of them)")
     print(f"  engine     {engine:7.0f} s   {3600 * len(asked) / engine:6.0f} trials an hour, {loop / engine:.2f} ×")
     for name, seconds in parts.items():
         print(f"    {name:26}{seconds:7.1f} s saved")
@@ -284,15 +283,17 @@ def sweep(given: Mapping[str, str], folder: Path) -> None:
     print(folder / f"sweep_{experiment}.json")
 
 
-def _plain(folder: Path) -> tuple[float, float, int]:
-    """Seconds of loading, and of asking, and how many samples, for an evaluation as a plain loop would do it."""
-    planned = plan(yaml.safe_load((folder / "config.yaml").read_text()))
-    samples = planned.load()
+def _plain(job: Job) -> tuple[float, float, float]:
+    """Seconds of loading the model, and of asking a sample as a plain loop does it, whole and by shared beginnings."""
+    samples = job.samples[: PLAIN_BATCHES * job.plan.batch_size]
     start = time.perf_counter()
-    backbone = backbones.load(planned.backbone)
-    loaded = time.perf_counter()
-    evaluate(backbone, planned.dataset, samples, planned.intervention, planned.batch_size, planned.execution)
-    return loaded - start, time.perf_counter() - loaded, len(samples)
+    backbone = backbones.load(job.plan.backbone)
+    found = [time.perf_counter() - start]
+    for share in (False, True):
+        fresh = replace(backbone, share_prefixes=share, _prepared={})
+        part = job.plan.dataset, samples, job.plan.intervention, job.plan.batch_size, job.plan.execution
+        found.append(timed(lambda fresh=fresh, part=part: evaluate(fresh, *part)) / len(samples))  # type: ignore[misc]
+    return found[0], found[1], found[2]
 
 
 VERBS: dict[str, tuple[Callable[[Mapping[str, str], Path], None], tuple[str, ...]]] = {

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tdrs.sweeps.sampled import BUNDLE, STARTUP, _clearly_worse
+from tdrs.sweeps.sampled import STARTUP, _clearly_worse
 from tdrs.sweeps.storage import load_optuna
 from tdrs.sweeps.study import Study
 from tdrs.sweeps.trials import PRUNED
@@ -89,19 +89,29 @@ def test_the_best_point_is_reported_beside_the_configured_one(tmp_path: Path, pr
     assert found.rows[1].settings == {}
 
 
-def records(margins: list[float]) -> list[Record]:
-    return [Record(str(n), str(n), "", "", "", "", 0.0, margin, "", 1.0) for n, margin in enumerate(margins)]
+def records(margins: list[float], images: list[str] | None = None) -> list[Record]:
+    """Records of images that have two questions each, or of those that are named."""
+    names = images or [str(n // 2) for n in range(len(margins))]
+    made = zip(margins, names, strict=True)
+    return [Record(str(n), name, "", "", "", "", 0.0, margin, "", 1.0) for n, (margin, name) in enumerate(made)]
 
 
 def test_only_clear_paired_evidence_ends_a_trial() -> None:
-    """Sample by sample: what is worse on nearly all bundles, though by little beside their spread."""
-    spread = [10.0 * ((7 * n) % 13) for n in range(BUNDLE * STARTUP)]
-    enough = _clearly_worse(records(spread))
+    """What is worse on nearly all images, though by little beside their spread."""
+    spread = [10.0 * ((7 * n) % 13) for n in range(2 * STARTUP)]
+    enough = _clearly_worse(records([*spread, 1000.0, 1000.0]))
     worse = [value - 0.1 for value in spread]
     assert enough(records(worse))
-    assert not enough(records(worse[: BUNDLE * (STARTUP - 1)]))  # too early
+    assert not enough(records(worse[:-2]))  # too early
     assert not enough(records([value + 0.1 for value in spread]))
-    assert not enough(records([value + (0.1 if (n // BUNDLE) % 2 else -0.1) for n, value in enumerate(spread)]))
+    assert not enough(records([value + (0.1 if (n // 2) % 2 else -0.1) for n, value in enumerate(spread)]))
+
+
+def test_questions_about_one_image_are_one_value() -> None:
+    """Worse on each of 20 questions of one image, better on the others: that is one image's evidence."""
+    images = ["same"] * 20 + [str(n) for n in range(STARTUP)]
+    enough = _clearly_worse(records([0.0] * len(images), images))
+    assert not enough(records([-1.0] * 20 + [0.1] * STARTUP, images))
 
 
 def test_pruned_trials_are_told_and_tagged_but_not_reported(
@@ -117,14 +127,14 @@ def test_pruned_trials_are_told_and_tagged_but_not_reported(
 
     monkeypatch.setattr(evaluate_module, "run_batches", graded)
     config = small(tmp_path, objective="margin", prune=True, trials=12)
-    config["preset"]["tuning"] = BUNDLE * STARTUP + 80
+    config["preset"]["tuning"] = 160
     config["batch_size"] = 32
     study = Study(config, Tracker("mlflow", tmp_path))
     found = study.run()
     pruned = [trial for trial in found.trials if trial.status == PRUNED]
     assert pruned
-    assert all(trial.n == BUNDLE * STARTUP for trial in pruned)
-    assert all(trial.reason == "after 320 of 400 samples" for trial in pruned)
+    assert all(trial.n == 96 for trial in pruned)  # 3 batches: the first 20 images, of 4 questions each, and 4 more
+    assert all(trial.reason == "after 96 of 160 samples" for trial in pruned)
     chosen = found.rows[2]
     assert chosen.name == "best of 12"
     assert chosen.settings not in [trial.settings for trial in pruned]
