@@ -37,10 +37,15 @@ class Prefixes:
 
     def spread(self, cache: Any) -> None:
         """Copy the keys and values of `first`, (U, H, C, D) in each layer of a cache, to all prompts, in place."""
-        cache.batch_select_indices(self.like)
         for layer in cache.layers:
-            index = self.index.clamp_min(0)[:, None, :, None].to(layer.keys.device)
-            layer.keys, layer.values = (x.take_along_dim(index, dim=2) for x in (layer.keys, layer.values))
+            layer.keys, layer.values = self._spread(layer.keys), self._spread(layer.values)
+
+    def _spread(self, x: torch.Tensor) -> torch.Tensor:
+        """(U, H, C, D) → (N, H, C, D), as rows of D numbers, which is far faster than number by number."""
+        _, heads, columns, width = x.shape
+        head = self.like[:, None] * heads + torch.arange(heads, device=self.like.device)
+        row = head[..., None] * columns + self.index.clamp_min(0)[:, None]
+        return x.reshape(-1, width)[row.to(x.device)]
 
 
 def common(ids: torch.Tensor, mask: torch.Tensor, pictures: Sequence[str]) -> Prefixes | None:
