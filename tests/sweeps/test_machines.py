@@ -106,13 +106,14 @@ def proxy(postgresql: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator
 @contextmanager
 def cluster() -> Iterator[str]:
     """The address of a cluster of Ray, of one node."""
-    port = servers.free_port()
-    command = [Path(sys.executable).with_name("ray"), "start", "--head", "--node-ip-address=127.0.0.1"]
+    port, ray = servers.free_port(), Path(sys.executable).with_name("ray")
+    command = [ray, "start", "--head", "--node-ip-address=127.0.0.1"]
     command += [f"--port={port}", "--num-cpus=2", "--include-dashboard=false", "--block", "--disable-usage-stats"]
     node = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    status = [ray, "status", f"--address=127.0.0.1:{port}"]
     try:
-        for _ in range(300):
-            with suppress(OSError), socket.create_connection(("127.0.0.1", port)):
+        for _ in range(60):  # until its node, which is there later than its port, has joined
+            if b"node_" in subprocess.run(status, capture_output=True).stdout:
                 break
             time.sleep(0.1)
         yield f"127.0.0.1:{port}"
