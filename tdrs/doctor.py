@@ -162,22 +162,27 @@ def _off(backbone: Backbone, batch: Sequence[Sample]) -> Finding:
 
 def _cost(backbone: Backbone, planned: Plan, batch: Sequence[Sample]) -> tuple[dict[bool, float], Finding]:
     """Seconds of a batch without and with the edit, answers included."""
+    whole_prompts = replace(backbone, share_prefixes=False)
 
     def stock() -> None:
         backbone.answer(batch, planned.dataset.real)
+
+    def whole() -> None:
+        whole_prompts.answer(batch, planned.dataset.real)
 
     def edited() -> None:
         with intervene(backbone.model, planned.intervention, planned.execution):
             backbone.answer(batch, planned.dataset.real)
 
-    times = medians({"stock": stock, "edited": edited}, ROUNDS)
+    times = medians({"stock": stock, "whole": whole, "edited": edited}, ROUNDS)
     peaks = [_size(int(peak_mib(run_) * 2**20)) for run_ in (stock, edited)]
     name = type(planned.intervention).__name__
     ratio = f"{times['edited'] / times['stock']:.2f} ×"
-    lines = [
-        f"a batch of {len(batch)}: stock {times['stock']:.2f} s, {name} {times['edited']:.2f} s, {ratio}",
-        f"memory beyond the weights: {', '.join(peaks)}",
-    ]
+    lines = [f"a batch of {len(batch)}: stock {times['stock']:.2f} s, {name} {times['edited']:.2f} s, {ratio}"]
+    if not getattr(planned.intervention, "row_local", False):
+        ratio = f"{times['edited'] / times['whole']:.2f} ×"
+        lines.append(f"each prompt read whole, as under {name}: stock {times['whole']:.2f} s, {ratio}")
+    lines.append(f"memory beyond the weights: {', '.join(peaks)}")
     return {False: times["stock"], True: times["edited"]}, Finding("cost", lines)
 
 

@@ -39,6 +39,7 @@ def test_what_is_wrong_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     look = Backbone.features_of
     monkeypatch.setattr(Backbone, "features_of", lambda self, picture: look(self, picture)[:15])
     monkeypatch.setattr(Backbone, "seen", lambda self, samples: dict(self.inputs(samples)))
+    monkeypatch.setattr(Backbone, "_begun", lambda self, samples: None)
     monkeypatch.setattr(doctor, "intervene", lambda model, *_: intervene(model, Temperature(tau=0.9)))
     monkeypatch.setitem(scienceqa.RULES, "llava", lambda text: "")
     found = findings(tmp_path, "dataset.gap=32", "features_gib=0.000001")

@@ -12,10 +12,9 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, ClassVar
 
-import numpy as np
 from PIL import Image
 
-from tdrs.benchmarks.filler import filler
+from tdrs.benchmarks.filler import filler_of
 from tdrs.benchmarks.prompts import STYLES
 from tdrs.settings import check_choice, check_number
 from tdrs.statistics import Interval
@@ -189,9 +188,7 @@ class Benchmark:
 
         All questions about an image have the same text: what their prompts begin with alike is read once.
         """
-        name = int.from_bytes(hashlib.sha256(image.encode()).digest()[:8])
-        rng = np.random.default_rng([SPLITS.index(split) + 1, self.seed, name, 2])
-        text = filler(self.gap, rng)
+        text = filler_of(image, self.gap, SPLITS.index(split) + 1, self.seed)
         return (f"Context: {text}\n", "") if text and self.filler == "before_image" else ("", text)
 
     def load(self, split: str, limit: int | None, style: str) -> Samples:

@@ -4,6 +4,8 @@ A grammar of plain sentences about a countryside where nothing is coloured and n
 counted in words and full stops, each of which is one token of the embedded models' tokenizer.
 """
 
+import hashlib
+
 import numpy as np
 
 _PEOPLE = "farmer teacher sailor doctor baker singer writer guard miller pilot painter hunter".split()
@@ -50,3 +52,9 @@ def filler(length: int, rng: np.random.Generator) -> str:
     if length:
         words = [*words[: length - 1], "."]
     return " ".join(words).replace(" .", ".")
+
+
+def filler_of(image: str, length: int, split: int, seed: int) -> str:
+    """The filler that belongs to an image of a split, by the image's name: the same in all questions about it."""
+    name = int.from_bytes(hashlib.sha256(image.encode()).digest()[:8])
+    return filler(length, np.random.default_rng([split, seed, name, 2]))

@@ -19,7 +19,7 @@ from PIL import Image
 
 from tdrs.benchmarks.benchmark import Picture, Sample
 from tdrs.benchmarks.embedded import SEEDS, Embedded
-from tdrs.benchmarks.filler import filler
+from tdrs.benchmarks.filler import filler_of
 from tdrs.benchmarks.scenes import COLORS, SHAPES, Object, draw, sample_objects
 from tdrs.benchmarks.scienceqa import FEATURES, ScienceQARules, sample
 
@@ -66,7 +66,7 @@ def rows(split: str, count: int, gap: int = 0, seed: int = 0) -> list[dict[str, 
             image = draw(objects, scene_rng)
         rng = np.random.default_rng([SEEDS[split], seed, number, 1])
         topic = str(rng.choice(TOPICS, p=(0.4, 0.4, 0.2)))
-        hint = filler(gap, np.random.default_rng([SEEDS[split], seed, image_number, 2]))
+        hint = filler_of(f"{split}-{image_number}", gap, SEEDS[split], seed)
         result.append(
             {
                 "image": image,

@@ -36,7 +36,7 @@ def test_splits_are_large_enough_and_share_no_picture(name: str) -> None:
 
 
 CONTENT = {
-    "mini_scienceqa": "e87a9b24375d3b5b",
+    "mini_scienceqa": "3f4ad74dc24d7c26",
     "mini_gqa": "54f1702a9316c870",
     "mini_textvqa": "a81bc0fb7b26427c",
     "mini_pope": "596b8c870d2e3745",

@@ -3,9 +3,8 @@
 import hashlib
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,6 +15,15 @@ from tdrs.benchmarks import Benchmark, Sample
 from tdrs.configuration import compose, plain
 from tdrs.interventions import Method
 from tdrs.records import Batch
+
+
+@dataclass
+class Pretended:
+    """A backbone that nobody asks."""
+
+    settings: Any
+    share_prefixes: bool = True
+    _prepared: dict[str, Any] = field(default_factory=dict)
 
 
 def margin(method: Method, sample: Sample) -> float:
@@ -49,7 +57,7 @@ def pretend(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
     def load(settings: Any, features: Any = None) -> Any:
         loaded.append(settings.name)
-        return SimpleNamespace(settings=settings)
+        return Pretended(settings)
 
     monkeypatch.setattr(backbones, "load", load)
     monkeypatch.setattr(evaluate_module, "run_batches", run_batches)
