@@ -29,7 +29,7 @@ from tdrs.analysis.figure import STYLES, redraw, save
 from tdrs.analysis.watch import Unedited, subject, watch
 from tdrs.sweeps.trials import Outcome
 
-from tdrs.attention.core import Call
+from tdrs.attention.call import Call
 from tdrs.interventions import Method
 from tdrs.interventions.tdrs import DC, RE, TDRS
 

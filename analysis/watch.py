@@ -9,7 +9,7 @@ import torch
 
 from tdrs import backbones
 from tdrs.attention import core
-from tdrs.attention.core import Block, Call
+from tdrs.attention.call import Block, Call
 from tdrs.attention.intervene import intervene
 from tdrs.backbones import Backbone
 from tdrs.backbones.features import Features

@@ -27,7 +27,8 @@ from tqdm import tqdm
 
 from tdrs import backbones, benchmarks
 from tdrs.analysis import speed
-from tdrs.attention.core import IMAGE, TEXT, Call, Intervention, blocked, reference
+from tdrs.attention.call import IMAGE, TEXT, Call
+from tdrs.attention.core import Intervention, blocked, reference
 from tdrs.attention.intervene import intervene
 from tdrs.backbones import Backbone
 from tdrs.configuration import choice, compose, plain

@@ -11,7 +11,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from tdrs import backbones
 from tdrs.attention import core
-from tdrs.attention.core import Call
+from tdrs.attention.call import Call
 from tdrs.backbones import Backbone
 from tdrs.configuration import compose, plain
 from tests.sweeps.pretend import pretend

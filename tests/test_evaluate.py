@@ -16,7 +16,7 @@ from mlflow.tracking import MlflowClient
 
 import tdrs
 from tdrs import TDRS, Stock, benchmarks
-from tdrs.attention.core import Block
+from tdrs.attention.call import Block
 from tdrs.backbones import Backbone
 from tdrs.benchmarks import Benchmark, Record
 from tdrs.benchmarks.benchmark import mean_score

@@ -19,7 +19,8 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedM
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import eager_mask, sdpa_mask
 
-from tdrs.attention.core import EXECUTIONS, IMAGE, SYSTEM, TEXT, Call, Intervention
+from tdrs.attention.call import IMAGE, SYSTEM, TEXT, Call
+from tdrs.attention.core import EXECUTIONS, Intervention
 from tdrs.attention.rope import check_rotation
 from tdrs.attention.selection import resolve
 from tdrs.settings import check_choice

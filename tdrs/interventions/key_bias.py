@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import torch
 
-from tdrs.attention.core import IMAGE, SYSTEM, TEXT, Block
+from tdrs.attention.call import IMAGE, SYSTEM, TEXT, Block
 from tdrs.interventions.method import Method
 from tdrs.settings import check_choice, check_number
 

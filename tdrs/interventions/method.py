@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from tdrs.attention.core import Block, Call
+from tdrs.attention.call import Block, Call
 from tdrs.attention.selection import Selection, check_selection
 from tdrs.settings import check_choice
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
-from tdrs.attention.core import IMAGE, Block
+from tdrs.attention.call import IMAGE, Block
 from tdrs.attention.selection import Selection
 from tdrs.interventions.method import Method
 from tdrs.settings import check_number

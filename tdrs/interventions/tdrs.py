@@ -24,7 +24,7 @@ from typing import Any
 
 import torch
 
-from tdrs.attention.core import IMAGE, Block, Call
+from tdrs.attention.call import IMAGE, Block, Call
 from tdrs.interventions.method import Method
 from tdrs.settings import SettingError, check_choice, check_number
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from tdrs.attention.core import Block
+from tdrs.attention.call import Block
 from tdrs.interventions.method import Method
 from tdrs.settings import check_number
 

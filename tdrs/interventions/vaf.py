@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import torch
 
-from tdrs.attention.core import IMAGE, SYSTEM, TEXT, Block
+from tdrs.attention.call import IMAGE, SYSTEM, TEXT, Block
 from tdrs.attention.selection import Selection
 from tdrs.interventions.method import Method
 from tdrs.settings import check_number

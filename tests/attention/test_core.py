@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from tdrs import TDRS
-from tdrs.attention.core import Call, blocked
+from tdrs.attention.call import Call
+from tdrs.attention.core import blocked
 from tdrs.attention.rope import rotate_half
 from tdrs.benchmark import peak_mib
 from tdrs.interventions import METHODS, Method

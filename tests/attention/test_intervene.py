@@ -18,7 +18,7 @@ from transformers.models.gpt2 import GPT2Config, GPT2LMHeadModel
 import tdrs
 from tdrs import DC, RE, TDRS
 from tdrs.attention import core
-from tdrs.attention.core import Block, Call
+from tdrs.attention.call import IMAGE, SYSTEM, TEXT, Block, Call
 from tdrs.attention.intervene import _SESSIONS
 from tdrs.backbones import Backbone
 from tdrs.interventions import METHODS
@@ -378,7 +378,7 @@ def test_roles_of_tokens(mini_llava: Backbone, calls: list[Call]) -> None:
         first = image[sample].tolist().index(True)
         count = int(image[sample].sum())
         rest = call.key.shape[2] - first - count
-        assert roles == [core.SYSTEM] * first + [core.IMAGE] * count + [core.TEXT] * rest
+        assert roles == [SYSTEM] * first + [IMAGE] * count + [TEXT] * rest
 
 
 def test_a_prompt_in_pieces_warns_under_call_statistics(llama: LlamaForCausalLM) -> None:

@@ -7,7 +7,8 @@ import numpy as np
 import torch
 
 from tdrs import TDRS
-from tdrs.attention.core import IMAGE, SYSTEM, TEXT, Call, blocked, reference
+from tdrs.attention.call import IMAGE, SYSTEM, TEXT, Call
+from tdrs.attention.core import blocked, reference
 from tdrs.attention.rope import rotate_half
 from tests.interventions.oracle import peer, softmax, tdrs_head
 

@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 import torch
 
-from tdrs.attention.core import Block, Call, blocked
+from tdrs.attention.call import Block, Call
+from tdrs.attention.core import blocked
 from tdrs.attention.selection import resolve
 from tdrs.interventions import METHODS, from_settings
 from tdrs.interventions.key_bias import KeyBias

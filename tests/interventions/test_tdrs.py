@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tdrs import DC, RE, TDRS
-from tdrs.attention.core import Block, blocked, reference
+from tdrs.attention.call import Block
+from tdrs.attention.core import blocked, reference
 from tdrs.settings import SettingError
 from tests.interventions.calls import HEADS, deviation, found_a_min, make, oracle_output
 from tests.interventions.deviations import READINGS, reading_deviation, strong
