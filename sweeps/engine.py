@@ -23,7 +23,7 @@ from tdrs.benchmarks import Benchmark, Record, Samples
 from tdrs.configuration import with_settings
 from tdrs.evaluate import Plan, complete, plan, summary
 from tdrs.records import Records
-from tdrs.settings import SettingError
+from tdrs.settings import SettingError, first_line
 from tdrs.statistics import paired_difference
 from tdrs.stopping import Stop
 
@@ -243,8 +243,7 @@ class Engine:
         return None
 
     def _fail(self, job: Job, error: Exception) -> None:
-        lines = str(error).strip().splitlines()
-        reason = f"{type(error).__name__}: {lines[0] if lines else 'no message'}"[:300]
+        reason = f"{type(error).__name__}: {first_line(error)}"
         attempts = self._failed.get(job.identity, (0, ""))[0] + 1
         self._failed[job.identity] = attempts, reason
         text = f"{job.request.label} failed, attempt {attempts} of {ATTEMPTS}: {reason}"

@@ -22,6 +22,7 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from tdrs.records import Lease, Records, machine
+from tdrs.settings import first_line
 
 T = TypeVar("T")
 LOOK = 1.0  # seconds between two looks at the storage
@@ -120,8 +121,7 @@ class Shared(Records):
         try:
             return action()
         except Exception as error:  # each library below has errors of its own for a server that is gone
-            lines = str(error).strip().splitlines() or [type(error).__name__]
-            self.down = lines[0][:200]
+            self.down = first_line(error)
             print(
                 f"the study's storage is gone ({self.down}); this worker goes on alone, what it finds is kept",
                 file=sys.stderr,

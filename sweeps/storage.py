@@ -18,7 +18,7 @@ from optuna.storages.journal import JournalFileBackend
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError, IntegrityError, ProgrammingError
 
-from tdrs.settings import SettingError
+from tdrs.settings import SettingError, first_line
 
 JOURNAL = "journal"
 ALLOWED = "must be journal, postgresql://HOST/NAME or grpc://HOST:PORT"
@@ -54,8 +54,7 @@ def open_storage(value: str) -> BaseStorage:
     except ImportError:
         raise SettingError("study.storage", value, "needs more packages: pip install 'tdrs[storage]'") from None
     except Exception as error:  # each library below has errors of its own for a server that is not there
-        lines = str(error).strip().splitlines() or [type(error).__name__]
-        raise SettingError("study.storage", value, f"cannot be opened: {lines[0][:200]}") from error
+        raise SettingError("study.storage", value, f"cannot be opened: {first_line(error)}") from error
 
 
 def _open(value: str) -> BaseStorage:

@@ -35,7 +35,7 @@ from tdrs.configuration import choice, compose, plain
 from tdrs.environment import environment, keep_memory
 from tdrs.evaluate import evaluate
 from tdrs.interventions import METHODS
-from tdrs.settings import SettingError, check_choice
+from tdrs.settings import SettingError, check_choice, first_line
 from tdrs.sweeps.engine import Job
 from tdrs.sweeps.study import Study
 from tdrs.sweeps.trials import Request
@@ -130,7 +130,7 @@ def _flexible(call: Call) -> Callable[[], object] | None:
         mask = create_block_mask(lambda b, h, i, j: i >= j, None, None, length, length, device=call.query.device.type)
         compiled(call.query, call.key, call.value, block_mask=mask)
     except Exception as error:  # whatever a compiler that is missing, or too old, makes torch raise
-        tqdm.write(f"no FlexAttention here: {str(error).strip().splitlines()[0][:100]}", file=sys.stderr)
+        tqdm.write(f"no FlexAttention here: {first_line(error)}", file=sys.stderr)
         return None
     return lambda: compiled(call.query, call.key, call.value, block_mask=mask)
 

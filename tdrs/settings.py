@@ -22,6 +22,11 @@ class SettingError(ValueError):
         return SettingError(f"{prefix}.{self.name}", self.value, self.allowed)
 
 
+def first_line(error: BaseException) -> str:
+    """What an error says, in one line of at most 200 characters; its type where it says nothing."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+
+
 def check_choice(name: str, value: object, choices: Sequence[str]) -> None:
     """Raises SettingError unless `value` is one of `choices`."""
     if value not in choices:

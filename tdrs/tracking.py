@@ -26,7 +26,7 @@ from mlflow.utils.time import get_current_time_millis
 from sqlalchemy.exc import SQLAlchemyError
 
 from tdrs.records import Evaluation
-from tdrs.settings import SettingError, check_choice
+from tdrs.settings import SettingError, check_choice, first_line
 
 KINDS = ("mlflow", "none")
 T = TypeVar("T")
@@ -90,7 +90,7 @@ class Tracker:
 
     def _give_up(self, error: Exception) -> None:
         """Go on without a store, and say so."""
-        self.down = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+        self.down = first_line(error)
         self.client = None
         print(f"tracking stopped ({self.down}); the study goes on, and its records are kept", file=sys.stderr)
 

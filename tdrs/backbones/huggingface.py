@@ -24,7 +24,7 @@ from tdrs.backbones.prefixes import common
 from tdrs.backbones.processors import check_image_setting, image_kwargs, load_processor
 from tdrs.benchmarks.benchmark import Picture, Sample
 from tdrs.benchmarks.prompts import STYLES, longest_answer
-from tdrs.settings import SettingError, build, check_choice, check_number
+from tdrs.settings import SettingError, build, check_choice, check_number, first_line
 
 EMBEDDED = Path(__file__).parent.parent / "zoo" / "models"
 DTYPES = ("auto", "float32", "bfloat16", "float16")
@@ -150,9 +150,8 @@ def _config(source: str, revision: str | None) -> Any:
 
 def _not_loaded(source: str, error: Exception) -> SettingError:
     """Why a model cannot be had, and what to do: where it was looked for, and what would download it."""
-    reason = str(error).strip().splitlines()[0]
     if Path(source).expanduser().is_dir() or source.startswith("embedded:"):
-        return SettingError("backbone.source", source, f"cannot be loaded ({reason})")
+        return SettingError("backbone.source", source, f"cannot be loaded ({first_line(error)})")
     todo = f"`hf download {source}` where there is a network, or backbone.source=/path/to/its/folder"
     return SettingError("backbone.source", source, f"is not in {HF_HUB_CACHE}, nor to be had from the hub; {todo}")
 

@@ -11,7 +11,7 @@ from typing import Any
 import datasets
 
 from tdrs.benchmarks.benchmark import Benchmark, Picture, Sample, Samples
-from tdrs.settings import SettingError, check_choice, check_number
+from tdrs.settings import SettingError, check_choice, check_number, first_line
 
 BAD_ROWS = ("refuse", "skip")
 
@@ -36,8 +36,7 @@ def open_rows(source: str, config: str | None, split: str, revision: str | None 
     except SettingError:
         raise
     except Exception as error:  # the library's errors name neither the setting nor what to do
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise SettingError("source", source, f"cannot be read as split {split!r} ({reason})") from error
+        raise SettingError("source", source, f"cannot be read as split {split!r} ({first_line(error)})") from error
     for name, feature in rows.features.items():
         if isinstance(feature, datasets.Image):
             rows = rows.cast_column(name, datasets.Image(decode=False))
@@ -108,7 +107,7 @@ class Checked:
             except FileNotFoundError:
                 self._faults[key] = "no image"
             except OSError as error:
-                self._faults[key] = f"a corrupt image ({str(error).splitlines()[0]})"
+                self._faults[key] = f"a corrupt image ({first_line(error)})"
         if self._faults[key]:
             raise BadRow(self._faults[key])
 

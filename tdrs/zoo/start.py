@@ -7,7 +7,7 @@ import torch
 from transformers import AutoModelForImageTextToText, AutoTokenizer
 
 from tdrs.backbones.huggingface import EMBEDDED
-from tdrs.settings import SettingError
+from tdrs.settings import SettingError, first_line
 
 
 @torch.no_grad()
@@ -28,7 +28,7 @@ def start_from(source: str, model: Any, tokenizer: Any) -> None:
         given: Any = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32, trust_remote_code=False)
         old = AutoTokenizer.from_pretrained(folder, trust_remote_code=False).get_vocab()
     except (OSError, ValueError) as error:
-        raise SettingError("recipe.start", source, str(error).strip().splitlines()[0]) from error
+        raise SettingError("recipe.start", source, first_line(error)) from error
     theirs = given.model.language_model.state_dict()
     own = model.model.language_model.state_dict()
     for name, weight in own.items():
