@@ -171,7 +171,7 @@ def rays_workers() -> list[int]:
 def test_rays_workers_may_die_and_be_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What one measured that was killed is measured again; what was asked before a stop is kept."""
     pytest.importorskip("ray")
-    study = [*SHORT, "dataset.gap=200", "batch_size=2", f"{STEPS.replace('3]', '2, 3, 4, 5]')}"]
+    study = [*SHORT, "dataset.gap=100", "batch_size=2", f"{STEPS.replace('3]', '2, 3, 4, 5]')}"]
     output = tmp_path / "stopped"
     process = start(output, study, "ray", "journal")
     killed: list[int] = []
