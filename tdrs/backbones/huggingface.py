@@ -317,7 +317,9 @@ class Backbone:
         Args:
             parts: which of each picture's tokens; None is all.
         """
-        found = [self.features_of(picture) for picture in pictures]
+        unlike = {picture.digest: picture for picture in pictures}  # several questions are about one
+        known = {digest: self.features_of(picture) for digest, picture in unlike.items()}
+        found = [known[picture.digest] for picture in pictures]
         if parts is not None:
             found = [features[part] for features, part in zip(found, parts, strict=True)]
         as_tensor = self.model.config.model_type == "internvl"  # the others take a list
