@@ -1,6 +1,7 @@
-"""What an edit costs: attention's time as a ratio to PyTorch's own (SDPA) against length, per method.
+"""What speed there is: attention's time as a ratio to PyTorch's own (SDPA) against length, per method; a study's time
+beside a plain loop's.
 
-`python -m tdrs.benchmark attention` measures and draws it.
+`python -m tdrs.benchmark attention` and `… sweep` measure and draw it.
 """
 
 from collections.abc import Mapping, Sequence
@@ -53,3 +54,26 @@ def draw(lines: Sequence[Line], folder: Path) -> list[Path]:
         panel.legend(fontsize=8, ncols=2)
         panel.grid(alpha=0.3)
     return save(canvas, folder, "attention")
+
+
+def draw_study(result: Mapping[str, Any], folder: Path) -> list[Path]:
+    """Write `sweep_EXPERIMENT.png` and `.svg`: seconds of the engine, and what each of its devices saves of the plain
+    loop's; returns their paths."""
+    engine, saved = result["engine_seconds"], result["saved_seconds"]
+    outside = engine * result["framework_share"]
+    parts = {"measuring": engine - outside, "outside of batches": outside, **saved}
+    canvas, axis = plt.subplots(figsize=(7.6, 2.6), layout="constrained")
+    left = [0.0, 0.0]
+    for (color, _), (name, seconds) in zip(STYLES, parts.items(), strict=False):
+        rows = [row for row, lacks in ((0, saved), (1, ["outside of batches"])) if name not in lacks]
+        starts = [left[row] for row in rows]
+        axis.barh(rows, max(seconds, 0), left=starts, color=color, label=f"{name}, {seconds:.0f} s", height=0.6)
+        for row in rows:
+            left[row] += max(seconds, 0)
+    axis.set_yticks([0, 1], ["engine", "plain loop"])
+    axis.set_xlabel("seconds")
+    axis.set_title(f"{result['experiment']}: {result['trials']} trials, {result['ratio']:.1f} × as fast", fontsize=10)
+    axis.grid(axis="x", alpha=0.3)
+    axis.set_axisbelow(True)
+    canvas.legend(loc="outside lower center", ncols=3, fontsize=8)
+    return save(canvas, folder, f"sweep_{result['experiment']}")

@@ -45,7 +45,7 @@ HEADS, WIDTH = 8, 64
 LENGTHS = {"cpu": (256, 512, 1024, 2048, 4096), "cuda": (256, 1024, 4096, 16384)}
 WHOLE_MAP = {"cpu": 2048, "cuda": 4096}  # longer maps are not made whole
 DECODED = 32
-PLAIN_BATCHES = 6  # of a trial that the plain loop is timed on
+PLAIN_BATCHES = 2  # of each trial that the plain loop is timed on
 
 
 def _device() -> str:
@@ -236,7 +236,7 @@ def attention(given: Mapping[str, str], folder: Path) -> None:
 
 
 def sweep(given: Mapping[str, str], folder: Path) -> None:
-    """The command `sweep`: the engine, and the plain loop by some batches of some of the same trials.
+    """The command `sweep`: the engine, and the plain loop by the first batches of each of its trials.
 
     The plain loop runs every trial that the protocol asks for, whole, each prompt by itself, with the model loaded and
     every picture looked at anew; its core and its batch size are the engine's.
@@ -252,21 +252,25 @@ def sweep(given: Mapping[str, str], folder: Path) -> None:
         asked = [*outcome.trials, *outcome.rows]
         unique = {trial.identity: trial for trial in asked}
         measuring = sum(trial.seconds for trial in unique.values())
-        some = list(unique.values())[:: max(1, len(unique) // 10)]
-        timings = []
-        for trial in tqdm(some, desc="plain loop", unit="trial", disable=None, leave=False):
+        plains = {}
+        for trial in tqdm(unique.values(), desc="plain loop", unit="trial", disable=None, leave=False):
             request = Request(trial.name, trial.split, trial.settings, trial.place)
-            timings.append(_plain(study.engine.job(request)))
-    loading, whole, begun = (statistics.mean(values) for values in zip(*timings, strict=True))
-    kept = statistics.mean(trial.seconds / trial.n for trial in some)
-    wholes = sum(values["preset"][trial.split] or trial.n for trial in asked)
-    seen = sum(trial.n for trial in unique.values())
-    loop = len(asked) * loading + wholes * whole
+            plains[trial.identity] = _plain(study.engine.job(request))
+    loading = whole = begun = kept = 0.0
+    for trial in asked:
+        size = values["preset"][trial.split] or trial.n
+        load, alone, shared = plains[trial.identity]
+        once = unique[trial.identity]
+        loading += load
+        whole += size * alone
+        begun += size * shared
+        kept += size * once.seconds / once.n
+    loop = loading + whole
     parts = {
-        "resident model": len(asked) * loading,
-        "shared beginnings": wholes * (whole - begun),
-        "pictures and prompts kept": wholes * (begun - kept),
-        "reuse and pruning": (wholes - seen) * kept,
+        "resident model": loading,
+        "shared beginnings": whole - begun,
+        "pictures and prompts kept": begun - kept,
+        "reuse and pruning": kept - measuring,
     }
     result = {
         "experiment": experiment, "trials": len(asked), "evaluations": len(unique), "engine_seconds": engine,
@@ -275,13 +279,14 @@ def sweep(given: Mapping[str, str], folder: Path) -> None:
     }  # fmt: skip
     (folder / f"sweep_{experiment}.json").write_text(json.dumps(result, indent=1))
     print(f"{experiment}: {len(asked)} trials, {len(unique)} evaluations")
-    print(f"  plain loop {loop:7.0f} s   {3600 * len(asked) / loop:6.0f} trials an hour (from {len(timings)} of them)")
+    print(f"  plain loop {loop:7.0f} s   {3600 * len(asked) / loop:6.0f} trials an hour")
     print(f"  engine     {engine:7.0f} s   {3600 * len(asked) / engine:6.0f} trials an hour, {loop / engine:.2f} ×")
     for name, seconds in parts.items():
         print(f"    {name:26}{seconds:7.1f} s saved")
     outside = engine - measuring
     print(f"  outside of batches {outside:.1f} s, {100 * outside / engine:.1f} % of the engine's time")
-    print(folder / f"sweep_{experiment}.json")
+    for written in [folder / f"sweep_{experiment}.json", *speed.draw_study(result, folder)]:
+        print(written)
 
 
 def _plain(job: Job) -> tuple[float, float, float]:
@@ -290,6 +295,9 @@ def _plain(job: Job) -> tuple[float, float, float]:
     start = time.perf_counter()
     backbone = backbones.load(job.plan.backbone)
     found = [time.perf_counter() - start]
+    evaluate(
+        backbone, job.plan.dataset, samples[:1], job.plan.intervention, 1, job.plan.execution
+    )  # a first call is slow
     for share in (False, True):
         fresh = replace(backbone, share_prefixes=share, _prepared={})
         part = job.plan.dataset, samples, job.plan.intervention, job.plan.batch_size, job.plan.execution

@@ -32,6 +32,10 @@ def test_sweep(tmp_path: Path, pretended: list[str], capsys: pytest.CaptureFixtu
     assert found["evaluations"] <= found["trials"]
     assert found["ratio"] == pytest.approx(found["loop_seconds"] / found["engine_seconds"])
     assert 0 < found["framework_share"] < 1
+    saved = sum(found["saved_seconds"].values())
+    measuring = found["engine_seconds"] * (1 - found["framework_share"])
+    assert found["loop_seconds"] == pytest.approx(measuring + saved)  # nothing is counted twice, nothing left out
+    assert (tmp_path / "benchmark" / "sweep_sqa_ablation.png").read_bytes().startswith(b"\x89PNG")
     assert {path.name for path in tmp_path.iterdir()} == {"benchmark"}  # its study is gone
 
 
