@@ -295,13 +295,12 @@ def _plain(job: Job) -> tuple[float, float, float]:
     start = time.perf_counter()
     backbone = backbones.load(job.plan.backbone)
     found = [time.perf_counter() - start]
-    evaluate(
-        backbone, job.plan.dataset, samples[:1], job.plan.intervention, 1, job.plan.execution
-    )  # a first call is slow
+    how = job.plan.intervention, job.plan.batch_size, job.plan.execution
+    evaluate(backbone, job.plan.dataset, samples[:1], *how)  # a first call is slow
     for share in (False, True):
         fresh = replace(backbone, share_prefixes=share, _prepared={})
-        part = job.plan.dataset, samples, job.plan.intervention, job.plan.batch_size, job.plan.execution
-        found.append(timed(lambda fresh=fresh, part=part: evaluate(fresh, *part)) / len(samples))  # type: ignore[misc]
+        seconds = timed(lambda fresh=fresh: evaluate(fresh, job.plan.dataset, samples, *how))  # type: ignore[misc]
+        found.append(seconds / len(samples))
     return found[0], found[1], found[2]
 
 

@@ -4,6 +4,8 @@ import os
 from typing import Any
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test may look for anything on a hub
+# two processes of two threads each would stand in their own way
+os.environ["OMP_NUM_THREADS"] = "1" if "PYTEST_XDIST_WORKER" in os.environ else "2"
 
 import pytest
 import torch
@@ -18,8 +20,8 @@ from tests.sweeps.pretend import pretend
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _two_threads() -> None:
-    torch.set_num_threads(2)
+def _threads() -> None:
+    torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
 
 
 def tiny_llama(**settings: object) -> LlamaForCausalLM:

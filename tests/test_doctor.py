@@ -59,8 +59,8 @@ def test_a_score_inside_its_own_interval_is_no_alarm(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("overrides", "value"),
     [
-        (["dataset.gap=256"], 0.460),
-        (["dataset.gap=256", "dataset.filler=before_image"], 0.758),
+        (["dataset.gap=256"], 0.454),
+        (["dataset.gap=256", "dataset.filler=before_image"], 0.742),
         (["dataset.gap=0", "dataset.blank=true"], 0.316),
         (["dataset.gap=100"], None),
         (["dataset.gap=0", "dataset.seed=1"], None),
