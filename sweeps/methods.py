@@ -17,7 +17,7 @@ from tdrs.settings import SettingError
 
 from .engine import Engine
 from .space import Space
-from .trials import STOCK, STOCK_SETTINGS, Request, Settings, Trial
+from .trials import COMPLETE, STOCK, STOCK_SETTINGS, Request, Settings, Trial
 
 
 def check_axes(axes: Mapping[str, Any]) -> None:
@@ -94,9 +94,10 @@ def stock(split: str, place: Settings) -> Request:
     return Request(STOCK, split, STOCK_SETTINGS, place)
 
 
-def best(trials: Sequence[Trial]) -> Trial:
-    """The highest accuracy; the earliest among equals, and where nothing was measured."""
-    return max(trials, key=lambda trial: trial.score)
+def best(trials: Sequence[Trial], objective: str) -> Trial:
+    """The whole trial of the highest metric; the earliest among equals, and where nothing was measured."""
+    whole = [trial for trial in trials if trial.status == COMPLETE] or trials
+    return max(whole, key=lambda trial: trial.metrics.get(objective, float("-inf")))
 
 
 def paired(engine: Engine, requests: Sequence[Request]) -> list[Trial]:

@@ -24,7 +24,7 @@ from tdrs.configuration import with_settings
 from tdrs.settings import SettingError, build, check_choice, check_number
 
 from .engine import Engine
-from .methods import Method, paired, stock
+from .methods import Method, best, paired, stock
 from .search import SAMPLERS, Search, Spaced
 from .trials import COMPLETE, PRUNED, Outcome, Request, Settings, Trial
 
@@ -190,16 +190,10 @@ def choose(
                 objective=objective,
                 rival=rival,
             )
-            settings = _highest(trials, objective).settings
+            settings = best(trials, objective).settings
         requests.append(Request(method.name, "held_out", settings, place, budget=len(trials)))
         tried += trials
     return requests, tried
-
-
-def _highest(trials: Sequence[Trial], objective: str) -> Trial:
-    """The best whole trial; the earliest among equals, and where nothing was measured."""
-    whole = [trial for trial in trials if trial.status == COMPLETE] or trials
-    return max(whole, key=lambda trial: trial.metrics.get(objective, float("-inf")))
 
 
 def run(search: Sampled, engine: Engine, name: str) -> Outcome:
@@ -220,7 +214,7 @@ def run(search: Sampled, engine: Engine, name: str) -> Outcome:
         search.objective,
         rival,
     )
-    chosen = _highest(trials, search.objective)
+    chosen = best(trials, search.objective)
     controls, tried = choose(engine, search, {}, search.objective, rival)
     requests = [
         stock("held_out", {}),
