@@ -58,6 +58,10 @@ class Call:
     block_elements: int | None = None
     first_row: int = 0
     clamped: dict[str, list[torch.Tensor]] = field(default_factory=dict)
+    # what was made already: by features; the same, with how many keys are summed; blocks' logits by their first row
+    _directions: dict[str, torch.Tensor] = field(default_factory=dict, init=False, repr=False)
+    _sums: dict[str, tuple[int, torch.Tensor]] = field(default_factory=dict, init=False, repr=False)
+    _kept: dict[int, torch.Tensor] = field(default_factory=dict, init=False, repr=False)
 
     @property
     def past(self) -> int:
@@ -139,14 +143,6 @@ class Call:
         return total + directions[:, :, start:stop].cumsum(dim=2)
 
     @cached_property
-    def _directions(self) -> dict[str, torch.Tensor]:
-        return {}
-
-    @cached_property
-    def _sums(self) -> dict[str, tuple[int, torch.Tensor]]:
-        return {}
-
-    @cached_property
     def index(self) -> torch.Tensor:
         """0, 1, … K − 1."""
         return torch.arange(self.key.shape[2], device=self.query.device)
@@ -182,11 +178,6 @@ class Call:
                 stop -= max(1, (stop - start) // 8)
             yield start, stop, self.past + stop
             start = stop
-
-    @cached_property
-    def _kept(self) -> dict[int, torch.Tensor]:
-        """Logits of blocks by their first row."""
-        return {}
 
     def _keep(self, block: "Block") -> None:
         """Keep a block's logits for the next pass, if there are any and there is room."""
@@ -252,6 +243,8 @@ class Block:
     start: int
     stop: int
     keys: int
+    _directions: dict[str, torch.Tensor] = field(default_factory=dict, init=False, repr=False)
+    _distances: dict[str, torch.Tensor] = field(default_factory=dict, init=False, repr=False)
 
     @cached_property
     def logits(self) -> torch.Tensor:
@@ -281,10 +274,6 @@ class Block:
         return self._directions[features]
 
     @cached_property
-    def _directions(self) -> dict[str, torch.Tensor]:
-        return {}
-
-    @cached_property
     def _offset(self) -> torch.Tensor:
         """i − j, (1, 1, R, K)."""
         rows = self.call.index[self.call.past + self.start : self.call.past + self.stop, None]
@@ -311,10 +300,6 @@ class Block:
                 gaps = (rows[:, :, None] - places[:, None]).abs_()
                 self._distances[of] = gaps.amax(dim=-1).unsqueeze(1)
         return self._distances[of]
-
-    @cached_property
-    def _distances(self) -> dict[str, torch.Tensor]:
-        return {}
 
     @cached_property
     def hidden(self) -> torch.Tensor:
