@@ -36,16 +36,16 @@ class Prefixes:
         return self.index.shape[1]
 
     def spread(self, cache: Any) -> None:
-        """Copy the keys and values of `first`, (U, H, C, D) in each layer of a cache, to all prompts, in place."""
-        for layer in cache.layers:
-            layer.keys, layer.values = self._spread(layer.keys), self._spread(layer.values)
+        """Copy the keys and values of `first`, (U, H, C, D) in each layer of a cache, to all prompts, in place.
 
-    def _spread(self, x: torch.Tensor) -> torch.Tensor:
-        """(U, H, C, D) → (N, H, C, D), as rows of D numbers, which is far faster than number by number."""
-        _, heads, columns, width = x.shape
+        They are copied as rows of D numbers, which is far faster than number by number.
+        """
+        heads = cache.layers[0].keys.shape[1]
         head = self.like[:, None] * heads + torch.arange(heads, device=self.like.device)
-        row = head[..., None] * columns + self.index.clamp_min(0)[:, None]
-        return x.reshape(-1, width)[row.to(x.device)]
+        row = head[..., None] * self.columns + self.index.clamp_min(0)[:, None]
+        for layer in cache.layers:
+            here = row.to(layer.keys.device)
+            layer.keys, layer.values = (x.reshape(-1, x.shape[-1])[here] for x in (layer.keys, layer.values))
 
 
 def common(ids: torch.Tensor, mask: torch.Tensor, pictures: Sequence[str]) -> Prefixes | None:
