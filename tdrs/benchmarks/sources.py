@@ -62,8 +62,10 @@ def _open(source: str, config: str | None, split: str, revision: str | None) -> 
             files = sorted(folder.glob(f"{split}-*.parquet")) or sorted(folder.glob(f"{split}.parquet"))
             if files:
                 return _parquet(files, split)
-    files = datasets.load_dataset_builder(str(path), config).config.data_files[split]
-    return _parquet([Path(file) for file in files], split)
+    files = datasets.load_dataset_builder(str(path), config).config.data_files
+    if split not in files:
+        raise SettingError("source", source, f"has no split {split!r}, but {', '.join(files)}")
+    return _parquet([Path(file) for file in files[split]], split)
 
 
 def _parquet(files: Sequence[Path], split: str) -> datasets.Dataset:

@@ -73,6 +73,8 @@ def test_folders_of_one_name_and_files_that_change_are_told_apart(tmp_path: Path
         rows = datasets.Dataset.from_dict({"number": [number]})
         write(rows, "carded", folder, "ScienceQA-IMG", "test")
         assert open_rows(str(folder), "ScienceQA-IMG", "test")["number"][:] == [number]
+    with pytest.raises(SettingError, match="has no split 'validation', but test"):
+        open_rows(str(folder), "ScienceQA-IMG", "validation")
 
 
 @pytest.mark.parametrize("form", FORMS)
