@@ -23,7 +23,7 @@ import threading
 import time
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, astuple, dataclass
+from dataclasses import asdict, dataclass, fields
 from io import RawIOBase
 from pathlib import Path
 from typing import Any, TextIO
@@ -36,6 +36,8 @@ from tdrs.benchmarks import Record
 from tdrs.stopping import Stop
 
 Counts = dict[str, tuple[int, int]]
+_FIELDS = [field.name for field in fields(Record)]
+_DUMPER = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
 _WHOLE = ("config.yaml", "samples.parquet", "result.json")  # result.json last: with it an evaluation is done
 
 
@@ -81,9 +83,10 @@ class Evaluation:
     def save(self, folder: Path, config: Mapping[str, Any]) -> None:
         """Write the three files; `result.json` last, so that a folder with it is complete."""
         folder.mkdir(parents=True, exist_ok=True)
-        table = pa.Table.from_pylist([asdict(record) for record in self.records])
+        table = pa.table({name: [getattr(record, name) for record in self.records] for name in _FIELDS})
         _write(folder / "samples.parquet", lambda path: pq.write_table(table, path))
-        _write(folder / "config.yaml", lambda path: path.write_text(yaml.safe_dump(dict(config), sort_keys=False)))
+        text = yaml.dump(dict(config), Dumper=_DUMPER, sort_keys=False)
+        _write(folder / "config.yaml", lambda path: path.write_text(text))
         result = {
             "metrics": {name: None if math.isnan(value) else value for name, value in self.metrics.items()},
             "n": len(self.records),
@@ -221,7 +224,8 @@ class Records:
         Raises:
             OSError: it cannot be written, for example because the disk is full; what was there is left.
         """
-        values = asdict(batch) | {"records": [astuple(record) for record in batch.records]}
+        rows = [[getattr(record, name) for name in _FIELDS] for record in batch.records]
+        values = vars(batch) | {"records": rows}
         append_line(self._place(identity, shard) / "batches.jsonl", json.dumps(values))
 
     def _place(self, identity: str, shard: str | None) -> Path:
