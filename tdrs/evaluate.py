@@ -14,7 +14,7 @@ import re
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, closing, nullcontext
+from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ from tqdm import tqdm
 
 from tdrs import __version__, backbones, benchmarks, interventions
 from tdrs.attention.core import EXECUTIONS
-from tdrs.attention.intervene import Session, intervene
+from tdrs.attention.intervene import intervene
 from tdrs.attention.selection import names_numbers, resolve
 from tdrs.backbones import Backbone, BackboneSettings
 from tdrs.backbones.features import Features
@@ -144,11 +144,8 @@ def run_batches(
     Raises:
         FloatingPointError: the logits have a NaN.
     """
-    scope: AbstractContextManager[Session | None] = (
-        intervene(backbone.model, intervention, execution) if intervention.active else nullcontext()
-    )
     size = min([batch_size, *(batch.size for batch in done)])
-    with scope as session:
+    with intervene(backbone.model, intervention, execution) as session:
         known = {batch.start for batch in done}
         for first in range(0, len(samples), batch_size) if starts is None else starts:
             if first in known:
@@ -158,8 +155,7 @@ def run_batches(
             try:
                 while (answers := _ask(backbone, batch, benchmark.real, size)) is None:
                     size = (size + 1) // 2
-                    if session:
-                        session.take_clamped()
+                    session.take_clamped()
                     if torch.cuda.is_available():
                         torch.cuda.empty_cache()
             except FloatingPointError as error:
@@ -168,7 +164,7 @@ def run_batches(
                 replace(benchmark.score(answer.text, sample), margin=answer.margin)
                 for sample, answer in zip(batch, answers, strict=True)
             ]
-            clamped = session.take_clamped() if session else {}
+            clamped = session.take_clamped()
             yield Batch(first, records, clamped, time.perf_counter() - begun, size)
 
 

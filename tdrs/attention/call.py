@@ -39,7 +39,8 @@ class Call:
         layer: the decoder layer's number.
         heads: the query heads that are edited, (1, H, 1, 1) boolean; None is all.
         block_elements: the size of a block; None is the whole map as one block.
-        first_row: the first query row that blocks are made of.
+        first_row: the first query row that is edited; statistics are of all rows.
+        wanted: the first query row whose output is asked for; rows before it are 0.
 
     Attributes:
         clamped: for each w_min that was turned into a kernel, tensors (clamped, of how many).
@@ -57,6 +58,7 @@ class Call:
     heads: torch.Tensor | None = None
     block_elements: int | None = None
     first_row: int = 0
+    wanted: int = 0
     clamped: dict[str, list[torch.Tensor]] = field(default_factory=dict)
     # what was made already: by features; the same, with how many keys are summed; blocks' logits by their first row
     _directions: dict[str, torch.Tensor] = field(default_factory=dict, init=False, repr=False)
@@ -154,22 +156,21 @@ class Call:
         grouped = query.reshape(batch, groups, heads // groups * rows, width)
         return (grouped @ key.transpose(-1, -2)).view(batch, heads, rows, -1)
 
-    def blocks(self) -> Iterator["Block"]:
-        """The map in blocks of query rows, each of at most `block_elements` elements or one row."""
-        for start, stop, keys in self._edges():
+    def blocks(self, first: int = 0) -> Iterator["Block"]:
+        """The map from a query row on in blocks of rows, each of at most `block_elements` elements or one row."""
+        for start, stop, keys in self._edges(first):
             block = Block(self, start, stop, keys)
             if start in self._kept:
                 block.__dict__["logits"] = self._kept[start]
             yield block
 
-    def _edges(self) -> Iterator[tuple[int, int, int]]:
+    def _edges(self, start: int) -> Iterator[tuple[int, int, int]]:
         """First row, last row + 1 and number of keys of each block."""
         rows_left, keys = self.query.shape[2], self.key.shape[2]
         if self.block_elements is None:
-            yield 0, rows_left, keys
+            yield start, rows_left, keys
             return
         width = self.query.shape[0] * self.query.shape[1]
-        start = self.first_row
         while start < rows_left:
             # row r sees past + r + 1 keys: rows of a block are few where each is long
             rows = max(1, self.block_elements // (width * (self.past + start + 1)))
@@ -180,8 +181,8 @@ class Call:
             start = stop
 
     def _keep(self, block: "Block") -> None:
-        """Keep a block's logits for the next pass, if there are any and there is room."""
-        logits = block.__dict__.get("logits")
+        """Keep a block's logits for the next pass, if it comes there, if there are any and there is room."""
+        logits = block.__dict__.get("logits") if block.start >= self.first_row else None
         bound = KEPT_ELEMENTS.get(self.query.device.type, KEPT_ELEMENTS["cpu"])
         if self.padded_keys is not None:
             bound -= self.key.numel() + self.value.numel()

@@ -77,17 +77,20 @@ def weights(call: Call, intervention: Intervention) -> torch.Tensor:
 
 
 def _attend(call: Call, intervention: Intervention) -> torch.Tensor:
+    first = call.wanted
     if call.block_elements is not None and intervention.last_row_only and call.query.shape[2] > 1:
-        # the rows before are not edited: PyTorch's own attention is faster
-        call = replace(call, first_row=int(call.last_rows.min()))
+        first = max(first, int(call.last_rows.min()))
+    if first:
+        call = replace(call, first_row=first)
     statistics = intervention.statistics(call)
     value = call.without_padding(call.value.float()).transpose(-1, -2)
     output = torch.empty(call.query.shape[:3] + call.value.shape[3:], dtype=call.query.dtype, device=call.query.device)
-    for block in call.blocks():
+    for block in call.blocks(first):
         shares = _weigh(call, block, intervention, statistics)
         output[:, :, block.start : block.stop] = call.product(shares, value[..., : block.keys])
-    if call.first_row:
-        output[:, :, : call.first_row] = _unedited(call)
+    if first > call.wanted:  # rows that are not edited: PyTorch's own attention is faster
+        output[:, :, :first] = _unedited(call)
+    output[:, :, : call.wanted] = 0
     return _without_padded_rows(call, output)
 
 
@@ -111,8 +114,8 @@ def _unedited(call: Call) -> torch.Tensor:
 
 
 def reference(call: Call, intervention: Intervention) -> torch.Tensor:
-    """The specification: the edit over the whole map at once. Returns the attention output, (B, H, Q, D)."""
-    return _attend(replace(call, block_elements=None), intervention)
+    """The specification: the edit over the whole map at once. Returns the output of all rows, (B, H, Q, D)."""
+    return _attend(replace(call, block_elements=None, wanted=0), intervention)
 
 
 def blocked(call: Call, intervention: Intervention) -> torch.Tensor:

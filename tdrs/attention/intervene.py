@@ -61,6 +61,7 @@ class Session:
         self._roles: torch.Tensor | None = None  # of all tokens so far, (B, K)
         self._cached: weakref.ref[torch.Tensor] | None = None
         self._rotation_due = False  # this forward pass has not shown its own yet
+        self._next_token_only = False
 
     def _check_needs(self, name: str) -> None:
         module = next(iter(self.layers))
@@ -76,7 +77,7 @@ class Session:
     @property
     def row_local(self) -> bool:
         """Whether each row's edit depends on that row's past alone, so that a prompt may be fed in pieces."""
-        return bool(getattr(self.intervention, "row_local", False))
+        return not self.edited or bool(getattr(self.intervention, "row_local", False))
 
     @property
     def clamped(self) -> dict[str, tuple[int, int]]:
@@ -173,6 +174,21 @@ class Session:
             new = torch.cat((past.expand(batch), new.expand(batch)), dim=1)
         self._tokens[name] = new
 
+    @contextmanager
+    def next_token_only(self) -> Iterator[None]:
+        """A `with` block in which only the next token's logits are asked for: of the last layer, only the last row of
+        the attention output and of the MLP is computed. Batches must be left-padded."""
+        self._next_token_only = True
+        try:
+            yield
+        finally:
+            self._next_token_only = False
+
+    def enter_last_norm(self, module: torch.nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
+        """Forward pre-hook of the norm behind the last layer's attention: what its MLP makes of the last row is added
+        to all rows, of which no other is looked at."""
+        return (args[0][:, -1:], *args[1:]) if self._next_token_only else None
+
     def attend(
         self,
         module: torch.nn.Module,
@@ -186,8 +202,15 @@ class Session:
         """What transformers calls in place of its own attention function; returns (B, Q, H, D)."""
         layer = self.layers[module]
         phase = "decode" if self._past and query.shape[2] == 1 else "prefill"
+        rows = query.shape[2]
+        wanted = rows - 1 if self._next_token_only and layer == len(self.layers) - 1 else 0
         if layer not in self.edited or self.intervention.phase not in ("both", phase):
-            return _base_attention(self.base, module)(module, query, key, value, mask, scaling=scaling, **kwargs)
+            attention = _base_attention(self.base, module)
+            if not wanted:
+                return attention(module, query, key, value, mask, scaling=scaling, **kwargs)
+            mask = None if mask is None else mask[:, :, wanted:]
+            last, _ = attention(module, query[:, :, wanted:], key, value, mask, scaling=scaling, **kwargs)
+            return torch.nn.functional.pad(last, (0, 0, 0, 0, wanted, 0)), None
         whole_map = getattr(self.intervention, "stats_scope", "row") == "call" and not self.row_local
         if self._past and phase == "prefill" and whole_map:
             warnings.warn(
@@ -209,6 +232,7 @@ class Session:
             roles=here(self._roles),
             layer=layer,
             heads=here(self.heads),
+            wanted=wanted,
         )
         output = self.execute(call, self.intervention)
         for name, counts in call.clamped.items():
@@ -316,6 +340,9 @@ def intervene(model: PreTrainedModel, intervention: Intervention, execution: str
         for module in session.layers:
             handles.append(module.register_forward_pre_hook(session.enter_attention, with_kwargs=True))
             _SESSIONS[module] = session
+        norm = getattr(_layers(decoder)[-1], "post_attention_layernorm", None)
+        if norm is not None:
+            handles.append(norm.register_forward_pre_hook(session.enter_last_norm))
         decoder.config._attn_implementation = f"tdrs_{session.base}"
         yield session
     finally:

@@ -6,6 +6,7 @@ The embedded models and the hub's take the same path: a folder in the hub's layo
 import hashlib
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import lru_cache
 from importlib.util import find_spec
@@ -356,17 +357,19 @@ class Backbone:
         Raises:
             FloatingPointError: the logits have a NaN.
         """
-        inputs = self._begun(samples) or self.seen(samples)
+        session = session_of(self.model)
         longest = self.settings.max_new_tokens or longest_answer(self.settings.prompt_style, benchmark)
-        output = self.model.generate(  # type: ignore[operator]
-            **inputs,
-            do_sample=False,
-            num_beams=1,
-            repetition_penalty=1.0,
-            max_new_tokens=longest,
-            return_dict_in_generate=True,
-            output_logits=True,
-        )
+        with session.next_token_only() if session else nullcontext():
+            inputs = self._begun(samples) or self.seen(samples)
+            output = self.model.generate(  # type: ignore[operator]
+                **inputs,
+                do_sample=False,
+                num_beams=1,
+                repetition_penalty=1.0,
+                max_new_tokens=longest,
+                return_dict_in_generate=True,
+                output_logits=True,
+            )
         said = output.sequences[:, inputs["input_ids"].shape[1] :]
         texts = self.processor.tokenizer.batch_decode(said, skip_special_tokens=True)
         first = output.logits[0].float().log_softmax(dim=-1).cpu()

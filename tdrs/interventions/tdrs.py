@@ -300,7 +300,7 @@ class TDRS(Method):
             real = torch.isfinite(smallest)
             w = stage.w_min * (smallest.clamp_min(LOGIT_FLOOR) if self.a_min_of == "logits" else smallest)
         inside = w.clamp(*W_RANGE)
-        if real is not None and (block.start == 0 or self.stats_scope == "row"):
+        if real is not None and (block.start == block.call.first_row or self.stats_scope == "row"):
             counts = torch.stack([((w != inside) & real).sum(), real.sum()])
             block.call.clamped.setdefault(name, []).append(counts)
         return -inside.log()

@@ -43,6 +43,25 @@ def test_off_is_stock_bit_for_bit_and_on_is_not(name: str, attention: str) -> No
     assert torch.equal(logits(model, inputs), stock)
 
 
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("method", [METHODS["none"](), TDRS(**STAGES), TDRS(**STAGES, layers=[0]), METHODS["pai"]()])
+@torch.no_grad()
+def test_the_next_token_needs_one_row_of_the_last_layer(name: str, attention: str, method: Any) -> None:
+    """Its logits, and those of the tokens decoded after it, are as where all rows are computed; the others are not."""
+    model, inputs = build(name)
+    model.set_attn_implementation(attention)
+    asked = {"max_new_tokens": 4, "do_sample": False, "eos_token_id": -1, "pad_token_id": 0}
+    asked |= {"output_logits": True, "return_dict_in_generate": True}
+    with tdrs.intervene(model, method) as session:
+        whole, said = model(**inputs).logits, model.generate(**inputs, **asked)
+        with session.next_token_only():
+            last, last_said = model(**inputs).logits, model.generate(**inputs, **asked)
+        assert torch.equal(model(**inputs).logits, whole)
+    torch.testing.assert_close(last[:, -1], whole[:, -1], atol=1e-4, rtol=1e-4)
+    assert not torch.allclose(last[:, :-1], whole[:, :-1], atol=1e-2)
+    torch.testing.assert_close(last_said.logits, said.logits, atol=1e-4, rtol=1e-4)
+
+
 def test_the_vision_tower_is_never_touched(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The decoder is given the same image features bit for bit, and only its layers reach the session."""
     model, inputs = build(name)

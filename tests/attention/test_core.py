@@ -5,9 +5,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from tdrs import TDRS
+from tdrs import DC, TDRS
 from tdrs.attention.call import Call
-from tdrs.attention.core import blocked
+from tdrs.attention.core import blocked, reference
 from tdrs.attention.rope import rotate_half
 from tdrs.benchmark import peak_mib
 from tdrs.interventions import METHODS, Method
@@ -58,6 +58,29 @@ def test_blocks_cover_all_rows_once(past: int, size: int) -> None:
     assert all(block.keys == past + block.stop for block in blocks)
     elements = 2 * 4
     assert all(elements * (b.stop - b.start) * b.keys <= size or b.stop - b.start == 1 for b in blocks)
+
+
+@pytest.mark.parametrize("past", [0, 7])
+@pytest.mark.parametrize("wanted", [1, 11, 28])
+@pytest.mark.parametrize("name", [*sorted(METHODS), "tdrs, row"])
+def test_rows_that_are_not_wanted_are_0_and_change_no_other(name: str, wanted: int, past: int) -> None:
+    """The statistics are still of the whole map; rows of padding, at the left, are 0 in any case."""
+    method = TDRS(stats_scope="row") if name == "tdrs, row" else METHODS[name]()
+    call = replace(make(29, past, padding="left").call, block_elements=700)
+    whole, part = reference(call, method), blocked(replace(call, wanted=wanted), method)
+    torch.testing.assert_close(part[:, :, wanted:], whole[:, :, wanted:])
+    assert not part[:, :, :wanted].any()
+    assert whole[:, :, :wanted].any()
+
+
+def test_what_is_clamped_is_counted_once_where_few_rows_are_wanted() -> None:
+    call = replace(make(29).call, block_elements=700)
+    counts = []
+    for wanted in (0, 28):
+        here = replace(call, wanted=wanted, clamped={})
+        blocked(here, TDRS(dc=DC(w_min=1e9)))
+        counts.append([tuple(x.tolist()) for x in here.clamped["dc.w_min"]])
+    assert counts[0] == counts[1] == [(8, 8)]  # 2 samples, 4 heads
 
 
 def test_an_edit_leaves_the_logits_it_was_given() -> None:
