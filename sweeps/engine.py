@@ -235,11 +235,12 @@ class Engine:
         for last in range(1, len(kept) + 1):
             part = kept[:last]
             seen = [record for batch in part for record in batch.records]
-            if enough and len(seen) < len(job.samples) and enough(seen):
+            expected = enough(seen) if enough and len(seen) < len(job.samples) else None
+            if expected is not None:
                 e = summary(job.plan.dataset, job.samples, part, job.plan.batch_size)
                 reason = f"after {len(seen)} of {len(job.samples)} samples"
                 trial = self._trial(job, metrics=e.metrics, seconds=e.seconds, status=PRUNED, reason=reason)
-                return replace(trial, n=len(seen))
+                return replace(trial, n=len(seen), expected=expected)
         return None
 
     def _fail(self, job: Job, error: Exception) -> None:

@@ -132,7 +132,7 @@ class Log:
         self._optuna.add_trial(
             create_trial(
                 state=TrialState.FAIL if failed else TrialState.COMPLETE,
-                value=None if failed else trial.metrics[self._objective],
+                value=None if failed else trial.value(self._objective),
                 params=params,
                 distributions={key: distributions[key] for key in params},
                 user_attrs=attributes,

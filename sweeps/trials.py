@@ -25,7 +25,8 @@ class Request:
         name: the row or the series it belongs to.
         settings: over the study's configuration; `place` is applied before.
         budget: how many trials on the tuning split its settings were chosen from; 0 if they were given.
-        enough: asked after each batch, with the records so far, whether the trial may end early.
+        enough: asked after each batch, with the records so far; the trial ends early where it is given a number, what
+            the objective is expected to be over all samples.
     """
 
     name: str
@@ -33,7 +34,7 @@ class Request:
     settings: Settings
     place: Settings = field(default_factory=dict)
     budget: int = 0
-    enough: Callable[[Sequence[Record]], bool] | None = field(default=None, compare=False)
+    enough: Callable[[Sequence[Record]], float | None] | None = field(default=None, compare=False)
 
     @property
     def merged(self) -> Settings:
@@ -69,6 +70,7 @@ class Trial:
     Attributes:
         identity: the hash of what decides the records; the name of their folder.
         metrics: empty where the trial failed; of the samples it saw where it was pruned.
+        expected: of a trial that was pruned, what its objective is expected to be over all samples.
         status: `complete`; `failed`, with its `reason`; `pruned`; `planned`, in a dry run.
         difference: to the stock model at the same place, paired, with its 95 % limits; None where there is none.
         samples: a hash of the samples' content.
@@ -91,12 +93,17 @@ class Trial:
     budget: int = 0
     difference: tuple[float, float, float] | None = None
     samples: str = ""
+    expected: float | None = None
 
     @property
     def key(self) -> str:
         """A hash of what was asked and what decides the result: the trial's name in Optuna and MLflow."""
         values = [self.name, self.split, self.place, self.settings, self.identity]
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
+
+    def value(self, objective: str) -> float:
+        """A metric, or where the trial was pruned what it is expected to be over all samples."""
+        return self.metrics[objective] if self.expected is None else self.expected
 
     @property
     def accuracy(self) -> tuple[float, float, float]:

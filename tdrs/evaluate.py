@@ -294,7 +294,7 @@ def complete(
     records: Records,
     identity: str,
     after: Callable[[int], None],
-    enough: Callable[[list[Record]], bool] | None = None,
+    enough: Callable[[list[Record]], object | None] | None = None,
     shard: str | None = None,
 ) -> Evaluation | None:
     """Run an evaluation to its end from where it was left, keeping each batch; the caller has claimed it.
@@ -302,7 +302,7 @@ def complete(
     Args:
         backbone: loads the model; not called if nothing is left to ask.
         after: called after each batch with the number of its samples, also for those that were kept before.
-        enough: asked after each batch, with all records so far, whether to end early.
+        enough: asked after each batch, with all records so far; whatever but None ends the evaluation early.
         shard: only this part of the batches, as `shard_starts` has it.
 
     Returns:
@@ -314,7 +314,7 @@ def complete(
     def add(batch: Batch) -> bool:
         known.extend(batch.records)
         after(len(batch.records))
-        return enough is not None and len(known) < len(samples) and enough(known)
+        return enough is not None and len(known) < len(samples) and enough(known) is not None
 
     done = records.batches(identity)
     if any(add(batch) for batch in done if batch.start in starts):

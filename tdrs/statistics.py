@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-from scipy.stats import binomtest
+from scipy.stats import binomtest, t
 
 Z95 = 1.959963984540054
 RESAMPLES = 10_000
@@ -196,6 +196,23 @@ def smallest_difference(
     total = counts.sum()
     error = np.sqrt(_variance(sums, counts, sums.sum() / total, total))
     return float(min(1.0, max(2.801585 * error, 6 / len(difference))))
+
+
+def chance_not_below_zero(seen: Sequence[float], unseen: int) -> float:
+    """The chance that the sum over all of a finite set of values is not below 0, predicted from those that were seen.
+
+    Normal values in random order, a flat prior on mean and log variance: n values of mean m and standard deviation s
+    leave the mean of all N a t distribution of n − 1 degrees of freedom around m, with scale s √((N − n) / (n N)), the
+    standard error of a finite population (W. G. Cochran, Sampling Techniques, 1977, §2.6).
+
+    Args:
+        seen: at least two values.
+        unseen: N − n, at least 1.
+    """
+    values = np.asarray(seen, dtype=float)
+    n, mean = len(values), values.mean()
+    scale = values.std(ddof=1) * np.sqrt(unseen / (n * (n + unseen)))
+    return float(t.cdf(mean / scale, n - 1)) if scale else float(mean >= 0)
 
 
 def cluster_draws(clusters: Sequence[str], seed: int = 0, resamples: int = 2000) -> tuple[np.ndarray, np.ndarray]:

@@ -9,7 +9,15 @@ from sklearn.metrics import f1_score, precision_score, recall_score
 from statsmodels.stats import contingency_tables, multitest
 
 from tdrs.benchmarks import Record, pope
-from tdrs.statistics import accuracy_interval, holm, mcnemar, paired_difference, sign_flip, smallest_difference
+from tdrs.statistics import (
+    accuracy_interval,
+    chance_not_below_zero,
+    holm,
+    mcnemar,
+    paired_difference,
+    sign_flip,
+    smallest_difference,
+)
 
 
 def test_wilson_where_every_sample_is_its_own_cluster() -> None:
@@ -207,3 +215,19 @@ def test_a_difference_of_f1_is_paired() -> None:
     assert found.value > 0
     assert 0 < found.low < found.value < found.high
     assert pope.f1_difference(before, before) == (0, 0, 0)
+
+
+@pytest.mark.parametrize("seen", [20, 80, 140])
+def test_the_chance_not_to_end_below_zero_is_what_it_says(seen: int) -> None:
+    """Of sets of all means alike, among those with a chance near p a share p does not end below 0."""
+    rng = np.random.default_rng(seen)
+    sets = rng.normal(0, 1, (20_000, 160)) + rng.uniform(-1, 1, (20_000, 1))
+    chances = np.array([chance_not_below_zero(one[:seen], 160 - seen) for one in sets])
+    above = sets.sum(axis=1) > 0
+    for low, high in ((0.05, 0.15), (0.4, 0.6), (0.85, 0.95)):
+        some = (chances > low) & (chances < high)
+        assert above[some].mean() == pytest.approx(chances[some].mean(), abs=4 * np.sqrt(0.25 / some.sum()))
+
+
+def test_alike_values_leave_no_doubt() -> None:
+    assert [chance_not_below_zero([value, value], 9) for value in (-1.0, 0.0, 1.0)] == [0.0, 1.0, 1.0]

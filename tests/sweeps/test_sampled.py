@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tdrs.sweeps.sampled import STARTUP, _clearly_worse
+from tdrs.sweeps.sampled import STARTUP, _hopeless
 from tdrs.sweeps.storage import load_optuna
 from tdrs.sweeps.study import Study
 from tdrs.sweeps.trials import PRUNED
@@ -96,22 +96,44 @@ def records(margins: list[float], images: list[str] | None = None) -> list[Recor
     return [Record(str(n), name, "", "", "", "", 0.0, margin, "", 1.0) for n, (margin, name) in enumerate(made)]
 
 
-def test_only_clear_paired_evidence_ends_a_trial() -> None:
-    """What is worse on nearly all images, though by little beside their spread."""
+def ends(margins: list[float], rival: list[float], images: list[str] | None = None) -> float | None:
+    """What `_hopeless` says of margins beside a rival's, of which it may have more."""
+    more = [f"later {n}" for n in range(len(rival) - len(margins))] if images else []
+    return _hopeless(records(rival, images and [*images, *more]), sum(rival) / len(rival))(records(margins, images))
+
+
+def test_little_chance_to_end_above_the_rival_ends_a_trial() -> None:
+    """Worse on nearly all images, though by little beside their spread."""
     spread = [10.0 * ((7 * n) % 13) for n in range(2 * STARTUP)]
-    enough = _clearly_worse(records([*spread, 1000.0, 1000.0]))
-    worse = [value - 0.1 for value in spread]
-    assert enough(records(worse))
-    assert not enough(records(worse[:-2]))  # too early
-    assert not enough(records([value + 0.1 for value in spread]))
-    assert not enough(records([value + (0.1 if (n // 2) % 2 else -0.1) for n, value in enumerate(spread)]))
+    rival = [*spread, 1000.0, 1000.0]
+    worse = [value - 0.1 - 0.01 * (n // 2 % 3) for n, value in enumerate(spread)]
+    assert ends(worse, rival) is not None
+    assert ends(worse[:-2], rival) is None  # too early
+    assert ends([value + 0.1 for value in spread], rival) is None
+    assert ends([value + (0.1 if (n // 2) % 2 else -0.1) for n, value in enumerate(spread)], rival) is None
+
+
+def test_what_the_whole_is_expected_to_be_makes_up_for_the_first_images() -> None:
+    """They are easier than the others: the rival's mean is 3 on them and 1 on all."""
+    rival = [3.0] * 2 * STARTUP + [0.0] * 4 * STARTUP
+    margins = [2.0, 2.5] * STARTUP
+    assert ends(margins, rival) == pytest.approx(1 - 0.75)
+
+
+def test_the_fewer_images_are_left_the_less_it_takes() -> None:
+    """The same deficit, with as many images to come as were seen, and with one."""
+    deficit = [-1.0, -1.0, 0.9, 0.9] * STARTUP
+    assert ends(deficit, [0.0] * 2 * len(deficit)) is None
+    assert ends(deficit, [0.0] * (len(deficit) + 2)) is not None
 
 
 def test_questions_about_one_image_are_one_value() -> None:
     """Worse on each of 20 questions of one image, better on the others: that is one image's evidence."""
-    images = ["same"] * 20 + [str(n) for n in range(STARTUP)]
-    enough = _clearly_worse(records([0.0] * len(images), images))
-    assert not enough(records([-1.0] * 20 + [0.1] * STARTUP, images))
+    margins = [-1.0] * 20 + [0.1] * STARTUP
+    rival = [0.0] * 2 * len(margins)
+    others = [str(n) for n in range(STARTUP)]
+    assert ends(margins, rival, [*["same"] * 20, *others]) is None
+    assert ends(margins, rival, [*(f"one of {n}" for n in range(20)), *others]) is not None
 
 
 def test_pruned_trials_are_told_and_tagged_but_not_reported(
@@ -143,7 +165,7 @@ def test_pruned_trials_are_told_and_tagged_but_not_reported(
     for trial in pruned:
         assert told[trial.key].state.name == "COMPLETE"
         assert told[trial.key].user_attrs["pruned"]
-        assert told[trial.key].value == pytest.approx(trial.metrics["margin"])
+        assert told[trial.key].value == trial.value("margin") == pytest.approx(trial.metrics["margin"])
     before = study.engine.evaluated
     again = Study(config, Tracker("mlflow", tmp_path))
     assert again.run() == found
