@@ -274,17 +274,16 @@ class Block:
             self._directions[features] = _unit(self.unrotated_query if features == "pre_rope" else rows.float())
         return self._directions[features]
 
-    @cached_property
-    def _offset(self) -> torch.Tensor:
-        """i − j, (1, 1, R, K)."""
-        rows = self.call.index[self.call.past + self.start : self.call.past + self.stop, None]
-        return (rows - self.call.index[: self.keys])[None, None]
+    @property
+    def _rows(self) -> torch.Tensor:
+        """i, (1, 1, R, 1)."""
+        return self.call.index[None, None, self.call.past + self.start : self.call.past + self.stop, None]
 
     @cached_property
     def _future(self) -> tuple[int, torch.Tensor]:
-        """The first key that is not the past of all rows; from there on, which keys are a row's future, (R, …)."""
+        """The first key that is not the past of all rows; which ones from there on are a row's future, (1, 1, R, F)."""
         first = self.call.past + self.start + 1
-        return first, self._offset[..., first:] < 0
+        return first, self._rows < self.call.index[first : self.keys]
 
     def distance(self, of: str) -> torch.Tensor:
         """Distance of i and j, (B or 1, 1, R, K), float32.
@@ -293,7 +292,7 @@ class Block:
         """
         if of not in self._distances:
             if of == "index":
-                self._distances[of] = self._offset.abs().float()
+                self._distances[of] = (self._rows.float() - self.call.index[: self.keys].float()).abs_()
             else:
                 assert self.call.positions is not None, "the method must list 'positions' in its needs"
                 places = self.call.positions[:, : self.keys].float()
@@ -305,7 +304,7 @@ class Block:
     @cached_property
     def hidden(self) -> torch.Tensor:
         """Pairs not in V, (B or 1, 1, R, K) boolean."""
-        future = self._offset < 0
+        future = self._rows < self.call.index[: self.keys]
         if self.call.real is None:
             return future
         visible = self.call.seen(self.start, self.stop, self.keys) & self.call.real[:, :, self.start : self.stop]
@@ -344,7 +343,7 @@ class Block:
             return (~self.hidden).sum(dim=-1, keepdim=True).clamp_min(1).float()
         rows = slice(self.call.past + self.start, self.call.past + self.stop)
         if self.call.padded_keys is None:
-            return self._offset[..., :1].float() + 1
+            return self._rows.float() + 1
         return (~self.call.padded_keys).cumsum(dim=-1)[..., rows].transpose(-1, -2).clamp_min(1).float()
 
     @cached_property
@@ -383,7 +382,7 @@ class Block:
     def span(self, of: str) -> torch.Tensor:
         """d_max of each row, the largest distance of a visible key (0 where it has none), (B or 1, 1, R, 1)."""
         if of == "index" and self.call.mask is None:  # then the first key is visible to all
-            return self._offset[..., :1].float()
+            return self._rows.float()
         distance = self.distance(of).expand(self.call.query.shape[0], -1, -1, -1)
         return self._of_real_rows(self.row_max(distance), 0)
 
