@@ -100,9 +100,31 @@ class Call:
         """Keys that are padding, (B, 1, 1, K) boolean, in a plain call; None if none is."""
         return _structure(self.mask, self.past)[1] if self.plain and self.mask is not None else None
 
+    @property
+    def padding(self) -> slice:
+        """In a plain call, the keys among which all padding is."""
+        return _structure(self.mask, self.past)[2] if self.plain and self.mask is not None else slice(0, 0)
+
     def without_padding(self, x: torch.Tensor) -> torch.Tensor:
-        """Keys or values, (B, Hₖ, K, D), in a plain call with 0 where the token is padding, whatever stood there."""
-        return x if self.padded_keys is None else x.masked_fill(self.padded_keys.transpose(-1, -2), 0)
+        """Keys or values, (B, Hₖ, K, D), in a plain call with 0 where the token is padding, whatever stood there.
+
+        Written over what is given, unless that is the call's own.
+        """
+        if self.padded_keys is None:
+            return x
+        x = x.clone() if x is self.key or x is self.value else x
+        x[:, :, self.padding].masked_fill_(self.padded_keys[..., self.padding].transpose(-1, -2), 0)
+        return x
+
+    def without_padded_rows(self, x: torch.Tensor) -> torch.Tensor:
+        """(B, H, Q, …) with 0, in place, in rows of padding, which see nothing (NaN) or padding; a NaN elsewhere is to
+        be seen."""
+        if self.real is None:
+            return x
+        rows = slice(*(max(0, end - self.past) for end in (self.padding.start, self.padding.stop)))
+        rows = rows if self.plain else slice(None)
+        x[:, :, rows].masked_fill_(~self.real[:, :, rows], 0)
+        return x
 
     @cached_property
     def key_bounds(self) -> tuple[torch.Tensor, torch.Tensor] | None:
@@ -205,12 +227,13 @@ class Call:
         return torch.cat(found, dim=2)
 
 
-Structure = tuple[bool, torch.Tensor | None]
+Structure = tuple[bool, torch.Tensor | None, slice]
 _LAST: list[tuple[weakref.ref[torch.Tensor], int, Structure]] = []  # all layers of a forward pass share one mask
 
 
 def _structure(mask: torch.Tensor, past: int) -> Structure:
-    """Whether each row that is not padding sees the keys up to its own that are not padding; and which are, if any."""
+    """Whether each row that is not padding sees the keys up to its own that are not padding; which are padding, if any;
+    and from which to which they lie."""
     if _LAST and _LAST[0][0]() is mask and _LAST[0][1] == past:
         return _LAST[0][2]
     rows, keys = mask.shape[-2:]
@@ -224,7 +247,9 @@ def _structure(mask: torch.Tensor, past: int) -> Structure:
         own = index[past + 256 * number :][: part.shape[2], None]
         padding = ~part.gather(-1, own.expand(*part.shape[:2], -1, 1))
         plain = plain and bool(((part == (real & (index <= own))) | padding).all())
-    found = plain, None if real.all() else ~real
+    among = (~real).flatten(0, 2).any(dim=0).nonzero()
+    span = slice(int(among[0]), int(among[-1]) + 1) if len(among) else slice(0, 0)
+    found = plain, ~real if len(among) else None, span
     _LAST[:] = [(weakref.ref(mask), past, found)]
     return found
 
@@ -321,13 +346,15 @@ class Block:
         first, future = self._future
         values[..., first:].masked_fill_(future, fill)  # slow, so not of all keys
         if self.call.key_bounds is not None:
-            upper, lower = (bound[..., : self.keys] for bound in self.call.key_bounds)
+            padding = slice(self.call.padding.start, min(self.call.padding.stop, self.keys))
+            among = values[..., padding]
+            upper, lower = (bound[..., padding] for bound in self.call.key_bounds)
             if fill == 0:
-                values.mul_(upper > 0)
+                among.mul_(upper > 0)
             elif fill > 0:
-                torch.maximum(values, lower, out=values)
+                torch.maximum(among, lower, out=among)
             else:
-                torch.minimum(values, upper, out=values)
+                torch.minimum(among, upper, out=among)
         return values
 
     def _of_real_rows(self, reduced: torch.Tensor, fill: float) -> torch.Tensor:

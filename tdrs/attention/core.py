@@ -64,16 +64,11 @@ def _weigh(call: Call, block: Block, intervention: Intervention, statistics: obj
     return block.hide(edited, -math.inf).softmax(dim=-1)
 
 
-def _without_padded_rows(call: Call, x: torch.Tensor) -> torch.Tensor:
-    """(B, H, Q, …) with 0 in rows of padding, which see nothing (NaN) or padding; a NaN elsewhere is to be seen."""
-    return x if call.real is None else x.masked_fill_(~call.real, 0)
-
-
 def weights(call: Call, intervention: Intervention) -> torch.Tensor:
     """The weights of the whole map under an edit, (B, H, Q, K), float32; 0 in rows of padding. For figures."""
     call = replace(call, block_elements=None)
     (block,) = call.blocks()
-    return _without_padded_rows(call, _weigh(call, block, intervention, intervention.statistics(call)))
+    return call.without_padded_rows(_weigh(call, block, intervention, intervention.statistics(call)))
 
 
 def _attend(call: Call, intervention: Intervention) -> torch.Tensor:
@@ -91,7 +86,7 @@ def _attend(call: Call, intervention: Intervention) -> torch.Tensor:
     if first > call.wanted:  # rows that are not edited: PyTorch's own attention is faster
         output[:, :, :first] = _unedited(call)
     output[:, :, : call.wanted] = 0
-    return _without_padded_rows(call, output)
+    return call.without_padded_rows(output)
 
 
 def _unedited(call: Call) -> torch.Tensor:
