@@ -1,16 +1,11 @@
 """Rotary position embedding, undone: the vectors before rotation out of those after it.
 
-transformers hands an attention function rotated queries and keys. With x' = x cos + rotate_half(x) sin, pair by pair,
-x = (x' cos − rotate_half(x') sin) / (cos² + sin²); the divisor is 1 except where a scheme (YaRN) scales cos and sin.
+transformers hands an attention function rotated queries and keys. With x' = x cos + turn(x) sin, where turn(x) is
+(−x₂, x₁) for the halves x₁, x₂ of a head, x = (x' cos − turn(x') sin) / (cos² + sin²). The divisor is 1, but where a
+scheme (YaRN) scales cos and sin, all by one factor.
 """
 
 import torch
-
-
-def rotate_half(x: torch.Tensor) -> torch.Tensor:
-    """(−x₂, x₁) for the two halves of the last axis."""
-    first, second = x.chunk(2, dim=-1)
-    return torch.cat((-second, first), dim=-1)
 
 
 def check_rotation(cos: torch.Tensor, head_dim: int) -> None:
@@ -35,4 +30,7 @@ def unrotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Ten
     cos, sin = cos.float().unsqueeze(1), sin.float().unsqueeze(1)
     x = x.float()
     result = x * cos  # in place from here on: at thousands of tokens each copy is tens of MiB
-    return result.sub_(rotate_half(x).mul_(sin)).div_(cos.square() + sin.square())
+    half = x.shape[-1] // 2
+    result[..., :half].addcmul_(x[..., half:], sin[..., :half])
+    result[..., half:].addcmul_(x[..., :half], sin[..., half:], value=-1)
+    return result.div_(cos[..., :1].square() + sin[..., :1].square())

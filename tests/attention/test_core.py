@@ -8,10 +8,9 @@ import torch
 from tdrs import DC, TDRS
 from tdrs.attention.call import Call
 from tdrs.attention.core import blocked, reference
-from tdrs.attention.rope import rotate_half
 from tdrs.benchmark import peak_mib
 from tdrs.interventions import METHODS, Method
-from tests.interventions.calls import make, rotation
+from tests.interventions.calls import make, rotate_half, rotation
 
 
 def large(length: int = 4096, heads: int = 8, width: int = 64, padded: bool = False) -> Call:

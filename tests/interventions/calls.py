@@ -9,7 +9,6 @@ import torch
 from tdrs import TDRS
 from tdrs.attention.call import IMAGE, SYSTEM, TEXT, Call
 from tdrs.attention.core import blocked, reference
-from tdrs.attention.rope import rotate_half
 from tests.interventions.oracle import peer, softmax, tdrs_head
 
 HEADS, GROUPS, WIDTH = 4, 2, 16
@@ -21,6 +20,12 @@ def rotation(positions: torch.Tensor, width: int = WIDTH) -> tuple[torch.Tensor,
     angles = positions[..., None].float() * frequencies
     angles = torch.cat((angles, angles), dim=-1)
     return angles.cos(), angles.sin()
+
+
+def rotate_half(x: torch.Tensor) -> torch.Tensor:
+    """(−x₂, x₁) for the two halves of the last axis, as in transformers."""
+    first, second = x.chunk(2, dim=-1)
+    return torch.cat((-second, first), dim=-1)
 
 
 @dataclass
