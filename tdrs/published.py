@@ -8,7 +8,7 @@ import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from tdrs.backbones.huggingface import EMBEDDED
+from tdrs.backbones.backbone_settings import EMBEDDED
 from tdrs.benchmarks import DATASETS
 
 # T-DRS (arXiv 2511.09868), Tables 1 and 2: accuracy in per cent, on POPE F1. Stage 0 is the stock model, 3 all stages.

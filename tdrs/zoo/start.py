@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from transformers import AutoModelForImageTextToText, AutoTokenizer
 
-from tdrs.backbones.huggingface import EMBEDDED
+from tdrs.backbones.backbone_settings import EMBEDDED
 from tdrs.settings import SettingError, first_line
 
 

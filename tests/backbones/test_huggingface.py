@@ -8,7 +8,7 @@ import pytest
 
 from tdrs import TDRS, Stock, backbones, benchmarks
 from tdrs.backbones import Backbone, BackboneSettings
-from tdrs.backbones.huggingface import EMBEDDED
+from tdrs.backbones.backbone_settings import EMBEDDED
 from tdrs.evaluate import evaluate
 from tdrs.settings import SettingError
 
@@ -32,7 +32,7 @@ def test_layers_spread_over_devices_are_the_same_model(mini_llava: Backbone) -> 
 
 
 def test_spreading_needs_accelerate(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tdrs.backbones.huggingface.find_spec", lambda name: None)
+    monkeypatch.setattr("tdrs.backbones.backbone_settings.find_spec", lambda name: None)
     with pytest.raises(SettingError, match="device = 'spread': needs accelerate: pip install accelerate"):
         BackboneSettings("x", "embedded:mini_llava", device="spread")
 

@@ -8,7 +8,7 @@ from transformers.utils.import_utils import is_torchvision_available
 
 from tdrs import Stock, backbones, benchmarks
 from tdrs.backbones import Backbone
-from tdrs.backbones.huggingface import EMBEDDED
+from tdrs.backbones.backbone_settings import EMBEDDED
 from tdrs.backbones.processors import load_processor
 from tdrs.configuration import choice, folder
 from tdrs.evaluate import evaluate

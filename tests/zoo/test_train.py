@@ -13,7 +13,7 @@ from transformers import AutoModelForImageTextToText
 
 from tdrs import backbones, benchmarks
 from tdrs.backbones import Backbone, BackboneSettings
-from tdrs.backbones.huggingface import EMBEDDED
+from tdrs.backbones.backbone_settings import EMBEDDED
 from tdrs.benchmarks import prompts
 from tdrs.benchmarks.benchmark import Picture, Sample
 from tdrs.configuration import compose, plain

@@ -1,0 +1,160 @@
+"""Which model, and how it runs: the settings of a backbone, checked before anything is loaded."""
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import lru_cache
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub.constants import HF_HUB_CACHE
+from transformers import AutoConfig
+
+from tdrs.backbones.processors import check_image_setting
+from tdrs.benchmarks.prompts import STYLES
+from tdrs.settings import SettingError, build, check_choice, check_number, first_line
+
+EMBEDDED = Path(__file__).parent.parent / "zoo" / "models"
+DTYPES = ("auto", "float32", "bfloat16", "float16")
+DEVICES = ("auto", "cpu", "cuda", "spread")
+
+
+@dataclass(frozen=True)
+class BackboneSettings:
+    """Which model, and how it runs.
+
+    Args:
+        source: `embedded:NAME`, a local folder in the hub's layout, or a hub id (owner/name).
+        revision: the hub commit; None is the newest.
+        device: `auto` is cuda where there is one; `spread` puts the layers on all GPUs there are, and on the CPU what
+            they do not hold (with accelerate).
+        dtype: `auto` is bfloat16 on cuda and float32 on the CPU.
+        attention: the model's own attention implementation, on which edits are put.
+        prompt_style: the style of prompt the model's own evaluation uses; a dataset's `prompt` goes before it.
+        max_new_tokens: the longest answer; None as in the style's toolkit, which has one for each benchmark.
+        system: the system prompt; None is the chat template's own, "" none where the template allows it.
+        image: how pictures are prepared, by the names in `processors.IMAGE_SETTINGS`: `do_pad` (LLaVA), `min_patches`
+            and `max_patches` (InternVL's tiles), `min_pixels` and `max_pixels` (Qwen2.5-VL); else as in the model's
+            folder.
+    """
+
+    name: str
+    source: str
+    revision: str | None = None
+    device: str = "auto"
+    dtype: str = "auto"
+    attention: str = "sdpa"
+    prompt_style: str = "llava"
+    max_new_tokens: int | None = None
+    system: str | None = None
+    image: dict[str, Any] = field(default_factory=dict, hash=False)
+
+    def __post_init__(self) -> None:
+        check_choice("device", self.device, DEVICES)
+        check_choice("dtype", self.dtype, DTYPES)
+        check_choice("attention", self.attention, ("sdpa", "eager"))
+        check_choice("prompt_style", self.prompt_style, STYLES)
+        for name, value in self.image.items():
+            check_image_setting(name, value)
+        if self.max_new_tokens is not None:
+            check_number("max_new_tokens", self.max_new_tokens, 1, whole=True)
+        if self.device == "spread" and find_spec("accelerate") is None:
+            raise SettingError("device", self.device, "needs accelerate: pip install accelerate")
+        if self.device == "cuda" and not torch.cuda.is_available():
+            raise SettingError("device", self.device, "no CUDA device is available here; use cpu")
+        if self.source.startswith("embedded:"):
+            known = sorted(folder.name for folder in EMBEDDED.iterdir() if (folder / "config.json").exists())
+            check_choice("source", self.source, [f"embedded:{name}" for name in known])
+        elif not self.folder.is_dir() and (self.source.startswith((".", "/", "~")) or self.source.count("/") != 1):
+            raise SettingError("source", self.source, "no such folder, and not a hub id (owner/name)")
+        elif self.folder.is_dir() and not (self.folder / "config.json").exists():
+            raise SettingError("source", self.source, "the folder has no config.json")
+
+    @property
+    def folder(self) -> Path:
+        """The local folder, whether or not it exists."""
+        if self.source.startswith("embedded:"):
+            return EMBEDDED / self.source.removeprefix("embedded:")
+        return Path(self.source).expanduser()
+
+    @property
+    def location(self) -> str:
+        """What transformers' classes are given: the local folder if there is one, else the hub id."""
+        return str(self.folder) if self.folder.is_dir() else self.source
+
+    @property
+    def fingerprint(self) -> str:
+        """A hash of a local folder's files but its card (of large ones, size and first MiB); or hub id and commit."""
+        if self.folder.is_dir():
+            return _fingerprint(self.folder)
+        return f"{self.source} {self._config._commit_hash or self.revision}"
+
+    @property
+    def decisive(self) -> dict[str, object]:
+        """What decides the answers; where the weights lie does not."""
+        return {
+            "weights": self.fingerprint,
+            "device": self.resolved_device,
+            "dtype": str(self.resolved_dtype),
+            "attention": self.attention,
+            "max_new_tokens": self.max_new_tokens or self.prompt_style,
+            **({"image": self.image} if self.image else {}),
+            **({"system": self.system} if self.system is not None else {}),
+        }
+
+    @property
+    def _config(self) -> Any:
+        return _config(self.location, self.revision)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """How many decoder layers the model has, and how many query heads each; from its configuration alone."""
+        text = self._config.get_text_config()
+        return int(text.num_hidden_layers), int(text.num_attention_heads)
+
+    @property
+    def resolved_device(self) -> str:
+        """The kind of device that is computed on."""
+        if self.device in ("cpu", "cuda"):
+            return self.device
+        return "cuda" if torch.cuda.is_available() else "cpu"
+
+    @property
+    def resolved_dtype(self) -> torch.dtype:
+        if self.dtype == "auto":
+            return torch.bfloat16 if self.resolved_device == "cuda" else torch.float32
+        dtype: torch.dtype = getattr(torch, self.dtype)
+        return dtype
+
+
+@lru_cache
+def _config(source: str, revision: str | None) -> Any:
+    try:
+        return AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        raise not_loaded(source, error) from error
+
+
+def not_loaded(source: str, error: Exception) -> SettingError:
+    """Why a model cannot be had, and what to do: where it was looked for, and what would download it."""
+    if Path(source).expanduser().is_dir() or source.startswith("embedded:"):
+        return SettingError("backbone.source", source, f"cannot be loaded ({first_line(error)})")
+    todo = f"`hf download {source}` where there is a network, or backbone.source=/path/to/its/folder"
+    return SettingError("backbone.source", source, f"is not in {HF_HUB_CACHE}, nor to be had from the hub; {todo}")
+
+
+@lru_cache
+def _fingerprint(folder: Path) -> str:
+    digest = hashlib.sha256()
+    for path in sorted(path for path in folder.iterdir() if path.is_file() and path.suffix != ".md"):
+        digest.update(f"{path.name} {path.stat().st_size} ".encode())
+        with path.open("rb") as file:
+            digest.update(file.read(1 << 24 if path.stat().st_size <= 1 << 24 else 1 << 20))
+    return digest.hexdigest()[:16]
+
+
+def from_settings(values: Mapping[str, Any]) -> BackboneSettings:
+    """Checked settings; raises SettingError under the name `backbone`."""
+    return build(BackboneSettings, values, "backbone")
