@@ -187,7 +187,7 @@ class Session:
     def enter_last_norm(self, module: torch.nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
         """Forward pre-hook of the norm behind the last layer's attention: what its MLP makes of the last row is added
         to all rows, of which no other is looked at."""
-        return (args[0][:, -1:], *args[1:]) if self._next_token_only else None
+        return (args[0][:, -1:], *args[1:]) if self._next_token_only and args else None
 
     def attend(
         self,
