@@ -238,8 +238,8 @@ def attention(given: Mapping[str, str], folder: Path) -> None:
 def sweep(given: Mapping[str, str], folder: Path) -> None:
     """The command `sweep`: the engine, and the plain loop by the first batches of each of its trials.
 
-    The plain loop runs every trial that the protocol asks for, whole, each prompt by itself, with the model loaded and
-    every picture looked at anew; its core and its batch size are the engine's.
+    The plain loop runs every trial that the protocol asks for, whole, loads the model and looks at every picture anew,
+    and lets `generate` read each prompt by itself inside `intervene`; its core and its batch size are the engine's.
     """
     experiment = given.get("experiment", "search")
     overrides = [f"+experiment={experiment}", f"preset={given.get('preset', 'default')}", "tracking=none"]
@@ -256,18 +256,20 @@ def sweep(given: Mapping[str, str], folder: Path) -> None:
         for trial in tqdm(unique.values(), desc="plain loop", unit="trial", disable=None, leave=False):
             request = Request(trial.name, trial.split, trial.settings, trial.place)
             plains[trial.identity] = _plain(study.engine.job(request))
-    loading = whole = begun = kept = 0.0
+    loading = plain_seconds = whole = begun = kept = 0.0
     for trial in asked:
         size = values["preset"][trial.split] or trial.n
-        load, alone, shared = plains[trial.identity]
+        load, all_rows, alone, shared = plains[trial.identity]
         once = unique[trial.identity]
         loading += load
+        plain_seconds += size * all_rows
         whole += size * alone
         begun += size * shared
         kept += size * once.seconds / once.n
-    loop = loading + whole
+    loop = loading + plain_seconds
     parts = {
         "resident model": loading,
+        "one row of the last layer": plain_seconds - whole,
         "shared beginnings": whole - begun,
         "pictures and prompts kept": begun - kept,
         "reuse and pruning": kept - measuring,
@@ -289,19 +291,21 @@ def sweep(given: Mapping[str, str], folder: Path) -> None:
         print(written)
 
 
-def _plain(job: Job) -> tuple[float, float, float]:
-    """Seconds of loading the model, and of asking a sample as a plain loop does it, whole and by shared beginnings."""
+def _plain(job: Job) -> tuple[float, float, float, float]:
+    """Seconds of loading the model, and of asking a sample: as a plain loop does it; with one row of the last layer;
+    by shared beginnings, too."""
     samples = job.samples[: PLAIN_BATCHES * job.plan.batch_size]
     start = time.perf_counter()
     backbone = backbones.load(job.plan.backbone)
-    found = [time.perf_counter() - start]
+    loading = time.perf_counter() - start
     how = job.plan.intervention, job.plan.batch_size, job.plan.execution
     evaluate(backbone, job.plan.dataset, samples[:1], *how)  # a first call is slow
-    for share in (False, True):
-        fresh = replace(backbone, share_prefixes=share, _prepared={})
+    found = []
+    for last_row_only, share in ((True, True), (True, False), (False, False)):  # the plain loop last: all is warm then
+        fresh = replace(backbone, last_row_only=last_row_only, share_prefixes=share, _prepared={})
         seconds = timed(lambda fresh=fresh: evaluate(fresh, job.plan.dataset, samples, *how))  # type: ignore[misc]
         found.append(seconds / len(samples))
-    return found[0], found[1], found[2]
+    return loading, found[2], found[1], found[0]
 
 
 VERBS: dict[str, tuple[Callable[[Mapping[str, str], Path], None], tuple[str, ...]]] = {

@@ -56,6 +56,7 @@ class Backbone:
     Attributes:
         features: where pictures' features are kept on disk; None keeps none.
         share_prefixes: whether what prompts of a batch begin with alike is read once, where the edit allows it.
+        last_row_only: whether of the last layer, inside `intervene`, one row is computed rather than all.
     """
 
     settings: BackboneSettings
@@ -63,6 +64,7 @@ class Backbone:
     processor: Any
     features: Features | None = None
     share_prefixes: bool = True
+    last_row_only: bool = True
     _first: dict[str, list[int]] = field(default_factory=dict)
     _prepared: dict[tuple[tuple[str, str, str], ...], dict[str, Any]] = field(default_factory=dict)
 
@@ -213,7 +215,7 @@ class Backbone:
         """
         session = session_of(self.model)
         longest = self.settings.max_new_tokens or longest_answer(self.settings.prompt_style, benchmark)
-        with session.next_token_only() if session else nullcontext():
+        with session.next_token_only() if session and self.last_row_only else nullcontext():
             inputs = self._begun(samples) or self.seen(samples)
             output = self.model.generate(  # type: ignore[operator]
                 **inputs,
