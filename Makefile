@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 help: ## list the targets
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
 
-sweep: $(VENV)/installed ## run the first sweep, about 4 minutes on two cores
+sweep: $(VENV)/installed ## run the first sweep, about 2 minutes on two cores
 	$(BIN)/python -m tdrs.sweep +experiment=sqa_ablation
 
 test: $(VENV)/installed-dev ## run the tests
