@@ -97,7 +97,8 @@ def _show(study: Kept) -> None:
         text = f"{trial.name}: {_settings(trial)}" if _settings(trial) else trial.name
         print(f"{number:>4} {trial.split:9} {trial.status:9} {' '.join(values)}  {text}; {trial.identity}")
         if trial.reason:
-            print(f"{'':>35}{trial.reason}")
+            whole = "" if trial.expected is None else f", where all were expected to give {trial.expected:.3f}"
+            print(f"{'':>35}{trial.reason}{whole}")
     if (study.folder / "study.json").exists():
         print()
         print("\n".join(Outcome.read(study.folder / "study.json").table()))
