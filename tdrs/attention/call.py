@@ -7,13 +7,13 @@ Notation as in the paper: A are logits, i a query row, j a key, V the visible pa
 """
 
 import math
-import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 
 import torch
 
+from tdrs.attention.mask import Structure, structure
 from tdrs.attention.rope import unrotate
 
 # Of the pass that finds |A|_min so many logits are kept for the next one, less what copies of padded keys and values
@@ -88,22 +88,26 @@ class Call:
         return own if own.dtype == torch.bool else own > torch.finfo(own.dtype).min / 2
 
     @cached_property
+    def _structure(self) -> Structure | None:
+        return None if self.mask is None else structure(self.mask, self.past)
+
+    @cached_property
     def plain(self) -> bool:
         """Whether nothing is hidden but the future and whole tokens of padding: a block then need not test each pair.
 
         Never where the whole map is one block: the specification looks at each.
         """
-        return self.block_elements is not None and (self.mask is None or _structure(self.mask, self.past)[0])
+        return self.block_elements is not None and (self._structure is None or self._structure.plain)
 
     @property
     def padded_keys(self) -> torch.Tensor | None:
         """Keys that are padding, (B, 1, 1, K) boolean, in a plain call; None if none is."""
-        return _structure(self.mask, self.past)[1] if self.plain and self.mask is not None else None
+        return self._structure.padding if self.plain and self._structure else None
 
     @property
     def padding(self) -> slice:
         """In a plain call, the keys among which all padding is."""
-        return _structure(self.mask, self.past)[2] if self.plain and self.mask is not None else slice(0, 0)
+        return self._structure.among if self.plain and self._structure else slice(0, 0)
 
     def without_padding(self, x: torch.Tensor) -> torch.Tensor:
         """Keys or values, (B, Hₖ, K, D), in a plain call with 0 where the token is padding, whatever stood there.
@@ -121,8 +125,9 @@ class Call:
         be seen."""
         if self.real is None:
             return x
-        rows = slice(*(max(0, end - self.past) for end in (self.padding.start, self.padding.stop)))
-        rows = rows if self.plain else slice(None)
+        rows = slice(None)
+        if self.plain:
+            rows = slice(max(0, self.padding.start - self.past), max(0, self.padding.stop - self.past))
         x[:, :, rows].masked_fill_(~self.real[:, :, rows], 0)
         return x
 
@@ -225,33 +230,6 @@ class Call:
             found.append(rows(block))
             self._keep(block)
         return torch.cat(found, dim=2)
-
-
-Structure = tuple[bool, torch.Tensor | None, slice]
-_LAST: list[tuple[weakref.ref[torch.Tensor], int, Structure]] = []  # all layers of a forward pass share one mask
-
-
-def _structure(mask: torch.Tensor, past: int) -> Structure:
-    """Whether each row that is not padding sees the keys up to its own that are not padding; which are padding, if any;
-    and from which to which they lie."""
-    if _LAST and _LAST[0][0]() is mask and _LAST[0][1] == past:
-        return _LAST[0][2]
-    rows, keys = mask.shape[-2:]
-    least = None if mask.dtype == torch.bool else torch.finfo(mask.dtype).min / 2
-    parts = [mask[:, :, start : start + 256] for start in range(0, rows, 256)]  # little memory at a time
-    parts = parts if least is None else [part > least for part in parts]
-    real = torch.stack([part.any(dim=2) for part in parts]).any(dim=0).unsqueeze(2)
-    index = torch.arange(keys, device=mask.device)
-    plain = True
-    for number, part in enumerate(parts):
-        own = index[past + 256 * number :][: part.shape[2], None]
-        padding = ~part.gather(-1, own.expand(*part.shape[:2], -1, 1))
-        plain = plain and bool(((part == (real & (index <= own))) | padding).all())
-    among = (~real).flatten(0, 2).any(dim=0).nonzero()
-    span = slice(int(among[0]), int(among[-1]) + 1) if len(among) else slice(0, 0)
-    found = plain, ~real if len(among) else None, span
-    _LAST[:] = [(weakref.ref(mask), past, found)]
-    return found
 
 
 def _unit(x: torch.Tensor) -> torch.Tensor:

@@ -1,0 +1,45 @@
+"""What an attention mask says: is only the future hidden and whole tokens of padding, and which tokens are these?"""
+
+import weakref
+from typing import NamedTuple
+
+import torch
+
+
+class Structure(NamedTuple):
+    """What a mask hides.
+
+    Attributes:
+        plain: whether each row that is not padding sees the keys up to its own that are not padding.
+        padding: keys that are padding, (B, 1, 1, K) boolean; None if none is.
+        among: the keys among which all padding is.
+    """
+
+    plain: bool
+    padding: torch.Tensor | None
+    among: slice
+
+
+_LAST: list[tuple[weakref.ref[torch.Tensor], int, Structure]] = []  # all layers of a forward pass share one mask
+
+
+def structure(mask: torch.Tensor, past: int) -> Structure:
+    """The structure of a boolean or additive mask, (B, 1, Q, K), whose first row stands at index `past`."""
+    if _LAST and _LAST[0][0]() is mask and _LAST[0][1] == past:
+        return _LAST[0][2]
+    rows, keys = mask.shape[-2:]
+    least = None if mask.dtype == torch.bool else torch.finfo(mask.dtype).min / 2
+    parts = [mask[:, :, start : start + 256] for start in range(0, rows, 256)]  # little memory at a time
+    parts = parts if least is None else [part > least for part in parts]
+    real = torch.stack([part.any(dim=2) for part in parts]).any(dim=0).unsqueeze(2)
+    index = torch.arange(keys, device=mask.device)
+    plain = True
+    for number, part in enumerate(parts):
+        own = index[past + 256 * number :][: part.shape[2], None]
+        padding = ~part.gather(-1, own.expand(*part.shape[:2], -1, 1))
+        plain = plain and bool(((part == (real & (index <= own))) | padding).all())
+    places = (~real).flatten(0, 2).any(dim=0).nonzero()
+    among = slice(int(places[0]), int(places[-1]) + 1) if len(places) else slice(0, 0)
+    found = Structure(plain, ~real if len(places) else None, among)
+    _LAST[:] = [(weakref.ref(mask), past, found)]
+    return found
