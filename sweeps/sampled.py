@@ -21,7 +21,7 @@ from optuna.trial import TrialState
 from tdrs.benchmarks import Record
 from tdrs.configuration import with_settings
 from tdrs.settings import SettingError, build, check_choice, check_number
-from tdrs.statistics import chance_not_below_zero
+from tdrs.statistics import chance_not_below_zero, paired_sums
 
 from .engine import Engine
 from .methods import Method, best, paired, stock
@@ -149,14 +149,13 @@ def _hopeless(rival: Sequence[Record], goal: float) -> Callable[[Sequence[Record
     images = len({record.image_id for record in rival})
 
     def enough(records: Sequence[Record]) -> float | None:
-        differences: dict[str, float] = {}  # what each image adds to the sum of differences
-        for ours, theirs in zip(records, rival, strict=False):
-            difference = (ours.margin - theirs.margin) * ours.weight
-            differences[ours.image_id] = differences.get(ours.image_id, 0.0) + difference
-        unseen = max(1, images - len(differences))  # of the last image, not all questions may be asked yet
-        if len(differences) < STARTUP or chance_not_below_zero(list(differences.values()), unseen) >= CHANCE:
+        theirs, ours = ([record.margin for record in some] for some in (rival[: len(records)], records))
+        clusters, weights = [record.image_id for record in records], [record.weight for record in records]
+        _, _, sums, counts = paired_sums(theirs, ours, clusters, weights)
+        unseen = max(1, images - len(sums))  # of the last image, not all questions may be asked yet
+        if len(sums) < STARTUP or chance_not_below_zero(sums, unseen) >= CHANCE:
             return None
-        return goal + sum(differences.values()) / sum(record.weight for record in records)
+        return goal + float(sums.sum() / counts.sum())
 
     return enough
 

@@ -28,7 +28,7 @@ def _per_cluster(values: np.ndarray, weights: np.ndarray, clusters: Sequence[str
     return np.bincount(index, weights=values * weights), np.bincount(index, weights=weights)
 
 
-def _differences(
+def paired_sums(
     first: Sequence[float], second: Sequence[float], clusters: Sequence[str], weights: Sequence[float] | None
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Of paired samples: second − first, and weights; in each cluster their weighted sum, and the sum of weights.
@@ -91,7 +91,7 @@ def paired_difference(
     Raises:
         ValueError: the sequences differ in length.
     """
-    difference, weight, sums, counts = _differences(first, second, clusters, weights)
+    difference, weight, sums, counts = paired_sums(first, second, clusters, weights)
     if len(difference) == 0:
         return Interval(float("nan"), float("nan"), float("nan"))
     rng = np.random.default_rng(seed)
@@ -142,7 +142,7 @@ def sign_flip(
     it is then McNemar's exact test), and for up to 14 clusters that differ; else by 100 000 random flips, of which the
     observed one is one more. Nothing differs, or no sample: 1.
     """
-    _, _, sums, _ = _differences(first, second, clusters, weights)
+    _, _, sums, _ = paired_sums(first, second, clusters, weights)
     sums = sums[np.abs(sums) > 1e-12]
     if len(sums) == 0:
         return 1.0
@@ -190,7 +190,7 @@ def smallest_difference(
     2.80 (that is z.975 + z.80) standard errors of the paired mean, images as clusters; at least six samples of n, fewer
     than which McNemar's test never calls significant. nan without a sample.
     """
-    difference, _, sums, counts = _differences(first, second, clusters, weights)
+    difference, _, sums, counts = paired_sums(first, second, clusters, weights)
     if len(difference) == 0:
         return float("nan")
     total = counts.sum()
@@ -198,7 +198,7 @@ def smallest_difference(
     return float(min(1.0, max(2.801585 * error, 6 / len(difference))))
 
 
-def chance_not_below_zero(seen: Sequence[float], unseen: int) -> float:
+def chance_not_below_zero(seen: Sequence[float] | np.ndarray, unseen: int) -> float:
     """The chance that the sum over all of a finite set of values is not below 0, predicted from those that were seen.
 
     Normal values in random order, a flat prior on mean and log variance: n values of mean m and standard deviation s
