@@ -300,12 +300,14 @@ def _plain(job: Job) -> tuple[float, float, float, float]:
     loading = time.perf_counter() - start
     how = job.plan.intervention, job.plan.batch_size, job.plan.execution
     evaluate(backbone, job.plan.dataset, samples[:1], *how)  # a first call is slow
-    found = []
-    for last_row_only, share in ((True, True), (True, False), (False, False)):  # the plain loop last: all is warm then
-        fresh = replace(backbone, last_row_only=last_row_only, share_prefixes=share, _prepared={})
-        seconds = timed(lambda fresh=fresh: evaluate(fresh, job.plan.dataset, samples, *how))  # type: ignore[misc]
-        found.append(seconds / len(samples))
-    return loading, found[2], found[1], found[0]
+
+    def seconds(next_token_only: bool, share_prefixes: bool) -> float:
+        fresh = replace(backbone, next_token_only=next_token_only, share_prefixes=share_prefixes, _prepared={})
+        return timed(lambda: evaluate(fresh, job.plan.dataset, samples, *how)) / len(samples)
+
+    shared = seconds(True, True)
+    whole = seconds(True, False)
+    return loading, seconds(False, False), whole, shared  # the plain loop last: all is warm then
 
 
 VERBS: dict[str, tuple[Callable[[Mapping[str, str], Path], None], tuple[str, ...]]] = {

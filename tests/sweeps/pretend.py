@@ -23,7 +23,7 @@ class Pretended:
 
     settings: Any
     share_prefixes: bool = True
-    last_row_only: bool = True
+    next_token_only: bool = True
     _prepared: dict[str, Any] = field(default_factory=dict)
 
 
