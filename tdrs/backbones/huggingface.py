@@ -14,7 +14,7 @@ from transformers import AutoModelForImageTextToText, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.utils.logging import disable_progress_bar
 
-from tdrs.attention.intervene import Session, session_of
+from tdrs.attention.intervene import session_of
 from tdrs.backbones.backbone_settings import BackboneSettings, not_loaded
 from tdrs.backbones.features import Features
 from tdrs.backbones.prefixes import common
@@ -130,11 +130,12 @@ class Backbone:
             self._prepared[key] = {name: x for name, x in self.inputs(samples).items() if name != "pixel_values"}
         return self._prepared[key]
 
-    def _begun(self, samples: Sequence[Sample], session: Session | None) -> dict[str, Any] | None:
+    def _begun(self, samples: Sequence[Sample]) -> dict[str, Any] | None:
         """What `generate` takes to go on after the prompts' common beginnings, which are read here.
 
         None where they have none, or where the edit at work looks at more than each row's past.
         """
+        session = session_of(self.model)
         if not self.share_prefixes or (session and not session.row_local):
             return None
         tokens = self._tokens(samples)
@@ -215,7 +216,7 @@ class Backbone:
         session = session_of(self.model)
         longest = self.settings.max_new_tokens or longest_answer(self.settings.prompt_style, benchmark)
         with session.next_token_only() if session and self.next_token_only else nullcontext():
-            inputs = self._begun(samples, session) or self.seen(samples)
+            inputs = self._begun(samples) or self.seen(samples)
             output = self.model.generate(  # type: ignore[operator]
                 **inputs,
                 do_sample=False,
