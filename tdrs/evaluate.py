@@ -96,7 +96,7 @@ def plan(config: Mapping[str, Any]) -> Plan:
             resolve(f"intervention.{part}", chosen, backbone.shape[place])
     return Plan(
         backbone=backbone,
-        dataset=benchmarks.from_settings(config["dataset"]),
+        dataset=benchmarks.from_settings(config["dataset"]).asked_by(backbone.prompt_style),
         intervention=intervention,
         execution=config["attention"]["execution"],
         split=config["split"],
@@ -144,6 +144,7 @@ def run_batches(
     Raises:
         FloatingPointError: the logits have a NaN.
     """
+    benchmark = benchmark.asked_by(backbone.settings.prompt_style)
     size = min([batch_size, *(batch.size for batch in done)])
     with intervene(backbone.model, intervention, execution) as session:
         known = {batch.start for batch in done}

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from tdrs.benchmarks.benchmark import SPLITS, Benchmark, Record, Sample, Samples
+from tdrs.benchmarks.benchmark import SPLITS, Accepts, Benchmark, Record, Sample, Samples, anything
 from tdrs.benchmarks.gqa import GQA
 from tdrs.benchmarks.mini_gqa import MiniGQA
 from tdrs.benchmarks.mini_pope import MiniPOPE
@@ -43,19 +43,28 @@ def from_settings(values: Mapping[str, Any]) -> Benchmark:
 
 
 def load(
-    dataset: Benchmark, split: str, limit: int | None = None, style: str = "llava", limit_name: str = "limit"
+    dataset: Benchmark,
+    split: str,
+    limit: int | None = None,
+    style: str = "llava",
+    limit_name: str = "limit",
+    accepts: Accepts = anything,
 ) -> Samples:
-    """The first `limit` samples (all of them for None) of the `tuning` or `held_out` split.
+    """The `tuning` or `held_out` split, in the order of its rows; or with a limit, a fair draw of it.
+
+    That has whole images and at most `limit` samples, or where the first image has more questions, its first ones. A
+    smaller draw is the beginning of a larger one. Both depend on the rows alone; see `draw.py`.
 
     Args:
         style: the prompt style of the model that is asked; the dataset's own `prompt` goes before it.
+        accepts: says why the model cannot take a picture of a width and height; "" where it can.
 
     Raises:
-        SettingError: the source or a column is missing, a row is unusable, or fewer samples exist than asked for.
+        SettingError: the source or a column is missing, a row is unusable, or an embedded split has fewer samples.
     """
     check_choice("split", split, SPLITS)
     try:
-        samples = dataset.load(split, limit, style if dataset.prompt == "backbone" else dataset.prompt)
+        samples = dataset.load(split, limit, style if dataset.prompt == "backbone" else dataset.prompt, accepts)
     except SettingError as error:
         if error.name == "limit":
             raise SettingError(limit_name, error.value, error.allowed) from None

@@ -8,13 +8,14 @@ import hashlib
 import io
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 from PIL import Image
 
 from tdrs.benchmarks.filler import filler_of
+from tdrs.benchmarks.pixels import decode
 from tdrs.benchmarks.prompts import STYLES
 from tdrs.settings import check_choice, check_number
 from tdrs.statistics import Interval
@@ -22,6 +23,12 @@ from tdrs.statistics import Interval
 SPLITS = ("tuning", "held_out")
 PLACES = ("between", "before_image")
 LONGEST_GAP = 2048
+Accepts = Callable[[tuple[int, int]], str]  # a picture's width and height → why a model cannot take it, or ""
+
+
+def anything(size: tuple[int, int]) -> str:
+    """Accepts pictures of any size."""
+    return ""
 
 
 @dataclass(frozen=True)
@@ -37,12 +44,16 @@ class Picture:
         image.save(buffer, "PNG")
         return cls(buffer.getvalue)
 
-    def open(self) -> Image.Image:
-        """The decoded picture, RGB; raises OSError (of which PIL's errors are kinds) if it is corrupt."""
-        try:
-            return Image.open(io.BytesIO(self.read())).convert("RGB")
-        except (ValueError, SyntaxError, Image.DecompressionBombError) as error:  # what PIL raises on some bad bytes
-            raise OSError(str(error)) from error
+    def open(self, transparency: str = "drop") -> Image.Image:
+        """The decoded picture, upright, in RGB.
+
+        Args:
+            transparency: what becomes of it; see `pixels.TRANSPARENCY`.
+
+        Raises:
+            OSError: the bytes are corrupt or no picture, or its pixels have no range that is known.
+        """
+        return decode(self.read(), transparency)
 
     def blank(self) -> "Picture":
         """A grey picture of the same size."""
@@ -65,8 +76,10 @@ class Sample:
         gold: the answer that a right prediction gives: an option's letter, a word, the commonest of ten answers.
         before: text of the user's turn in front of the image.
         options: the answers it can be told apart from: letters, yes and no; empty if the question is open.
+        choices: the texts of the options, where these are letters.
         answers: the answers of all annotators, where there are several.
         categories: the parts of the benchmark it belongs to, e.g. POPE's.
+        strata: what else a limited split is balanced over, e.g. the grade; see `draw.py`.
         weight: how much it counts in means, on average 1: a pair of POPE may stand for a row in each category.
     """
 
@@ -78,8 +91,10 @@ class Sample:
     gold: str
     before: str = ""
     options: tuple[str, ...] = ()
+    choices: tuple[str, ...] = ()
     answers: tuple[str, ...] = ()
     categories: tuple[str, ...] = ()
+    strata: tuple[str, ...] = ()
     weight: float = 1.0
 
     @property
@@ -183,6 +198,10 @@ class Benchmark:
         check_number("seed", self.seed, 0, whole=True)
         check_choice("rule", self.rule, self.rules)
 
+    def asked_by(self, style: str) -> Self:
+        """The benchmark as a model with this prompt style is asked: its prompt, and a rule that follows it, settled."""
+        return replace(self, prompt=style) if self.prompt == "backbone" else self
+
     def context(self, split: str, image: str) -> tuple[str, str]:
         """The text in front of an image, and the one between it and a question; one of them is "".
 
@@ -191,13 +210,21 @@ class Benchmark:
         text = filler_of(image, self.gap, SPLITS.index(split) + 1, self.seed)
         return (f"Context: {text}\n", "") if text and self.filler == "before_image" else ("", text)
 
-    def load(self, split: str, limit: int | None, style: str) -> Samples:
-        """The first `limit` samples (all for None) of the `tuning` or `held_out` split, asked in a prompt style.
+    def load(self, split: str, limit: int | None, style: str, accepts: Accepts = anything) -> Samples:
+        """A split, asked in a prompt style; with a limit, a fair draw of whole images with at most so many samples.
+
+        Args:
+            split: `tuning` or `held_out`.
+            accepts: says why the model cannot take a picture of a size; "" where it can.
 
         Raises:
-            SettingError: the source cannot be read, or has fewer samples.
+            SettingError: the source cannot be read, or a row is unusable.
         """
         raise NotImplementedError
+
+    def merged(self, samples: Sequence[Sample]) -> list[Sample]:
+        """Samples of which none asks what another one asks, each with its weight among these."""
+        return list(samples)
 
     def score(self, prediction: str, sample: Sample) -> Record:
         """The record of a prediction, by the benchmark's rule."""

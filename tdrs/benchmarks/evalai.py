@@ -39,14 +39,21 @@ CONTRACTIONS = dict(
 )
 
 
+def without_marks(text: str) -> str:
+    """VQA's punctuation step: marks of its list become nothing or a space, full stops before no digit nothing.
+
+    A comma between two digits anywhere makes all marks nothing.
+    """
+    entered, number = text, re.search(r"\d,\d", text)
+    for mark in _MARKS:
+        beside_space = f"{mark} " in entered or f" {mark}" in entered
+        text = text.replace(mark, "" if beside_space or number else " ")
+    return re.sub(r"\.(?!\d)", "", text, count=32)
+
+
 def process(answer: str) -> str:
     """An answer in EvalAI's form."""
     text = answer.lower().replace(",", "").replace("?", "").replace("'s", " 's").strip()
-    text = text.replace("\n", " ").replace("\t", " ").strip()
-    entered = text
-    for mark in _MARKS:
-        beside_space = f"{mark} " in entered or f" {mark}" in entered
-        text = text.replace(mark, "" if beside_space else " ")
-    text = re.sub(r"\.(?!\d)", "", text, count=32)
+    text = without_marks(text.replace("\n", " ").replace("\t", " ").strip())
     words = [_NUMBERS.get(word, word) for word in text.split()]
     return " ".join(CONTRACTIONS.get(word, word) for word in words if word not in _ARTICLES)

@@ -13,8 +13,18 @@ from typing import Any, ClassVar
 import datasets
 
 from tdrs.benchmarks import prompts
-from tdrs.benchmarks.benchmark import Benchmark, Picture, Record, Sample, Samples, make_record, mean_score
-from tdrs.benchmarks.sources import BadRow, Checked, Sourced, check_columns, open_rows, picture
+from tdrs.benchmarks.benchmark import (
+    Accepts,
+    Benchmark,
+    Picture,
+    Record,
+    Sample,
+    Samples,
+    anything,
+    make_record,
+    mean_score,
+)
+from tdrs.benchmarks.sources import BadRow, Context, Pictures, Sourced, Unique, check_columns, name_of, open_rows, text
 from tdrs.settings import SettingError
 
 QUESTIONS = datasets.Features({name: datasets.Value("string") for name in ("id", "imageId", "question", "answer")})
@@ -43,11 +53,10 @@ RULES: dict[str, Callable[[str], str]] = {
 }
 
 
-def score(prediction: str, sample: Sample, rule: str = "official") -> Record:
-    """The record of an answer: right if it equals the gold one; lmms-eval normalises both."""
+def score(prediction: str, sample: Sample, rule: str = "llava") -> Record:
+    """The record of an answer: right if it equals the gold one, both in the rule's form."""
     answer = RULES[rule](prediction)
-    gold = RULES[rule](sample.gold) if rule == "lmms_eval" else sample.gold
-    return make_record(sample, prediction, answer, answer == gold)
+    return make_record(sample, prediction, answer, answer == RULES[rule](sample.gold))
 
 
 def metrics(records: Sequence[Record]) -> dict[str, float]:
@@ -56,15 +65,20 @@ def metrics(records: Sequence[Record]) -> dict[str, float]:
 
 
 def sample(row: Any, found: Picture, style: str, context: tuple[str, str] = ("", "")) -> Sample:
-    """A question's row as a sample, with its picture; `context` as in the other benchmarks."""
+    """A question's row as a sample, with its picture; `context` as in the other benchmarks.
+
+    Raises:
+        BadRow: a field is missing, empty or of another type.
+    """
+    question = text(row, "question")
     return Sample(
-        id=str(row["id"]),
-        image_id=str(row["imageId"]),
+        id=name_of(row, "id"),
+        image_id=name_of(row, "imageId"),
         picture=found,
-        question=row["question"],
-        prompt=prompts.gqa(style, row["question"], context[1]),
+        question=question,
+        prompt=prompts.gqa(style, question, context[1]),
         before=context[0],
-        gold=row["answer"],
+        gold=text(row, "answer"),
     )
 
 
@@ -73,12 +87,13 @@ class GQARules(Benchmark):
     """What the real set and its twin share.
 
     Args:
-        rule: `official` equality; `llava`, after LLaVA's conversion; `lmms_eval`, without case and punctuation.
+        rule: `llava`, which the published scores are made with: without case and full stops at the end; `official`,
+            equality, case and all; `lmms_eval`, without case and punctuation.
     """
 
     real: ClassVar[str] = "gqa"
     rules: ClassVar[tuple[str, ...]] = tuple(RULES)
-    rule: str = "official"
+    rule: str = "llava"
 
     def score(self, prediction: str, sample: Sample) -> Record:
         return score(prediction, sample, self.rule)
@@ -110,7 +125,7 @@ class GQA(GQARules, Sourced):
     tuning: str = "val_balanced/val"
     held_out: str = "testdev_balanced/testdev"
 
-    def load(self, split: str, limit: int | None, style: str) -> Samples:
+    def load(self, split: str, limit: int | None, style: str, accepts: Accepts = anything) -> Samples:
         config, _, name = getattr(self, split).partition("/")
         if not name:
             raise SettingError(
@@ -124,15 +139,19 @@ class GQA(GQARules, Sourced):
             check_columns(images, tuple(IMAGES), self.images or self.source)
         except SettingError as error:
             raise SettingError("images" if self.images else "source", error.value, error.allowed) from error
-        place = {str(key): number for number, key in enumerate(images["id"])}
-        checked = Checked()
+        place: dict[str, list[int]] = {}
+        for number, name in enumerate(images["id"]):
+            place.setdefault(str(name), []).append(number)
+        pictures = Pictures(images, self.images or self.source)
+        ids = Unique()
 
-        def make(number: int, row: Any) -> Sample:
-            key = str(row["imageId"])
-            if key not in place:
-                raise BadRow(f"no image: {key} is not among the images")
-            found = picture(images, place[key])
-            checked.check(key, found)
-            return sample(row, found, style, self.context(split, key))
+        def make(number: int, row: Any, context: Context) -> Sample:
+            key = name_of(row, "imageId")
+            if len(place.get(key, [])) != 1:
+                times = "twice" if key in place else "not"
+                raise BadRow(f"no image: {key} is {times} among the images")
+            one = sample(row, pictures[place[key][0]], style, context(key))
+            ids.check("id", one.id, number)
+            return one
 
-        return self.gather(questions, make, limit)
+        return self.gather(questions, make, split, limit, accepts)

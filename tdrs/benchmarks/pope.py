@@ -15,8 +15,9 @@ import datasets
 import numpy as np
 
 from tdrs.benchmarks import prompts
-from tdrs.benchmarks.benchmark import Benchmark, Picture, Record, Sample, Samples, make_record
-from tdrs.benchmarks.sources import BadRow, Checked, Sourced, check_columns, open_rows, picture
+from tdrs.benchmarks.benchmark import Accepts, Benchmark, Picture, Record, Sample, Samples, anything, make_record
+from tdrs.benchmarks.evalai import without_marks
+from tdrs.benchmarks.sources import BadRow, Context, Pictures, Sourced, Unique, check_columns, name_of, open_rows, text
 from tdrs.settings import SettingError, check_number
 from tdrs.statistics import Interval, cluster_draws, percentiles
 
@@ -51,8 +52,11 @@ def answer_lmms_eval(prediction: str) -> str:
 
 
 def answer_vlmevalkit(prediction: str) -> str:
-    """VLMEvalKit: yes or no if exactly one of the two is a word of the answer, else "" (Unknown), which is wrong."""
-    words = "".join(c if c.isalnum() else " " for c in prediction.lower()).split()
+    """VLMEvalKit: yes or no if exactly one of the two is a word of the answer, else "" (Unknown), which is wrong.
+
+    Words stand between blanks, once VQA's marks are removed; others stay: "**No**" is no "no".
+    """
+    words = without_marks(prediction.lower()).split()
     found = [word for word in ("yes", "no") if word in words]
     return found[0] if len(found) == 1 else ""
 
@@ -70,13 +74,21 @@ def score(prediction: str, sample: Sample, rule: str = "official") -> Record:
     return make_record(sample, prediction, answer, answer == sample.gold)
 
 
-def _counts(records: Sequence[Record]) -> dict[str, float]:
+def _positives(record: Record, rule: str) -> tuple[bool, bool, bool]:
+    """Whether a record counts as a yes that was said, as one that is right, and as one that ought to be said.
+
+    Where an answer is neither yes nor no, lmms-eval does not count its gold yes: it is in neither recall nor F1.
+    """
+    said, gold = record.answer == "yes", record.gold == "yes"
+    return said, said and gold, gold and not (rule == "lmms_eval" and not record.answer)
+
+
+def _counts(records: Sequence[Record], rule: str) -> dict[str, float]:
     """Metrics of one category, positive = yes; an answer that is neither is wrong, and not a yes."""
     nan = float("nan")
     n = len(records)
-    yes = sum(record.answer == "yes" for record in records)
-    right = sum(record.answer == record.gold == "yes" for record in records)
-    gold = sum(record.gold == "yes" for record in records)
+    yes, right, gold = np.array([_positives(r, rule) for r in records], dtype=int).reshape(n, 3).sum(axis=0).tolist()
+    share = sum(record.gold == "yes" for record in records) if rule == "lmms_eval" else yes
     precision = right / yes if yes else 0.0 if gold else nan
     recall = right / gold if gold else nan
     return {
@@ -84,32 +96,32 @@ def _counts(records: Sequence[Record]) -> dict[str, float]:
         "precision": precision,
         "recall": recall,
         "f1": 2 * right / (yes + gold) if yes + gold else nan,
-        "yes_ratio": yes / n if n else nan,
+        "yes_ratio": share / n if n else nan,
     }
 
 
-def metrics(records: Sequence[Record]) -> dict[str, float]:
-    """Accuracy, precision, recall, F1 and the share of yes among the predictions.
+def metrics(records: Sequence[Record], rule: str = "official") -> dict[str, float]:
+    """Accuracy, precision, recall, F1 and the share of yes among the predictions (lmms-eval: among the gold answers).
 
     For each category (`random.f1`, …), as the mean of the categories, which the papers report (`f1`, …), and over all
     rows pooled (`pooled.f1`, …). A category without a yes, predicted or gold, has no F1 (nan); where yes is never
     predicted but would be right, precision and F1 are 0.
     """
     parts = {name: [r for r in records if name in r.categories.split(",")] for name in CATEGORIES}
-    found = {name: _counts(part) for name, part in parts.items() if part}
+    found = {name: _counts(part, rule) for name, part in parts.items() if part}
     if not found:
-        return _counts([])
-    result = {key: sum(part[key] for part in found.values()) / len(found) for key in _counts([])}
+        return _counts([], rule)
+    result = {key: sum(part[key] for part in found.values()) / len(found) for key in _counts([], rule)}
     for name, values in found.items():
         result |= {f"{name}.{key}": value for key, value in values.items()}
-    pooled = _counts([record for part in parts.values() for record in part])
+    pooled = _counts([record for part in parts.values() for record in part], rule)
     return result | {f"pooled.{key}": value for key, value in pooled.items()}
 
 
 INTERVALS = ("precision", "recall", "f1")
 
 
-def _resampled(records: Sequence[Record], index: np.ndarray, draws: np.ndarray) -> dict[str, np.ndarray]:
+def _resampled(records: Sequence[Record], index: np.ndarray, draws: np.ndarray, rule: str) -> dict[str, np.ndarray]:
     """Macro precision, recall and F1 of each resample of the images, (resamples,) each."""
     parts: dict[str, list[np.ndarray]] = {name: [] for name in INTERVALS}
     k = draws.shape[1]
@@ -118,13 +130,11 @@ def _resampled(records: Sequence[Record], index: np.ndarray, draws: np.ndarray) 
         if not chosen:
             continue
 
-        def count(true: list[bool], at: np.ndarray = index[chosen]) -> np.ndarray:
-            return draws @ np.bincount(at, weights=np.array(true, dtype=float), minlength=k)
+        def count(true: np.ndarray, at: np.ndarray = index[chosen]) -> np.ndarray:
+            return draws @ np.bincount(at, weights=true, minlength=k)
 
-        some = [records[n] for n in chosen]
-        yes = count([record.answer == "yes" for record in some])
-        gold = count([record.gold == "yes" for record in some])
-        right = count([record.answer == record.gold == "yes" for record in some])
+        flags = np.array([_positives(records[n], rule) for n in chosen], dtype=float)
+        yes, right, gold = (count(column) for column in flags.T)
         nan = np.full_like(right, np.nan)
         with np.errstate(invalid="ignore", divide="ignore"):
             parts["precision"].append(np.where(yes > 0, right / yes, np.where(gold > 0, 0.0, nan)))
@@ -133,42 +143,42 @@ def _resampled(records: Sequence[Record], index: np.ndarray, draws: np.ndarray) 
     return {name: np.mean(values, axis=0) if values else np.array([]) for name, values in parts.items()}
 
 
-def intervals(records: Sequence[Record]) -> dict[str, Interval]:
+def intervals(records: Sequence[Record], rule: str = "official") -> dict[str, Interval]:
     """Macro precision, recall and F1, each with its 95 % interval by a bootstrap over images."""
     index, draws = cluster_draws([record.image_id for record in records])
-    found, values = _resampled(records, index, draws), metrics(records)
+    found, values = _resampled(records, index, draws, rule), metrics(records, rule)
     return {name: percentiles(values[name], found[name]) for name in INTERVALS}
 
 
-def f1_difference(before: Sequence[Record], after: Sequence[Record]) -> Interval:
+def f1_difference(before: Sequence[Record], after: Sequence[Record], rule: str = "official") -> Interval:
     """Macro F1 of `after` minus that of `before` on the same samples, by a bootstrap over images."""
     index, draws = cluster_draws([record.image_id for record in before])
-    first, second = (_resampled(records, index, draws)["f1"] for records in (before, after))
-    return percentiles(metrics(after)["f1"] - metrics(before)["f1"], second - first)
+    first, second = (_resampled(records, index, draws, rule)["f1"] for records in (before, after))
+    return percentiles(metrics(after, rule)["f1"] - metrics(before, rule)["f1"], second - first)
 
 
 def pair_id(row: Any) -> str:
     """The same for all rows that ask the same question about the same image."""
-    return hashlib.sha1(f"{row['image_source']}\n{row['question']}".encode()).hexdigest()[:12]
+    return hashlib.sha1(f"{name_of(row, 'image_source')}\n{text(row, 'question')}".encode()).hexdigest()[:12]
 
 
 def sample(row: Any, found: Picture, style: str, context: tuple[str, str] = ("", "")) -> Sample:
     """A row as a sample of one category.
 
     Raises:
-        BadRow: unknown category, or an answer other than yes and no.
+        BadRow: unknown category, an answer other than yes and no, or a field is missing, empty or of another type.
     """
-    category, gold = row["category"].lower(), row["answer"].strip().lower()
+    category, gold, question = text(row, "category").lower(), text(row, "answer").strip().lower(), text(row, "question")
     if category not in CATEGORIES:
         raise BadRow(f"category {row['category']!r}, not {', '.join(CATEGORIES)}")
     if gold not in ("yes", "no"):
         raise BadRow(f"answer {row['answer']!r}, not yes or no")
     return Sample(
         id=pair_id(row),
-        image_id=row["image_source"],
+        image_id=name_of(row, "image_source"),
         picture=found,
-        question=row["question"],
-        prompt=prompts.pope(style, row["question"], context[1]),
+        question=question,
+        prompt=prompts.pope(style, question, context[1]),
         before=context[0],
         gold=gold,
         options=("yes", "no"),
@@ -180,15 +190,10 @@ def merge(samples: Sequence[Sample]) -> list[Sample]:
     """Each pair of image and question once, with all its categories, in the order of first appearance.
 
     Its weight is its share of the mean of the categories' accuracies, scaled to an average of 1.
-
-    Raises:
-        BadRow: a pair has two answers.
     """
     unique: dict[str, Sample] = {}
     for one in samples:
         known = unique.get(one.id)
-        if known and known.gold != one.gold:
-            raise BadRow(f"two answers to {one.question!r} on {one.image_id}")
         parts = {*(known.categories if known else ()), *one.categories}
         unique[one.id] = replace(known or one, categories=tuple(sorted(parts)))
     counts = {name: sum(name in one.categories for one in unique.values()) for name in CATEGORIES}
@@ -223,10 +228,13 @@ class POPERules(Benchmark):
         return score(prediction, sample, self.rule)
 
     def metrics(self, records: Sequence[Record]) -> dict[str, float]:
-        return metrics(records)
+        return metrics(records, self.rule)
 
     def intervals(self, records: Sequence[Record]) -> dict[str, Interval]:
-        return intervals(records)
+        return intervals(records, self.rule)
+
+    def merged(self, samples: Sequence[Sample]) -> list[Sample]:
+        return merge(samples)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -249,7 +257,7 @@ class POPE(POPERules, Sourced):
         super().__post_init__()
         check_number("tuning_share", self.tuning_share, 0, 1)
 
-    def load(self, split: str, limit: int | None, style: str) -> Samples:
+    def load(self, split: str, limit: int | None, style: str, accepts: Accepts = anything) -> Samples:
         if split == "tuning" and self.tuning_share == 0:
             raise SettingError(
                 "tuning_share", 0, "leaves no image for the tuning split; the published sets have one split"
@@ -260,26 +268,24 @@ class POPE(POPERules, Sourced):
         kept = [
             number
             for number, name in enumerate(rows["image_source"])
-            if (_share(name) < self.tuning_share) == (split == "tuning")
+            if (_share(str(name)) < self.tuning_share) == (split == "tuning")
         ]
         if not kept:
             raise SettingError("tuning_share", self.tuning_share, f"leaves no image in the {split} split")
-        rows = rows.select(kept)
-        checked = Checked()
+        pictures = Pictures(rows, self.source)
+        asked = Unique()
+        golds: dict[str, tuple[str, int]] = {}
 
-        def make(number: int, row: Any) -> Sample:
-            found = picture(rows, number)
-            checked.check(row["image_source"], found)
-            return sample(row, found, style, self.context(split, row["image_source"]))
+        def make(number: int, row: Any, context: Context) -> Sample:
+            one = sample(row, pictures[number], style, context(name_of(row, "image_source")))
+            asked.check("image, question and category", f"{one.id} {one.categories}", number)
+            gold, first = golds.setdefault(one.id, (one.gold, number))
+            if gold != one.gold:
+                raise BadRow(f"another answer than row {first} to the same question about the same image")
+            return one
 
-        gathered = self.gather(rows, make, None)
-        try:
-            unique = merge(gathered)
-        except BadRow as error:
-            raise SettingError("source", self.source, f"has {error}") from None
-        if limit is not None:
-            unique = merge(unique[:limit])
-        return Samples(unique, [*gathered.notes, form(unique)])
+        gathered = self.gather(rows, make, split, limit, accepts, kept)
+        return Samples(gathered, [*gathered.notes, form(gathered)])
 
 
 def _share(name: str) -> float:

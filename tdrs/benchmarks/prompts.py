@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 from tdrs.settings import check_choice
 
-LETTERS = "ABCDEFGHIJ"
+LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 SINGLE_WORD = "Answer the question using a single word or phrase."
 OPTION_LETTER = "Answer with the option's letter from the given choices directly."
 STYLES = ("llava", "lmms_eval", "internvl", "vlmevalkit")
@@ -62,7 +62,7 @@ def textvqa(style: str, question: str, ocr_tokens: Sequence[str] | None = None, 
         question = question.capitalize()
     if ocr_tokens is not None:
         question = f"{question}\nReference OCR token: {', '.join(ocr_tokens)}"
-    between = " " if style == "internvl" and ocr_tokens is None else "\n"
+    between = " " if style == "internvl" else "\n"
     return f"{_in_front(context)}{question}{between}{SINGLE_WORD}"
 
 

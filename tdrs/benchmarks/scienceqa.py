@@ -5,16 +5,26 @@ Data: P. Lu et al., "Learn to Explain: Multimodal Reasoning via Thought Chains f
 """
 
 import re
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any, ClassVar
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Self
 
 import datasets
 
 from tdrs.benchmarks import prompts
-from tdrs.benchmarks.benchmark import Benchmark, Picture, Record, Sample, Samples, make_record, mean_score
+from tdrs.benchmarks.benchmark import (
+    Accepts,
+    Benchmark,
+    Picture,
+    Record,
+    Sample,
+    Samples,
+    anything,
+    make_record,
+    mean_score,
+)
 from tdrs.benchmarks.prompts import LETTERS
-from tdrs.benchmarks.sources import BadRow, Checked, Sourced, check_columns, open_rows, picture
+from tdrs.benchmarks.sources import BadRow, Context, Pictures, Sourced, check_columns, digest, open_rows, text, texts
 
 _TEXT = ("question", "hint", "task", "grade", "subject", "topic", "category", "skill", "lecture", "solution")
 FEATURES = datasets.Features(
@@ -29,32 +39,66 @@ FEATURES = datasets.Features(
 NEEDED = ("image", "question", "choices", "answer", "hint")
 
 
-def letter_llava(prediction: str) -> str:
+def letter_llava(prediction: str, choices: Sequence[str] = ()) -> str:
     """The option letter an answer gives, "" for none, by LLaVA's `eval_science_qa.py`.
 
-    Exactly one letter; or a letter followed by ". "; or exactly one match of "The answer is X.".
+    Exactly one letter; or a letter followed by ". "; or exactly one match of "The answer is X.", where any character
+    may stand for the full stop.
     """
     if len(prediction) == 1 and prediction in LETTERS:
         return prediction
     if len(prediction) >= 3 and prediction[0] in LETTERS and prediction[1:3] == ". ":
         return prediction[0]
-    found = re.findall(r"The answer is ([A-Z])\.", prediction)
+    found = re.findall(r"The answer is ([A-Z]).", prediction)
     return found[0] if len(found) == 1 else ""
 
 
-def letter_lmms_eval(prediction: str) -> str:
+def letter_lmms_eval(prediction: str, choices: Sequence[str] = ()) -> str:
     """The option letter by lmms-eval: one letter in either case, or an upper-case letter and a full stop in front."""
     if len(prediction) == 1 and prediction.upper() in LETTERS:
         return prediction.upper()
     return prediction[0] if len(prediction) >= 2 and prediction[0] in LETTERS and prediction[1] == "." else ""
 
 
-RULES: dict[str, Callable[[str], str]] = {"llava": letter_llava, "lmms_eval": letter_lmms_eval}
+def letter_internvl(prediction: str, choices: Sequence[str] = ()) -> str:
+    """The option letter by InternVL's `evaluate_scienceqa.py`.
+
+    The only character; or the first one, if it is an option's letter; or the first option whose text is in the answer.
+    Where InternVL guesses, there is none.
+    """
+    letters = LETTERS[: len(choices)]
+    if len(prediction) == 1 or (prediction and prediction[0] in letters):
+        return prediction[0]
+    return next((letter for letter, choice in zip(letters, choices, strict=True) if choice in prediction), "")
+
+
+def letter_vlmevalkit(prediction: str, choices: Sequence[str] = ()) -> str:
+    """The option letter by VLMEvalKit's `can_infer`, without a judge.
+
+    The one option's letter that is a word of the answer; or, if none or several are, the one option whose text is in
+    the answer, case apart.
+    """
+    letters = LETTERS[: len(choices)]
+    words = re.sub(r"[.()\[\],:;!*#{}]", " ", prediction).split()
+    found = [letter for letter in letters if letter in words]
+    if len(found) != 1:
+        told = prediction.lower()
+        found = [letter for letter, choice in zip(letters, choices, strict=True) if choice.lower() in told]
+    return found[0] if len(found) == 1 else ""
+
+
+# by the toolkit whose prompt each belongs to
+RULES: dict[str, Callable[[str, Sequence[str]], str]] = {
+    "llava": letter_llava,
+    "lmms_eval": letter_lmms_eval,
+    "internvl": letter_internvl,
+    "vlmevalkit": letter_vlmevalkit,
+}
 
 
 def score(prediction: str, sample: Sample, rule: str = "llava") -> Record:
     """The record of an answer; no letter, or one beyond the choices, is wrong."""
-    letter = RULES[rule](prediction.strip())
+    letter = RULES[rule](prediction.strip(), sample.choices)
     return make_record(sample, prediction, letter, letter == sample.gold)
 
 
@@ -70,22 +114,39 @@ def sample(
     """A row as a sample; `context` is the text in front of the image, and between image and question.
 
     Raises:
-        BadRow: the answer is not one of the choices.
+        BadRow: a field is missing, empty or of another type, or the answer is not one of the choices.
     """
-    choices = tuple(row["choices"])
-    if not 0 <= row["answer"] < len(choices) <= len(LETTERS):
-        raise BadRow(f"answer {row['answer']} of {len(choices)} choices")
+    question, choices = text(row, "question"), texts(row, "choices")
+    for n, choice in enumerate(choices):
+        text({f"option {n}": choice}, f"option {n}")
+    if not 2 <= len(choices) <= len(LETTERS):
+        raise BadRow(f"{len(choices)} options, not 2 to {len(LETTERS)}")
+    subject = text(row, "subject", optional=True)
     return Sample(
         id=str(number),
         image_id=image_id,
         picture=found,
-        question=row["question"],
-        prompt=prompts.scienceqa(style, row["question"], choices, row["hint"] or "", context[1]),
+        question=question,
+        prompt=prompts.scienceqa(style, question, choices, text(row, "hint", optional=True), context[1]),
         before=context[0],
-        gold=LETTERS[row["answer"]],
+        gold=LETTERS[_index(row, len(choices))],
         options=tuple(LETTERS[: len(choices)]),
-        categories=(row["subject"],) if row.get("subject") else (),
+        choices=choices,
+        categories=(subject,) if subject else (),
+        strata=tuple(str(row.get(name)) for name in ("grade", "topic")),
     )
+
+
+def _index(row: Mapping[str, Any], count: int) -> int:
+    """The number of the right option: the field is that number, or the option's letter."""
+    value = row["answer"]
+    if isinstance(value, str) and len(value) == 1 and value in LETTERS[:count]:
+        return LETTERS.index(value)
+    if isinstance(value, bool) or not isinstance(value, int | float) or value != value // 1:
+        raise BadRow("no answer" if value is None else f"answer {value!r}, not a number or letter of an option")
+    if not 0 <= value < count:
+        raise BadRow(f"answer {value} of {count} options")
+    return int(value)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,16 +154,21 @@ class ScienceQARules(Benchmark):
     """What the real set and its twin share.
 
     Args:
-        rule: how an answer is read: `llava`, or `lmms_eval`.
+        rule: how an answer is read: as the toolkit whose prompt is asked does it (`prompt`), or `llava`, `lmms_eval`,
+            `internvl`, `vlmevalkit`.
     """
 
     real: ClassVar[str] = "scienceqa"
     shown: ClassVar[tuple[str, ...]] = ("parsed",)
-    rules: ClassVar[tuple[str, ...]] = tuple(RULES)
-    rule: str = "llava"
+    rules: ClassVar[tuple[str, ...]] = ("prompt", *RULES)
+    rule: str = "prompt"
+
+    def asked_by(self, style: str) -> Self:
+        asked = super().asked_by(style)
+        return replace(asked, rule=asked.prompt) if self.rule == "prompt" else asked
 
     def score(self, prediction: str, sample: Sample) -> Record:
-        return score(prediction, sample, self.rule)
+        return score(prediction, sample, self.asked_by("llava").rule)
 
     def metrics(self, records: Sequence[Record]) -> dict[str, float]:
         return metrics(records)
@@ -122,15 +188,14 @@ class ScienceQA(ScienceQARules, Sourced):
     tuning: str = "validation"
     held_out: str = "test"
 
-    def load(self, split: str, limit: int | None, style: str) -> Samples:
+    def load(self, split: str, limit: int | None, style: str, accepts: Accepts = anything) -> Samples:
         rows = open_rows(self.source, self.config, getattr(self, split), self.revision)
         check_columns(rows, NEEDED, self.source)
         self.check_count(len(rows), split)
-        checked = Checked()
+        pictures = Pictures(rows, self.source)
 
-        def make(number: int, row: Any) -> Sample:
-            found = picture(rows, number)
-            checked.check(str(number), found)
-            return sample(row, number, found, found.digest, style, self.context(split, found.digest))
+        def make(number: int, row: Any, context: Context) -> Sample:
+            key = digest(pictures[number])
+            return sample(row, number, pictures[number], key, style, context(key))
 
-        return self.gather(rows, make, limit)
+        return self.gather(rows, make, split, limit, accepts)

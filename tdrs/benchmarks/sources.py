@@ -3,17 +3,22 @@
 Rows that cannot be used are named and counted, and refused or left out as the settings say; never silently.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import base64
+import re
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import datasets
 
-from tdrs.benchmarks.benchmark import Benchmark, Picture, Sample, Samples
+from tdrs.benchmarks.benchmark import Accepts, Benchmark, Picture, Sample, Samples
+from tdrs.benchmarks.draw import by_image, fair_order
 from tdrs.settings import SettingError, check_choice, check_number, first_line
 
 BAD_ROWS = ("refuse", "skip")
+Context = Callable[[str], tuple[str, str]]  # an image's name → the text in front of it, and the text behind it
 
 
 class BadRow(Exception):
@@ -40,6 +45,8 @@ def open_rows(source: str, config: str | None, split: str, revision: str | None 
     for name, feature in rows.features.items():
         if isinstance(feature, datasets.Image):
             rows = rows.cast_column(name, datasets.Image(decode=False))
+        elif isinstance(getattr(feature, "feature", None), datasets.Image):
+            rows = rows.cast_column(name, type(feature)(datasets.Image(decode=False)))
     return rows
 
 
@@ -80,38 +87,131 @@ def check_columns(rows: datasets.Dataset, needed: Sequence[str], source: str) ->
         raise SettingError("source", source, f"lacks the column {', '.join(missing)}; needed are {', '.join(needed)}")
 
 
-def picture(rows: datasets.Dataset, number: int) -> Picture:
-    """The picture of a row, read from the table when it is looked at."""
+def text(row: Mapping[str, Any], name: str, *, optional: bool = False) -> str:
+    """A field's text; "" where it is null and optional.
 
-    def read() -> bytes:
-        image = rows[number]["image"] or {}
-        if image.get("bytes"):
-            return bytes(image["bytes"])
-        if image.get("path"):
-            return Path(image["path"]).read_bytes()
-        raise FileNotFoundError("no image")
+    Raises:
+        BadRow: it is null, blank, no text, or a missing value that was written as the text "nan".
+    """
+    value = row.get(name)
+    if value is None and optional:
+        return ""
+    if value is None:
+        raise BadRow(f"no {name}")
+    if not isinstance(value, str):
+        raise BadRow(f"{name} {value!r}, not text")
+    if not value.strip() and not optional:
+        raise BadRow(f"an empty {name}")
+    if value.strip().lower() == "nan":
+        raise BadRow(f"{name} {value!r}, a missing value that was written as text")
+    return value
 
-    return Picture(read)
+
+def texts(row: Mapping[str, Any], name: str) -> tuple[str, ...]:
+    """A field's list of texts; raises BadRow if it is no list, or an item is null or no text."""
+    values = row.get(name)
+    if values is None:
+        raise BadRow(f"no {name}")
+    if not isinstance(values, list | tuple):
+        raise BadRow(f"{name} {values!r}, not a list of texts")
+    for number, value in enumerate(values):
+        if not isinstance(value, str):
+            raise BadRow(f"{value!r} as item {number} of {name}, not text")
+    return tuple(values)
 
 
-class Checked:
-    """Pictures that were looked at once, so that one shared by many questions is decoded once."""
+def name_of(row: Mapping[str, Any], name: str) -> str:
+    """A field that names a row or an image, as text; raises BadRow unless it is a text or a whole number."""
+    value = row.get(name)
+    if isinstance(value, int) and not isinstance(value, bool):
+        return str(value)
+    return text(row, name)
+
+
+class Unique:
+    """Names that no two rows of a split may share."""
 
     def __init__(self) -> None:
-        self._faults: dict[str, str] = {}
+        self._rows: dict[str, int] = {}
 
-    def check(self, key: str, found: Picture) -> None:
-        """Raises BadRow if the picture is missing or does not decode."""
-        if key not in self._faults:
-            try:
-                found.open().load()
-                self._faults[key] = ""
-            except FileNotFoundError:
-                self._faults[key] = "no image"
-            except OSError as error:
-                self._faults[key] = f"a corrupt image ({first_line(error)})"
-        if self._faults[key]:
-            raise BadRow(self._faults[key])
+    def check(self, what: str, name: str, row: int) -> None:
+        """Raises BadRow if an earlier row has the name."""
+        if (first := self._rows.setdefault(name, row)) != row:
+            raise BadRow(f"the {what} of row {first}")
+
+
+class Pictures:
+    """The pictures of a table, by the numbers of their rows, read when they are looked at.
+
+    Args:
+        source: where the table is from: a relative path in it begins at the folder, or at the file's folder.
+    """
+
+    def __init__(self, rows: datasets.Dataset, source: str) -> None:
+        path = Path(source).expanduser()
+        self._rows = rows
+        self._folder = path.parent if path.is_file() else path
+        self._known: dict[int, Picture] = {}
+
+    def __getitem__(self, number: int) -> Picture:
+        if number not in self._known:
+            self._known[number] = Picture(lambda: _encoded(self._rows[number]["image"], self._folder))
+        return self._known[number]
+
+
+def digest(found: Picture) -> str:
+    """A hash of an encoded picture; raises BadRow if there is none."""
+    try:
+        return found.digest
+    except OSError as error:
+        raise BadRow(first_line(error)) from None
+
+
+def _encoded(value: Any, folder: Path) -> bytes:
+    """The encoded picture that a table's cell holds: bytes, base64 text, a path, a mapping of these, or a list of one.
+
+    Raises:
+        FileNotFoundError: there is none, or its file is missing.
+        OSError: the value is nothing of these.
+    """
+    if isinstance(value, list) and len(value) == 1:
+        value = value[0]
+    if isinstance(value, Mapping):
+        value = value.get("bytes") or value.get("path")
+    if not value:
+        raise FileNotFoundError("no image")
+    if isinstance(value, bytes):
+        return value
+    if not isinstance(value, str):
+        more = (
+            f"{len(value)} images, not one" if isinstance(value, list) else f"an image of type {type(value).__name__}"
+        )
+        raise OSError(more)
+    if len(value) < 1024 and (folder / value).is_file():
+        return (folder / value).read_bytes()
+    try:
+        return base64.b64decode(re.sub(r"^data:[^,]*,|\s", "", value), validate=True)
+    except ValueError:
+        raise FileNotFoundError(f"no image: {value[:80]!r} is no file in {folder}, and not base64") from None
+
+
+_SIZES: dict[str, tuple[int, int] | str] = {}  # by a picture's digest: its width and height, or why it does not decode
+
+
+def check_picture(found: Picture, accepts: Accepts) -> None:
+    """Raises BadRow if the picture is missing, does not decode, or has a size that the model cannot take."""
+    key = digest(found)
+    if key not in _SIZES:
+        try:
+            _SIZES[key] = found.open().size
+        except OSError as error:
+            _SIZES[key] = f"a corrupt image ({first_line(error)})"
+    size = _SIZES[key]
+    if isinstance(size, str):
+        raise BadRow(size)
+    refused = accepts(size)
+    if refused:
+        raise BadRow(f"an image of {size[0]} × {size[1]} pixels ({refused})")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,35 +244,85 @@ class Sourced(Benchmark):
             raise SettingError("rows", self.rows, allowed)
 
     def gather(
-        self, rows: Sequence[Any] | datasets.Dataset, make: Callable[[int, Any], Sample], limit: int | None
+        self,
+        rows: datasets.Dataset,
+        make: Callable[[int, Any, Context], Sample],
+        split: str,
+        limit: int | None,
+        accepts: Accepts,
+        numbers: Sequence[int] | None = None,
     ) -> Samples:
-        """Samples of the first good rows, at most `limit`; bad ones are refused or counted.
+        """Good rows as samples; with a limit a fair draw of whole images; bad rows are refused or counted.
+
+        All rows' texts are looked at, and of the pictures those that are drawn.
+
+        Args:
+            make: from a row's number, its columns but the image, and the texts around an image to a sample.
+            numbers: the rows that belong to the split; None is all.
+            accepts: as in `Benchmark.load`.
 
         Raises:
             SettingError: a row is bad and `bad_rows` is `refuse`, or no row is good.
         """
-        samples: list[Sample] = []
-        faults: list[str] = []
-        number = -1
-        for number, row in _numbered(rows):
-            if limit is not None and len(samples) == limit:
-                break
+        faults: dict[int, str] = {}
+        drafts: dict[int, Sample] = {}
+        texts_only = rows.remove_columns("image") if "image" in rows.column_names else rows
+        chosen = range(len(rows)) if numbers is None else numbers
+        for number, row in zip(chosen, texts_only if numbers is None else texts_only.select(numbers), strict=True):
             try:
-                samples.append(make(number, row))
+                drafts[number] = make(number, row, lambda image: ("", ""))
             except BadRow as error:
-                faults.append(f"row {number} has {error}")
-        shown = "; ".join(faults[:3]) + ("; …" if len(faults) > 3 else "")
+                faults[number] = str(error)
+        at: dict[str, list[int]] = {}
+        for number, draft in drafts.items():
+            at.setdefault(draft.image_id, []).append(number)
+        whole = self.merged(list(drafts.values()))
+        sizes = {name: len(some) for name, some in by_image(whole).items()}
+        found: list[int] = []
+        taken = 0
+        for name in sizes if limit is None else fair_order(whole):
+            if limit is not None and taken and taken + sizes[name] > limit:
+                break
+            bad = _bad_pictures({number: drafts[number].picture for number in at[name]}, accepts)
+            good = [number for number in at[name] if number not in bad]
+            faults |= bad
+            found += good
+            taken += len(self.merged([drafts[number] for number in good]))
         if faults and self.bad_rows == "refuse":
-            allowed = f"{len(faults)} unusable of {number + 1} rows: {shown}; bad_rows=skip leaves them out"
+            allowed = f"{len(faults)} unusable of {len(chosen)} rows: {_shown(faults)}; bad_rows=skip leaves them out"
             raise SettingError("source", self.source, allowed)
+        context = lru_cache(maxsize=None)(lambda image: self.context(split, image))
+        found = sorted(found) if limit is None else found
+        samples = self.merged([make(number, texts_only[number], context) for number in found])
+        if limit is not None and len(samples) > limit:  # a single image has more questions
+            samples = self.merged(samples[:limit])
         if not samples:
-            raise SettingError("source", self.source, f"has no usable row ({shown or 'it is empty'})")
-        return Samples(samples, [f"{len(faults)} rows of {self.source} left out: {shown}"] if faults else [])
+            raise SettingError("source", self.source, f"has no usable row ({_shown(faults) or 'it is empty'})")
+        notes = [f"{len(faults)} rows of {self.source} left out: {_shown(faults)}"] if faults else []
+        if limit is not None and len(samples) < limit:
+            why = "images are taken whole" if len(found) + len(faults) < len(chosen) else "there are no more"
+            notes.append(f"{len(samples)} samples for a limit of {limit}: {why}")
+        return Samples(samples, notes)
 
 
-def _numbered(rows: Any) -> Iterator[tuple[int, Mapping[str, Any]]]:
-    """Rows with their numbers, without the pictures' bytes: those are read through `picture`."""
-    texts = (
-        rows.remove_columns("image") if isinstance(rows, datasets.Dataset) and "image" in rows.column_names else rows
-    )
-    yield from enumerate(texts)
+def _shown(faults: Mapping[int, str]) -> str:
+    """The first three faults, by row."""
+    some = [f"row {number} has {fault}" for number, fault in sorted(faults.items())]
+    return "; ".join(some[:3]) + ("; …" if len(some) > 3 else "")
+
+
+def _bad_pictures(pictures: Mapping[int, Picture], accepts: Accepts) -> dict[int, str]:
+    """What is wrong with the pictures of rows about one image: unusable, or not the one that the first row shows."""
+    bad: dict[int, str] = {}
+    first: int | None = None
+    for number, found in pictures.items():
+        try:
+            check_picture(found, accepts)
+        except BadRow as error:
+            bad[number] = str(error)
+            continue
+        if first is None:
+            first = number
+        elif found.digest != pictures[first].digest:
+            bad[number] = f"another picture than row {first}, under the same name of an image"
+    return bad

@@ -11,9 +11,30 @@ from typing import Any, ClassVar
 import datasets
 
 from tdrs.benchmarks import prompts
-from tdrs.benchmarks.benchmark import Benchmark, Picture, Record, Sample, Samples, make_record, mean_score
+from tdrs.benchmarks.benchmark import (
+    Accepts,
+    Benchmark,
+    Picture,
+    Record,
+    Sample,
+    Samples,
+    anything,
+    make_record,
+    mean_score,
+)
 from tdrs.benchmarks.evalai import process
-from tdrs.benchmarks.sources import BadRow, Checked, Sourced, check_columns, open_rows, picture
+from tdrs.benchmarks.sources import (
+    BadRow,
+    Context,
+    Pictures,
+    Sourced,
+    Unique,
+    check_columns,
+    name_of,
+    open_rows,
+    text,
+    texts,
+)
 
 FEATURES = datasets.Features(
     {
@@ -60,19 +81,19 @@ def sample(
     """A row as a sample; `ocr_tokens` puts them into the prompt, None as the style does it (only LLaVA's has them).
 
     Raises:
-        BadRow: other than ten answers.
+        BadRow: other than ten answers; or a field is missing, empty or of another type.
     """
-    answers = tuple(row["answers"])
+    question, answers = text(row, "question"), texts(row, "answers")
     if len(answers) != ANNOTATORS:
         raise BadRow(f"{len(answers)} answers, not {ANNOTATORS}")
     listed = style == "llava" if ocr_tokens is None else ocr_tokens
-    tokens = list(row["ocr_tokens"]) if listed else None
+    tokens = texts(row, "ocr_tokens") if listed else None
     return Sample(
-        id=str(row["question_id"]),
-        image_id=str(row["image_id"]),
+        id=name_of(row, "question_id"),
+        image_id=name_of(row, "image_id"),
         picture=found,
-        question=row["question"],
-        prompt=prompts.textvqa(style, row["question"], tokens, context[1]),
+        question=question,
+        prompt=prompts.textvqa(style, question, tokens, context[1]),
         before=context[0],
         gold=Counter(answers).most_common(1)[0][0],
         answers=answers,
@@ -114,15 +135,16 @@ class TextVQA(TextVQARules, Sourced):
     tuning: str = "train"
     held_out: str = "validation"
 
-    def load(self, split: str, limit: int | None, style: str) -> Samples:
+    def load(self, split: str, limit: int | None, style: str, accepts: Accepts = anything) -> Samples:
         rows = open_rows(self.source, self.config, getattr(self, split), self.revision)
         check_columns(rows, tuple(FEATURES), self.source)
         self.check_count(len(rows), split)
-        checked = Checked()
+        pictures = Pictures(rows, self.source)
+        ids = Unique()
 
-        def make(number: int, row: Any) -> Sample:
-            found = picture(rows, number)
-            checked.check(str(row["image_id"]), found)
-            return sample(row, found, style, self.ocr_tokens, self.context(split, str(row["image_id"])))
+        def make(number: int, row: Any, context: Context) -> Sample:
+            one = sample(row, pictures[number], style, self.ocr_tokens, context(name_of(row, "image_id")))
+            ids.check("question_id", one.id, number)
+            return one
 
-        return self.gather(rows, make, limit)
+        return self.gather(rows, make, split, limit, accepts)

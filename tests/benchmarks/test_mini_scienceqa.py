@@ -78,7 +78,10 @@ def test_gold_letters_are_balanced() -> None:
 
 def test_limits() -> None:
     mini = benchmarks.from_settings({"name": "mini_scienceqa"})
-    assert len(benchmarks.load(mini, "tuning", 6)) == 6
+    assert len(benchmarks.load(mini, "tuning", 8)) == 8
+    less = benchmarks.load(mini, "tuning", 6)
+    assert (len(less), less.notes) == (4, ["4 samples for a limit of 6: images are taken whole"])
+    assert len(benchmarks.load(mini, "tuning", 3)) == 3  # of one image
     with pytest.raises(SettingError, match=r"^limit = 5000: mini_scienceqa has 2000"):
         benchmarks.load(mini, "held_out", 5000)
     with pytest.raises(SettingError, match=r"dataset.gap = -3: must be a whole number from 0 to 2048"):

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from tdrs import benchmarks
 from tdrs.benchmarks import gqa, pope, scienceqa, textvqa
 from tdrs.benchmarks.benchmark import Picture, Record, Sample
 from tdrs.benchmarks.evalai import CONTRACTIONS, process
@@ -25,13 +26,15 @@ SAMPLE = Sample("1", "i", Picture(lambda: b""), "q?", "q?", "B", options=("A", "
         ("The answer is C.", "C", ""),
         ("I think. The answer is A. Sure.", "A", ""),
         ("The answer is A. The answer is B.", "", ""),
-        ("The answer is A", "", ""),
+        ("The answer is A", "", ""),  # LLaVA's pattern wants a character behind the letter, and any one will do
+        ("The answer is A, I think", "A", ""),
+        ("The answer is B!", "B", ""),
         ("The answer is (A).", "", ""),
         ("B) dog", "", ""),
         ("AB", "", ""),
         ("", "", ""),
         ("a dog", "", ""),
-        ("Z", "", ""),
+        ("Z", "Z", "Z"),  # wrong all the same, where there are fewer choices
         ("É", "", ""),
     ],
 )
@@ -70,10 +73,56 @@ def test_gqa_equality(said: str, gold: str, official: int, llava: int, lmms_eval
 
 def test_gqa_says_what_the_official_rule_lost() -> None:
     sample = replace(SAMPLE, gold="yes")
-    records = [gqa.score(said, sample) for said in ("Yes.", "YES", "no", "yes")]
-    (note,) = gqa.GQA().notes(records)
+    records = [gqa.score(said, sample, "official") for said in ("Yes.", "YES", "no", "yes")]
+    (note,) = gqa.GQA(rule="official").notes(records)
     assert note.startswith("2 answers counted wrong though")
-    assert gqa.GQA().notes(records[2:]) == []
+    assert gqa.GQA(rule="official").notes(records[2:]) == []
+
+
+def test_defaults_read_the_raw_answers_of_real_models() -> None:
+    """What LLaVA-1.5, InternVL2 and Qwen2.5-VL write, as their published scores count it."""
+    named = {name: benchmarks.from_settings({"name": name}) for name in ("gqa", "mini_gqa", "scienceqa", "pope")}
+    sample = replace(SAMPLE, gold="yes", options=(), categories=("random",))
+    for said in ("Yes", "Yes.", "yes"):
+        assert [named[name].score(said, sample).score for name in ("gqa", "mini_gqa", "pope")] == [1, 1, 1], said
+    assert named["gqa"].score("Right", replace(sample, gold="right")).score == 1
+    question = replace(SAMPLE, choices=("Georgia", "West Virginia", "Ohio"))
+    for style, answers in {
+        "llava": ("B", "B. West Virginia"),
+        "internvl": ("B", "B.", "B. West Virginia", "West Virginia"),
+        "vlmevalkit": ("B", "B.", "B. West Virginia", "The correct answer is B.", "**B. West Virginia**", "(B)"),
+        "lmms_eval": ("B", "B.", "B. West Virginia"),
+    }.items():
+        asked = named["scienceqa"].asked_by(style)
+        assert (asked.prompt, asked.rule) == (style, style)
+        for said in answers:
+            assert asked.score(said, question).score == 1, (style, said)
+    assert named["scienceqa"].rule == "prompt"
+    fixed = benchmarks.from_settings({"name": "scienceqa", "prompt": "llava", "rule": "lmms_eval"})
+    assert fixed.asked_by("internvl") == fixed
+
+
+@pytest.mark.parametrize(
+    ("said", "internvl", "vlmevalkit"),
+    [
+        ("B", "B", "B"),
+        ("b", "b", ""),  # InternVL's script takes any single character, which then equals no letter
+        ("Because it is B.", "B", "B"),  # InternVL: the first character
+        ("Ohio", "C", "C"),
+        ("The state is Ohio", "C", "C"),
+        ("it is georgia", "", "A"),
+        ("Georgia or Ohio", "A", ""),
+        ("A or B", "A", ""),
+        ("A and Ohio", "A", "A"),
+        ("I do not know", "", ""),
+        ("E", "E", ""),
+        ("", "", ""),
+    ],
+)
+def test_option_letters_of_the_other_toolkits(said: str, internvl: str, vlmevalkit: str) -> None:
+    choices = ("Georgia", "West Virginia", "Ohio")
+    assert scienceqa.letter_internvl(said, choices) == internvl
+    assert scienceqa.letter_vlmevalkit(said, choices) == vlmevalkit
 
 
 @pytest.mark.parametrize(
@@ -92,6 +141,15 @@ def test_gqa_says_what_the_official_rule_lost() -> None:
         ("yes and no", "no", "", ""),
         (" yes ", "yes", "yes", "yes"),
         ("No\nYes", "yes", "", ""),  # one word, as it splits on blanks alone
+        ("**No**", "yes", "", ""),  # VLMEvalKit removes the marks of VQA's list, and splits at blanks
+        ("No:", "yes", "", ""),
+        ("'no'", "yes", "", ""),
+        ("No.There is none", "no", "", ""),
+        ("No-", "yes", "", "no"),
+        ('"No"', "yes", "", "no"),
+        ("(no)", "yes", "", "no"),
+        ("yes/no", "yes", "", ""),
+        ("1,000 no-cats", "yes", "", ""),  # a comma between digits: marks become nothing, so it is "nocats"
     ],
 )
 def test_pope_yes_and_no(said: str, official: str, lmms_eval: str, vlmevalkit: str) -> None:
@@ -174,7 +232,7 @@ def test_textvqa_needs_ten_answers() -> None:
 
 def record(gold: str, answer: str, categories: str, **values: Any) -> Record:
     sample = replace(SAMPLE, gold=gold, categories=tuple(categories.split(",")))
-    return replace(pope.score(answer, sample), **values)
+    return replace(pope.score(answer, sample, "lmms_eval"), **values)  # its answer is what was said, or ""
 
 
 def test_pope_metrics_of_known_counts() -> None:
@@ -208,9 +266,30 @@ def test_pope_metrics_where_a_class_is_empty() -> None:
 
 
 def test_an_unparsable_answer_is_wrong_and_not_a_yes() -> None:
-    lost = pope.score("maybe", replace(SAMPLE, gold="no", categories=("random",)), "lmms_eval")
+    lost = pope.score("maybe", replace(SAMPLE, gold="no", categories=("random",)), "vlmevalkit")
     assert lost.score == 0
-    assert pope.metrics([lost])["yes_ratio"] == 0
+    assert pope.metrics([lost], "vlmevalkit")["yes_ratio"] == 0
+
+
+def test_lmms_eval_leaves_unparsable_positives_out_of_recall_and_f1() -> None:
+    """TP 2, FP 1, FN 1, and two positives without a yes or no; its yes ratio is that of the gold answers."""
+    records = [record("yes", "yes", "random")] * 2 + [record("yes", "no", "random")]
+    records += [record("yes", "", "random")] * 2 + [record("no", "yes", "random"), record("no", "no", "random")]
+    theirs, strict = pope.metrics(records, "lmms_eval"), pope.metrics(records, "vlmevalkit")
+    assert theirs["recall"] == pytest.approx(2 / 3)
+    assert theirs["f1"] == pytest.approx(2 / 3)
+    assert strict["recall"] == pytest.approx(2 / 5)
+    assert strict["f1"] == pytest.approx(4 / 8)
+    assert theirs["precision"] == strict["precision"] == pytest.approx(2 / 3)
+    assert theirs["accuracy"] == strict["accuracy"] == pytest.approx(3 / 7)
+    assert theirs["yes_ratio"] == pytest.approx(5 / 7)
+    assert strict["yes_ratio"] == pytest.approx(3 / 7)
+    benchmark = benchmarks.from_settings({"name": "mini_pope", "rule": "lmms_eval"})
+    assert benchmark.metrics(records)["f1"] == pytest.approx(2 / 3)
+    assert benchmark.intervals(records)["f1"].value == pytest.approx(2 / 3)
+    none = [record("yes", "", "random")]
+    assert math.isnan(pope.metrics(none, "lmms_eval")["recall"])
+    assert pope.f1_difference(records, records, "lmms_eval").value == 0
 
 
 @pytest.mark.parametrize("benchmark", [scienceqa, gqa, textvqa])
@@ -230,5 +309,3 @@ def test_merged_pairs_weigh_as_the_mean_of_the_categories() -> None:
     records = [pope.score(said, one) for said, one in zip(("yes", "yes", "no", "no"), unique, strict=True)]
     weighted = sum(r.score * r.weight for r in records) / sum(r.weight for r in records)
     assert pope.metrics(records)["accuracy"] == pytest.approx(weighted) == pytest.approx((2 / 3 + 1) / 2)
-    with pytest.raises(Exception, match="two answers"):
-        pope.merge([made[0], replace(made[0], gold="no")])

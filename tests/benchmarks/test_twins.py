@@ -200,7 +200,8 @@ def test_pope_negatives_follow_their_definitions() -> None:
 def test_pope_pairs_weigh_as_the_mean_of_the_categories() -> None:
     benchmark = benchmarks.from_settings({"name": "mini_pope"})
     samples = load("mini_pope", "tuning", 300)
-    assert sum(sample.weight for sample in samples) == pytest.approx(300)
+    assert 288 < len(samples) <= 300  # whole images
+    assert sum(sample.weight for sample in samples) == pytest.approx(len(samples))
     records = [benchmark.score("yes" if number % 3 else "no", sample) for number, sample in enumerate(samples)]
     weighted = sum(r.score * r.weight for r in records) / sum(r.weight for r in records)
     assert benchmark.metrics(records)["accuracy"] == pytest.approx(weighted)

@@ -1,0 +1,71 @@
+"""A fair draw: an order of a split's images in which the first n questions stand for all of them, whatever n is.
+
+A file may be sorted by category, answer, subject or image, so its first rows stand for nothing. Here a hash of their
+names puts the images into an order. Then images are taken one by one: of the next `WINDOW` images the one after which
+the questions so far are most like the whole split, by the share of each category, answer, kind of question and stratum.
+The order depends on the rows' contents alone: not on their order in the file, nor on prompt, gap, model or method. A
+smaller draw is the beginning of a larger one.
+"""
+
+import hashlib
+from collections import Counter
+from collections.abc import Sequence
+
+import numpy as np
+
+from tdrs.benchmarks.benchmark import Sample
+
+WINDOW = 64  # images one is chosen from; few, so that none waits for long: an image unlike the others must come, too
+COMMON = 0.02  # values that fewer questions have are one value, "other"
+
+
+def traits(sample: Sample) -> list[tuple[str, str]]:
+    """What a draw is balanced over: pairs of a dimension and the sample's value in it."""
+    word = sample.question.split(maxsplit=1)[0].lower() if sample.question.strip() else ""
+    found = [("kind", word), ("answer", sample.gold), ("options", str(len(sample.options)))]
+    found += [("category", f"{name}: {sample.gold}" if sample.options else name) for name in sample.categories]
+    return found + [(f"stratum {number}", value) for number, value in enumerate(sample.strata)]
+
+
+def by_image(samples: Sequence[Sample]) -> dict[str, list[Sample]]:
+    """The samples of each image, in their order."""
+    found: dict[str, list[Sample]] = {}
+    for sample in samples:
+        found.setdefault(sample.image_id, []).append(sample)
+    return found
+
+
+def fair_order(samples: Sequence[Sample]) -> list[str]:
+    """The names of all images, in the order of the draw."""
+    images = by_image(samples)
+    waiting = sorted(images, key=lambda name: hashlib.sha256(name.encode()).digest())
+    counts, sizes = _table([images[name] for name in waiting])
+    share = counts.sum(axis=0) / sizes.sum()
+    sums, size = np.zeros(len(share)), 0.0
+    rows = list(range(len(waiting)))
+    order: list[str] = []
+    while rows:
+        near = rows[:WINDOW]
+        totals = sizes[near, None] + size
+        distance = ((sums + counts[near] - totals * share) ** 2 / share).sum(axis=1)
+        best = near[int(np.argmin(distance.round(9)))]  # rounded: equal ones must be equal on every machine
+        rows.remove(best)
+        order.append(waiting[best])
+        sums, size = sums + counts[best], size + sizes[best]
+    return order
+
+
+def _table(images: Sequence[Sequence[Sample]]) -> tuple[np.ndarray, np.ndarray]:
+    """How often each trait occurs among an image's questions, (images, traits), and how many these are, (images,)."""
+    each = [Counter(trait for sample in some for trait in traits(sample)) for some in images]
+    sizes = np.array([len(some) for some in images], dtype=float)
+    totals: Counter[tuple[str, str]] = Counter()
+    for counted in each:
+        totals.update(counted)
+    common = {trait for trait, count in totals.items() if count >= COMMON * sizes.sum()}
+    column = {trait: number for number, trait in enumerate(sorted(common | {(name, "") for name, _ in totals}))}
+    table = np.zeros((len(images), len(column)))
+    for number, counted in enumerate(each):
+        for trait, count in counted.items():
+            table[number, column[trait if trait in common else (trait[0], "")]] += count
+    return table[:, table.any(axis=0)], sizes
