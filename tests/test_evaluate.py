@@ -27,16 +27,16 @@ from tdrs.records import Evaluation
 
 
 def test_files_and_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    arguments = ["intervention=tdrs", "limit=10", "batch_size=4", "dataset.gap=8", f"output={tmp_path}"]
+    arguments = ["intervention=tdrs", "limit=12", "batch_size=5", "dataset.gap=8", f"output={tmp_path}"]
     assert run("evaluate", main_evaluate, "", arguments) == 0
     (folder,) = (tmp_path / "records").iterdir()
     result = json.loads((folder / "result.json").read_text())
     metrics = result["metrics"]
-    assert result["n"] == 10
+    assert result["n"] == 12
     assert 0 <= metrics["accuracy_low"] <= metrics["accuracy"] <= metrics["accuracy_high"] <= 1
     records = pq.read_table(folder / "samples.parquet").to_pylist()
     assert list(records[0]) == [field.name for field in fields(Record)]
-    assert metrics["accuracy"] == pytest.approx(sum(r["score"] for r in records) / 10)
+    assert metrics["accuracy"] == pytest.approx(sum(r["score"] for r in records) / 12)
     assert yaml.safe_load((folder / "config.yaml").read_text())["dataset"]["gap"] == 8
     assert str(folder) in capsys.readouterr().out
     client = MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
@@ -182,13 +182,13 @@ def test_nan_in_the_logits_is_an_error_that_names_the_samples(mini_llava: Backbo
 
 def test_shards_make_the_whole(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """In any order, one left to the command without a shard; the records are those of one run, bit for bit."""
-    given = ["intervention=tdrs", "limit=22", "batch_size=4", "dataset.gap=8", "tracking=none"]
+    given = ["intervention=tdrs", "limit=24", "batch_size=5", "dataset.gap=8", "tracking=none"]
     assert run("evaluate", main_evaluate, "", [*given, f"output={tmp_path / 'one'}"]) == 0
     (one,) = (tmp_path / "one" / "records").iterdir()
     output = f"output={tmp_path / 'parts'}"
     assert run("evaluate", main_evaluate, "", [*given, output, "shard=3/3"]) == 0
     said = capsys.readouterr().out
-    assert "shard 3/3: 6 samples kept; 6 of 22 are there" in said
+    assert "shard 3/3: 9 samples kept; 9 of 24 are there" in said
     assert not list((tmp_path / "parts").glob("records/*/result.json"))
     assert run("evaluate", main_evaluate, "", [*given, output, "shard=1/3"]) == 0
     assert run("evaluate", main_evaluate, "", [*given, output]) == 0  # asks the second third alone
@@ -199,7 +199,7 @@ def test_shards_make_the_whole(tmp_path: Path, capsys: pytest.CaptureFixture[str
 
 
 def test_the_last_shard_makes_the_result(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    given = ["limit=10", "batch_size=4", "dataset.gap=8", "tracking=none", f"output={tmp_path}"]
+    given = ["limit=12", "batch_size=5", "dataset.gap=8", "tracking=none", f"output={tmp_path}"]
     for shard in ("2/2", "1/2"):
         assert not list(tmp_path.glob("records/*/result.json"))
         assert run("evaluate", main_evaluate, "", [*given, f"shard={shard}"]) == 0

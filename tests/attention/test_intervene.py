@@ -144,14 +144,14 @@ def test_generate_runs_inside(mini_llava: Backbone) -> None:
     """The README's example, on the embedded model, left-padded."""
     from tdrs import benchmarks
 
-    samples = benchmarks.load(benchmarks.from_settings({"name": "mini_scienceqa", "gap": 20}), "tuning", 5)
+    samples = benchmarks.load(benchmarks.from_settings({"name": "mini_scienceqa", "gap": 20}), "tuning", 8)
     inputs = mini_llava.inputs(samples)
     assert (inputs["attention_mask"] == 0).any()
     method = tdrs.TDRS(sd=True, dc=tdrs.DC(w_min=3.0, weight=1.0), re=tdrs.RE(w_min=2.0, weight=0.8), gain="logits")
     stock = mini_llava.model.generate(**inputs, max_new_tokens=4, do_sample=False)
     with tdrs.intervene(mini_llava.model, method):
         edited = mini_llava.model.generate(**inputs, max_new_tokens=4, do_sample=False)
-    assert edited.shape[0] == stock.shape[0] == 5
+    assert edited.shape[0] == stock.shape[0] == 8
     assert torch.equal(mini_llava.model.generate(**inputs, max_new_tokens=4, do_sample=False), stock)
 
 

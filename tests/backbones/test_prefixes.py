@@ -58,7 +58,7 @@ def shapes(backbone: Backbone) -> Iterator[list[tuple[int, int]]]:
 def answers(backbone: Backbone, name: str, method: Method, gap: int, place: str) -> tuple[list[Any], list[Any], Any]:
     """Answers to whole prompts and with shared beginnings, and the forward passes of the latter."""
     benchmark = benchmarks.from_settings({"name": name, "gap": gap, "filler": place})
-    samples = benchmarks.load(benchmark, "tuning", 11, backbone.settings.prompt_style)
+    samples = benchmarks.load(benchmark, "tuning", 24, backbone.settings.prompt_style)[:11]
     found = []
     for share in (False, True):
         with intervene(backbone.model, method) if method.active else nullcontext(), shapes(backbone) as passes:

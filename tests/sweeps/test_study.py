@@ -430,7 +430,7 @@ def test_rows_left_out_are_said(tmp_path: Path) -> None:
         rows = rows.map(lambda row, number: {"answers": row["answers"][: 10 - (number == 1)]}, with_indices=True)
         rows.to_parquet(tmp_path / f"{split}.parquet")
     given = ["dataset=textvqa", f"dataset.source={tmp_path}", "dataset.rows=null", "dataset.bad_rows=skip"]
-    given += ["dataset.tuning=tuning", "dataset.held_out=held_out", "preset.tuning=4", "preset.held_out=4"]
+    given += ["dataset.tuning=tuning", "dataset.held_out=held_out", "preset.tuning=5", "preset.held_out=5"]
     found = Study(plain(compose("sweep", [*given, f"output={tmp_path}"])), Tracker("none", tmp_path))
     said = f"1 rows of {tmp_path} left out: row 1 has 9 answers, not 10"
     assert found.preview.notes == [f"tuning: {said}", f"held_out: {said}"]
