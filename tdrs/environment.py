@@ -18,7 +18,7 @@ _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # names in malloc.h
 @lru_cache
 def environment() -> dict[str, str]:
     """Versions of what decides numbers, the machine, and the commit ("" outside a checkout; + where files differ)."""
-    libraries = {name: version(name) for name in ("torch", "transformers", "optuna", "mlflow", "numpy")}
+    libraries = versions() | {name: version(name) for name in ("optuna", "mlflow", "numpy")}
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else _processor()
     return {
         "tdrs": __version__,
@@ -30,6 +30,11 @@ def environment() -> dict[str, str]:
         "cores": str(os.cpu_count()),
         "system": platform.platform(),
     }
+
+
+def versions() -> dict[str, str]:
+    """The versions of the packages that decide a model's answers."""
+    return {name: version(name) for name in ("torch", "transformers", "tokenizers", "pillow")}
 
 
 def keep_memory() -> None:

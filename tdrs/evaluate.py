@@ -31,6 +31,7 @@ from tdrs.backbones import Backbone, BackboneSettings
 from tdrs.backbones.features import Features
 from tdrs.backbones.huggingface import Answer
 from tdrs.benchmarks import Benchmark, Record, Sample, Samples
+from tdrs.benchmarks.prompts import answer_length
 from tdrs.configuration import plain, run
 from tdrs.interventions import Method
 from tdrs.records import Batch, Counts, Evaluation, Records
@@ -55,7 +56,13 @@ class Plan:
 
     def load(self, limit_name: str = "limit") -> Samples:
         """The samples; raises as `benchmarks.load`."""
-        return benchmarks.load(self.dataset, self.split, self.limit, self.backbone.prompt_style, limit_name)
+        accepts = self.backbone.accepts
+        return benchmarks.load(self.dataset, self.split, self.limit, self.style, limit_name, accepts)
+
+    @property
+    def style(self) -> str:
+        """Whose prompt is asked: the data set's own, or the backbone's."""
+        return self.backbone.prompt_style if self.dataset.prompt == "backbone" else self.dataset.prompt
 
     def identity(self, samples: Samples) -> str:
         """A hash of what decides the records of these samples: not of paths, names, or settings without effect."""
@@ -69,6 +76,7 @@ class Plan:
             "backbone": self.backbone.decisive,
             "samples": samples.content,
             "rule": [type(self.dataset).__name__, self.dataset.rule],
+            "answer": answer_length(self.style, self.dataset.real, self.backbone.max_new_tokens),
             "method": method,
             "execution": self.execution if method else "",
             "batch_size": self.batch_size,
@@ -111,12 +119,12 @@ def out_of_memory(error: BaseException) -> bool:
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or "allocate memory" in str(error)
 
 
-def _ask(backbone: Backbone, batch: Sequence[Sample], benchmark: str, size: int) -> list[Answer] | None:
+def _ask(backbone: Backbone, batch: Sequence[Sample], benchmark: Benchmark, size: int) -> list[Answer] | None:
     """The answers to a batch, `size` samples at a time; None if memory ran out and fewer can be asked."""
     answers: list[Answer] = []
     try:
         for first in range(0, len(batch), size):
-            answers += backbone.answer(batch[first : first + size], benchmark)
+            answers += backbone.answer(batch[first : first + size], benchmark.real, benchmark.prompt)
     except (RuntimeError, MemoryError) as error:
         if size == 1 or not out_of_memory(error):
             raise
@@ -154,19 +162,22 @@ def run_batches(
             begun = time.perf_counter()
             batch = samples[first : first + batch_size]
             try:
-                while (answers := _ask(backbone, batch, benchmark.real, size)) is None:
+                while (answers := _ask(backbone, batch, benchmark, size)) is None:
                     size = (size + 1) // 2
                     session.take_clamped()
                     if torch.cuda.is_available():
                         torch.cuda.empty_cache()
             except FloatingPointError as error:
-                raise FloatingPointError(f"{error} of samples {first} to {first + len(batch) - 1}") from error
+                raise FloatingPointError(
+                    f"{error}, in the batch of samples {first} to {first + len(batch) - 1}"
+                ) from error
             records = [
                 replace(benchmark.score(answer.text, sample), margin=answer.margin)
                 for sample, answer in zip(batch, answers, strict=True)
             ]
             clamped = session.take_clamped()
-            yield Batch(first, records, clamped, time.perf_counter() - begun, size)
+            marked = sum(backbone.marks_of(sample) != "" for sample in batch)
+            yield Batch(first, records, clamped, time.perf_counter() - begun, size, marked)
 
 
 def summary(benchmark: Benchmark, samples: Sequence[Sample], batches: Sequence[Batch], batch_size: int) -> Evaluation:
@@ -184,6 +195,9 @@ def summary(benchmark: Benchmark, samples: Sequence[Sample], batches: Sequence[B
     metrics["margin"] = sum(r.margin * r.weight for r in records) / sum(weights) if records else math.nan
     metrics |= {f"clamped_{name}": count / max(of, 1) for name, (count, of) in clamped.items()}
     notes = [*(samples.notes if isinstance(samples, Samples) else ()), *benchmark.notes(records)]
+    marked = sum(batch.marked for batch in batches)
+    if marked:
+        notes.append(f"{marked} samples spell out special tokens of the model, such as <image>: it reads them as text")
     smallest = min((batch.size for batch in batches), default=batch_size)
     if smallest < batch_size:
         notes.append(f"out of memory: batches of {batch_size} were asked {smallest} samples at a time")

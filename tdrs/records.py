@@ -51,6 +51,7 @@ class Batch:
         clamped: how many w_min were clamped, and of how many.
         seconds: how long it took.
         size: how many samples were asked at a time: the batch size, or less once memory ran out.
+        marked: how many samples spell out special tokens of the model.
     """
 
     start: int
@@ -58,6 +59,7 @@ class Batch:
     clamped: Counts
     seconds: float
     size: int
+    marked: int = 0
 
 
 @dataclass(frozen=True)
@@ -215,7 +217,8 @@ class Records:
                 start = values["start"]
                 if start not in found:  # else it is one that two workers brought
                     records = [Record(*row) for row in values["records"]]
-                    found[start] = Batch(start, records, _counts(values["clamped"]), values["seconds"], values["size"])
+                    clamped, marked = _counts(values["clamped"]), values.get("marked", 0)
+                    found[start] = Batch(start, records, clamped, values["seconds"], values["size"], marked)
         return [found[start] for start in sorted(found)]
 
     def append(self, identity: str, batch: Batch, shard: str | None = None) -> None:

@@ -7,7 +7,7 @@ import pytest
 from omegaconf import DictConfig
 from tdrs.sweeps.protocols import PROTOCOLS
 
-from tdrs import interventions
+from tdrs import environment, interventions
 from tdrs.backbones import BackboneSettings
 from tdrs.benchmarks import mini_textvqa
 from tdrs.configuration import compose, folder, plain, run
@@ -192,6 +192,24 @@ def test_identity_follows_the_content_not_the_path(tmp_path: Path) -> None:
         given = [f"dataset.source={tmp_path}/{name}.parquet", "dataset.rows=null", "limit=3"]
         found.append(identity("dataset=textvqa", *given))
     assert found[0] == found[1] != found[2]
+
+
+@pytest.mark.parametrize("package", ["torch", "transformers", "tokenizers", "pillow"])
+def test_identity_follows_the_versions_that_decide_numbers(package: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    before, version = identity(), environment.version
+    monkeypatch.setattr(environment, "version", lambda name: "9.9" if name == package else version(name))
+    assert identity() != before
+
+
+def test_identity_follows_whose_prompt_is_asked() -> None:
+    """POPE's prompts of two toolkits are alike; how long an answer may be is not."""
+    asked = [
+        identity("dataset=mini_pope", "backbone.max_new_tokens=null", f"dataset.prompt={p}")
+        for p in ("llava", "internvl")
+    ]
+    assert asked[0] != asked[1]
+    assert identity("dataset.prompt=llava") == identity() == identity("dataset.rule=llava")
+    assert identity("backbone.transparency=white") != identity()
 
 
 def test_identity_follows_the_weights(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """Which model, and how it runs: the settings of a backbone, checked before anything is loaded."""
 
 import hashlib
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -12,8 +13,11 @@ import torch
 from huggingface_hub.constants import HF_HUB_CACHE
 from transformers import AutoConfig
 
-from tdrs.backbones.processors import check_image_setting
+from tdrs.backbones.checkpoint import Incomplete
+from tdrs.backbones.processors import TRANSPARENCY, check_image_setting, size_fault
 from tdrs.benchmarks.prompts import STYLES
+from tdrs.environment import versions
+from tdrs.file_hash import file_hash
 from tdrs.settings import SettingError, build, check_choice, check_number, first_line
 
 EMBEDDED = Path(__file__).parent.parent / "zoo" / "models"
@@ -35,6 +39,8 @@ class BackboneSettings:
         prompt_style: the style of prompt the model's own evaluation uses; a dataset's `prompt` goes before it.
         max_new_tokens: the longest answer; None as in the style's toolkit, which has one for each benchmark.
         system: the system prompt; None is the chat template's own, "" none where the template allows it.
+        transparency: what becomes of a transparent picture: `family`, as the code of the model's family does it; `drop`
+            the transparency, which shows the colour that is stored beneath; put it on `white`.
         image: how pictures are prepared, by the names in `processors.IMAGE_SETTINGS`: `do_pad` (LLaVA), `min_patches`
             and `max_patches` (InternVL's tiles), `min_pixels` and `max_pixels` (Qwen2.5-VL); else as in the model's
             folder.
@@ -49,6 +55,7 @@ class BackboneSettings:
     prompt_style: str = "llava"
     max_new_tokens: int | None = None
     system: str | None = None
+    transparency: str = "family"
     image: dict[str, Any] = field(default_factory=dict, hash=False)
 
     def __post_init__(self) -> None:
@@ -56,6 +63,7 @@ class BackboneSettings:
         check_choice("dtype", self.dtype, DTYPES)
         check_choice("attention", self.attention, ("sdpa", "eager"))
         check_choice("prompt_style", self.prompt_style, STYLES)
+        check_choice("transparency", self.transparency, TRANSPARENCY)
         for name, value in self.image.items():
             check_image_setting(name, value)
         if self.max_new_tokens is not None:
@@ -81,12 +89,12 @@ class BackboneSettings:
 
     @property
     def location(self) -> str:
-        """What transformers' classes are given: the local folder if there is one, else the hub id."""
-        return str(self.folder) if self.folder.is_dir() else self.source
+        """What transformers' classes are given: the path of a local folder if there is one, else the hub id."""
+        return str(self.folder.absolute()) if self.folder.is_dir() else self.source
 
     @property
     def fingerprint(self) -> str:
-        """A hash of a local folder's files but its card (of large ones, size and first MiB); or hub id and commit."""
+        """A hash of all of a local folder's files but its card; or hub id and commit."""
         if self.folder.is_dir():
             return _fingerprint(self.folder)
         return f"{self.source} {self._config._commit_hash or self.revision}"
@@ -99,14 +107,26 @@ class BackboneSettings:
             "device": self.resolved_device,
             "dtype": str(self.resolved_dtype),
             "attention": self.attention,
-            "max_new_tokens": self.max_new_tokens or self.prompt_style,
+            "transparency": self.transparency,
+            "versions": versions(),
             **({"image": self.image} if self.image else {}),
             **({"system": self.system} if self.system is not None else {}),
         }
 
     @property
     def _config(self) -> Any:
-        return _config(self.location, self.revision)
+        file = self.folder / "config.json"
+        status = os.stat(file) if file.exists() else None
+        return _config(self.location, self.revision, (status.st_mtime_ns, status.st_ino) if status else None)
+
+    def accepts(self, size: tuple[int, int]) -> str:
+        """Why the model cannot take a picture of a width and height; "" where it can."""
+        try:
+            return size_fault(self.location, self.revision, self.image, size)
+        except SettingError as error:
+            raise error.under("backbone") from None
+        except Exception as error:
+            raise not_loaded(self.source, error) from error
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -130,7 +150,8 @@ class BackboneSettings:
 
 
 @lru_cache
-def _config(source: str, revision: str | None) -> Any:
+def _config(source: str, revision: str | None, changed: tuple[int, int] | None) -> Any:
+    """A model's configuration, read once until its file changes."""
     try:
         return AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=False)
     except (OSError, ValueError) as error:
@@ -139,19 +160,22 @@ def _config(source: str, revision: str | None) -> Any:
 
 def not_loaded(source: str, error: Exception) -> SettingError:
     """Why a model cannot be had, and what to do: where it was looked for, and what would download it."""
+    if isinstance(error, Incomplete):
+        return SettingError("backbone.source", source, first_line(error))
     if Path(source).expanduser().is_dir() or source.startswith("embedded:"):
         return SettingError("backbone.source", source, f"cannot be loaded ({first_line(error)})")
     todo = f"`hf download {source}` where there is a network, or backbone.source=/path/to/its/folder"
     return SettingError("backbone.source", source, f"is not in {HF_HUB_CACHE}, nor to be had from the hub; {todo}")
 
 
-@lru_cache
 def _fingerprint(folder: Path) -> str:
+    """A hash of the files that transformers may read: not of cards, and not of hidden files."""
     digest = hashlib.sha256()
-    for path in sorted(path for path in folder.iterdir() if path.is_file() and path.suffix != ".md"):
-        digest.update(f"{path.name} {path.stat().st_size} ".encode())
-        with path.open("rb") as file:
-            digest.update(file.read(1 << 24 if path.stat().st_size <= 1 << 24 else 1 << 20))
+    for place in (folder, folder / "additional_chat_templates"):
+        files = sorted(place.iterdir()) if place.is_dir() else []
+        for path in files:
+            if path.is_file() and path.suffix != ".md" and not path.name.startswith("."):
+                digest.update(f"{path.relative_to(folder)} {file_hash(path)} ".encode())
     return digest.hexdigest()[:16]
 
 

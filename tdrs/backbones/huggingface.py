@@ -4,23 +4,26 @@ The embedded models and the hub's take the same path: a folder in the hub's layo
 """
 
 import sys
-from collections.abc import Sequence
-from contextlib import nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from transformers import AutoModelForImageTextToText, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPooling
-from transformers.utils.logging import disable_progress_bar
+from transformers.utils import logging
 
 from tdrs.attention.intervene import session_of
 from tdrs.backbones.backbone_settings import BackboneSettings, not_loaded
+from tdrs.backbones.checkpoint import check_files, check_tensors
+from tdrs.backbones.decoding import Watch, greedy
 from tdrs.backbones.features import Features
 from tdrs.backbones.prefixes import common
-from tdrs.backbones.processors import image_kwargs, load_processor
+from tdrs.backbones.processors import image_kwargs, load_processor, transparency
+from tdrs.backbones.tokens import as_text, first_tokens, holds_marks
 from tdrs.benchmarks.benchmark import Picture, Sample
-from tdrs.benchmarks.prompts import longest_answer
+from tdrs.benchmarks.prompts import answer_length
 from tdrs.settings import SettingError
 
 PREPARED = 4096  # batches whose tokens are kept
@@ -69,15 +72,14 @@ class Backbone:
     _prepared: dict[tuple[tuple[str, str, str], ...], dict[str, Any]] = field(default_factory=dict)
 
     def _first_tokens(self, answer: str) -> list[int]:
-        """The tokens this answer may begin with, as written or with a capital; blank ones are passed over."""
+        """The tokens this answer may begin with; see `tokens.first_tokens`."""
         if answer not in self._first:
-            tokenizer = self.processor.tokenizer
-            found = []
-            for text in {answer, answer[:1].upper() + answer[1:]}:
-                ids = tokenizer.encode(text, add_special_tokens=False)
-                found += [i for i in ids if i != tokenizer.unk_token_id and tokenizer.decode([i]).strip()][:1]
-            self._first[answer] = found or [tokenizer.eos_token_id]
+            self._first[answer] = first_tokens(self.processor, answer)
         return self._first[answer]
+
+    def marks_of(self, sample: Sample) -> str:
+        """The first of the model's own special tokens that a sample's text spells out; "" for none."""
+        return holds_marks(self.processor.tokenizer, f"{sample.before}\n{sample.prompt}")
 
     def _margin(self, sample: Sample, logs: torch.Tensor) -> float:
         """Of log-probabilities of the first answer token, (vocabulary,)."""
@@ -95,23 +97,30 @@ class Backbone:
         return image_kwargs(self.processor, self.settings.image)
 
     def inputs(self, samples: Sequence[Sample]) -> Any:
-        """The processor's tensors for a batch, left-padded, on the model's device."""
-        system = self.settings.system
-        first = [] if system is None else [{"role": "system", "content": [{"type": "text", "text": system}]}]
-        turns = [
-            [*first, {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": sample.prompt}]}]
-            for sample in samples
-        ]
-        texts = [
-            insert_before_image(
-                sample.before, self.processor.apply_chat_template(turn, add_generation_prompt=True), self.processor
-            )
-            for sample, turn in zip(samples, turns, strict=True)
-        ]
-        images = [sample.image for sample in samples]
+        """The processor's tensors for a batch, left-padded, on the model's device.
+
+        The model's own special tokens in a sample's text reach it as text; see `tokens.as_text`.
+        """
+        images = [self._open(sample.picture) for sample in samples]
+        texts = [self._text(sample) for sample in samples]
         given = {"return_tensors": "pt", "padding": True, "padding_side": "left", **self._image_kwargs}
         batch = self.processor(text=texts, images=images, **given)
         return batch.to(self.model.device, dtype=self.model.dtype)
+
+    def _text(self, sample: Sample) -> str:
+        """The prompt as the chat template has it, up to where the model answers."""
+        before, prompt = (as_text(self.processor.tokenizer, text) for text in (sample.before, sample.prompt))
+        turns: list[dict[str, Any]] = []
+        if self.settings.system is not None:
+            system = as_text(self.processor.tokenizer, self.settings.system)
+            turns.append({"role": "system", "content": [{"type": "text", "text": system}]})
+        turns.append({"role": "user", "content": [{"type": "image"}, {"type": "text", "text": prompt}]})
+        text = self.processor.apply_chat_template(turns, add_generation_prompt=True)
+        return insert_before_image(before, text, self.processor)
+
+    def _open(self, picture: Picture) -> Any:
+        """A picture as the model's family sees it."""
+        return picture.open(transparency(self.model.config.model_type, self.settings.transparency))
 
     def seen(self, samples: Sequence[Sample]) -> dict[str, Any]:
         """What the model's forward takes: `inputs` with the pictures' features in place of the pixels."""
@@ -195,26 +204,31 @@ class Backbone:
     @torch.inference_mode()
     def _look(self, picture: Picture) -> torch.Tensor:
         """A picture's features, (tokens, width)."""
-        text, image = [self.processor.image_token], [picture.open()]
+        text, image = [self.processor.image_token], [self._open(picture)]
         batch = self.processor(text=text, images=image, return_tensors="pt", **self._image_kwargs)
         given = {name: batch[name] for name in ("pixel_values", "image_grid_thw") if name in batch}
         given = {name: value.to(self.model.device) for name, value in given.items()}
         given["pixel_values"] = given["pixel_values"].to(self.model.dtype)
         output = self.model.get_image_features(**given, return_dict=True)  # type: ignore[operator]
-        return torch.cat(list(output.pooler_output)).contiguous()
+        found = torch.cat(list(output.pooler_output)).contiguous()
+        if not found.isfinite().all():
+            raise FloatingPointError("NaN in the features of a picture")
+        return found
 
     @torch.inference_mode()
-    def answer(self, samples: Sequence[Sample], benchmark: str) -> list[Answer]:
+    def answer(self, samples: Sequence[Sample], benchmark: str, style: str | None = None) -> list[Answer]:
         """Greedy answers to a batch, under whatever intervention the model is in.
 
         Args:
-            benchmark: the real set's name, e.g. `gqa`, which decides how long an answer may be.
+            benchmark: the real set's name, e.g. `gqa`, which with the style decides how long an answer may be.
+            style: whose prompt is asked; None is the model's own.
 
         Raises:
-            FloatingPointError: the logits have a NaN.
+            FloatingPointError: a logit that decided a token is NaN.
         """
         session = session_of(self.model)
-        longest = self.settings.max_new_tokens or longest_answer(self.settings.prompt_style, benchmark)
+        length = answer_length(style or self.settings.prompt_style, benchmark, self.settings.max_new_tokens)
+        watch = Watch()
         with session.next_token_only() if session and self.next_token_only else nullcontext():
             inputs = self._begun(samples) or self.seen(samples)
             output = self.model.generate(  # type: ignore[operator]
@@ -222,19 +236,30 @@ class Backbone:
                 do_sample=False,
                 num_beams=1,
                 repetition_penalty=1.0,
-                max_new_tokens=longest,
-                return_dict_in_generate=True,
-                output_logits=True,
+                min_new_tokens=length.least,
+                max_new_tokens=length.most,
+                logits_processor=[watch],
             )
-        said = output.sequences[:, inputs["input_ids"].shape[1] :]
+        said = output[:, inputs["input_ids"].shape[1] :]
+        ends = self.model.generation_config.eos_token_id
+        watch.check(said, ends if isinstance(ends, list) else [ends], [sample.id for sample in samples])
         texts = self.processor.tokenizer.batch_decode(said, skip_special_tokens=True)
-        first = output.logits[0].float().log_softmax(dim=-1).cpu()
-        if first.isnan().any():
-            raise FloatingPointError("NaN in the logits")
+        assert watch.first is not None
         return [
             Answer(text.strip(), self._margin(sample, logs))
-            for sample, text, logs in zip(samples, texts, first, strict=True)
+            for sample, text, logs in zip(samples, texts, watch.first, strict=True)
         ]
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without transformers' warnings: what they say of a checkpoint is an error here."""
+    level = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
 
 
 def load(settings: BackboneSettings, features: Features | None = None) -> Backbone:
@@ -244,26 +269,36 @@ def load(settings: BackboneSettings, features: Features | None = None) -> Backbo
         features: where pictures' features are kept.
 
     Raises:
-        SettingError: the weights cannot be found or read.
+        SettingError: the files or the weights are missing, damaged or incomplete.
     """
     source = settings.location
     if not sys.stderr.isatty():
-        disable_progress_bar()
+        logging.disable_progress_bar()
     try:
+        if settings.folder.is_dir():
+            check_files(settings.folder)
         processor = load_processor(source, settings.revision, settings.image)
-        model = AutoModelForImageTextToText.from_pretrained(
-            source,
-            revision=settings.revision,
-            dtype=settings.resolved_dtype,
-            attn_implementation=settings.attention,
-            use_safetensors=True,
-            trust_remote_code=False,
-            device_map="auto" if settings.device == "spread" else None,
-        )
+        with _quiet():
+            loaded: Any = AutoModelForImageTextToText.from_pretrained(
+                source,
+                revision=settings.revision,
+                dtype=settings.resolved_dtype,
+                attn_implementation=settings.attention,
+                use_safetensors=True,
+                trust_remote_code=False,
+                device_map="auto" if settings.device == "spread" else None,
+                ignore_mismatched_sizes=True,  # they are listed, and refused here
+                output_loading_info=True,
+            )
+        model, info = loaded
+        check_tensors(info)
     except SettingError as error:
         raise error.under("backbone") from None
-    except (OSError, ValueError) as error:
+    except (MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:  # each library that reads a part of a folder has errors of its own
         raise not_loaded(settings.source, error) from error
+    model.generation_config = greedy(model.generation_config)
     if settings.device != "spread":
         torch.nn.Module.to(model, settings.resolved_device)
     if features:

@@ -7,9 +7,11 @@ processors' PIL classes. Pictures are prepared by PIL either way, so what is mea
 
 import json
 from collections.abc import Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
 from transformers import (
     AutoConfig,
     AutoImageProcessor,
@@ -23,7 +25,8 @@ from transformers.models.llava.image_processing_pil_llava import LlavaImageProce
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 from transformers.utils.import_utils import is_torchvision_available
 
-from tdrs.settings import SettingError, check_choice, check_number
+from tdrs.backbones.checkpoint import Incomplete
+from tdrs.settings import SettingError, check_choice, check_number, first_line
 
 
 class _ImagesOnly:
@@ -47,6 +50,15 @@ IMAGES_ONLY: dict[str, tuple[Any, Any]] = {
     "qwen2_5_vl": (Qwen2_5_VLImagesOnly, Qwen2VLImageProcessorPil),
     "internvl": (InternVLImagesOnly, GotOcr2ImageProcessorPil),
 }
+
+
+# What may become of a transparent picture, and what each family's own code does: Qwen's puts mode RGBA, and no other,
+# on white (qwen_vl_utils); the others' call convert("RGB").
+TRANSPARENCY = ("family", "drop", "white")
+_FAMILY = {"qwen2_5_vl": "rgba_white"}
+
+ORDINARY, LONG = 32, 50  # pictures with sides of so many pixels, and at most so long for their width, are always taken
+LARGEST = 1 << 28  # pixels that a picture may have while it is prepared
 
 
 # What may be set of the way pictures are prepared, by the model's type; each has its own names for it.
@@ -75,6 +87,7 @@ def load_processor(source: str, revision: str | None = None, image: Mapping[str,
 
     Raises:
         SettingError: this type of model has no such setting.
+        Incomplete: there is no chat template.
     """
     given = {"revision": revision, "trust_remote_code": False}
     kind = AutoConfig.from_pretrained(source, **given).model_type
@@ -83,11 +96,48 @@ def load_processor(source: str, revision: str | None = None, image: Mapping[str,
             known = ", ".join(IMAGE_SETTINGS.get(kind, ())) or "nothing"
             raise SettingError(f"image.{name}", value, f"a model of type {kind} takes {known}")
     processor = _load(source, kind, given)
+    processor.chat_template = processor.chat_template or processor.tokenizer.chat_template
+    if not processor.chat_template:
+        raise Incomplete("no chat template: chat_template.jinja, or chat_template in tokenizer_config.json")
     if (image or {}).get("do_pad"):  # the hub's folder names CLIP's image processor, which crops
         processor.image_processor = LlavaImageProcessorPil.from_pretrained(
             source, revision=revision or "main", do_pad=True
         )
     return processor
+
+
+def transparency(kind: str, setting: str) -> str:
+    """What `Picture.open` is given, by a model's type and the setting."""
+    return _FAMILY.get(kind, "drop") if setting == "family" else setting
+
+
+@lru_cache
+def _loaded(source: str, revision: str | None, image: tuple[tuple[str, Any], ...]) -> Any:
+    """A processor to try sizes of pictures with."""
+    return load_processor(source, revision, dict(image))
+
+
+def size_fault(source: str, revision: str | None, image: Mapping[str, Any], size: tuple[int, int]) -> str:
+    """Why a model's processor cannot take a picture of a width and height; "" where it can.
+
+    Ordinary sizes are taken at once, others tried with a blank picture.
+
+    Args:
+        source, revision, image: as for `load_processor`.
+    """
+    short, long = min(size), max(size)
+    if short >= ORDINARY and long <= LONG * short:
+        return ""
+    processor = _loaded(source, revision, tuple(sorted(image.items())))
+    images = processor.image_processor
+    edge = dict(images.size).get("shortest_edge", 0) if getattr(images, "do_center_crop", False) else 0
+    if edge and edge * edge * long / short > LARGEST:  # CLIP scales the short side up to its own before it crops
+        return f"the processor would make it {edge} × {edge * long // short} pixels"
+    try:
+        images(Image.new("RGB", size), return_tensors="pt", **image_kwargs(processor, image))
+    except Exception as error:  # each family's processor has errors of its own
+        return first_line(error)
+    return ""
 
 
 def image_kwargs(processor: Any, image: Mapping[str, Any]) -> dict[str, Any]:

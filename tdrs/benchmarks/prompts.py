@@ -8,6 +8,7 @@ and InternVL so too); `vlmevalkit`, VLMEvalKit, with its ScienceQA prompt for Qw
 """
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from tdrs.settings import check_choice
 
@@ -20,15 +21,30 @@ STYLES = ("llava", "lmms_eval", "internvl", "vlmevalkit")
 _LONGEST: dict[str, dict[str | None, int]] = {
     "llava": {"scienceqa": 1024, None: 128},
     "internvl": {"gqa": 10, "textvqa": 10, None: 100},
-    "lmms_eval": {None: 128},
-    "vlmevalkit": {None: 128},
+    "lmms_eval": {"gqa": 16, "scienceqa": 16, "textvqa": 1024, None: 128},
+    "vlmevalkit": {None: 2048},
 }
+_SHORTEST = {"internvl": 1}  # its evaluation asks for a token at least; the others take an empty answer
 
 
-def longest_answer(style: str, benchmark: str) -> int:
-    """How many tokens an answer may have in a style; `benchmark` is the real set's name, e.g. `gqa`."""
+class AnswerLength(NamedTuple):
+    """How many tokens an answer has at least and at most, the one that ends it among them."""
+
+    least: int
+    most: int
+
+
+def answer_length(style: str, benchmark: str, most: int | None = None) -> AnswerLength:
+    """How many tokens a toolkit lets an answer have.
+
+    Args:
+        style: whose prompt is asked.
+        benchmark: the real set's name, e.g. `gqa`.
+        most: goes before the toolkit's own.
+    """
     check_choice("prompt", style, STYLES)
-    return _LONGEST[style].get(benchmark, _LONGEST[style][None])
+    longest = most or _LONGEST[style].get(benchmark, _LONGEST[style][None])
+    return AnswerLength(_SHORTEST.get(style, 0), longest)
 
 
 def scienceqa(style: str, question: str, choices: Sequence[str], hint: str = "", context: str = "") -> str:

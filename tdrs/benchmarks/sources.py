@@ -4,6 +4,7 @@ Rows that cannot be used are named and counted, and refused or left out as the s
 """
 
 import base64
+import hashlib
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ import datasets
 
 from tdrs.benchmarks.benchmark import Accepts, Benchmark, Picture, Sample, Samples
 from tdrs.benchmarks.draw import by_image, fair_order
+from tdrs.file_hash import file_hash
 from tdrs.settings import SettingError, check_choice, check_number, first_line
 
 BAD_ROWS = ("refuse", "skip")
@@ -76,8 +78,13 @@ def _open(source: str, config: str | None, split: str, revision: str | None) -> 
 
 
 def _parquet(files: Sequence[Path], split: str) -> datasets.Dataset:
-    """Files by their names: the library keeps what it read of a folder by the last part of the name alone."""
-    return datasets.load_dataset("parquet", data_files={split: [str(file) for file in files]}, split=split)
+    """Files by their names, kept under their contents' hash.
+
+    The library keeps what it has read. It finds that again by a folder's last name, or by a file's size and time, which
+    another folder or a later file may have, too.
+    """
+    content = hashlib.sha256("".join(file_hash(file) for file in files).encode()).hexdigest()[:24]
+    return datasets.load_dataset("parquet", content, data_files={split: [str(file) for file in files]}, split=split)
 
 
 def check_columns(rows: datasets.Dataset, needed: Sequence[str], source: str) -> None:

@@ -59,7 +59,7 @@ def test_image_tokens_and_prompt_reach_the_model(mini_llava: Backbone) -> None:
 def test_a_folder_without_weights_is_named(tmp_path: Path) -> None:
     shutil.copytree(EMBEDDED / "mini_llava", tmp_path / "llava")
     (tmp_path / "llava" / "model.safetensors").unlink()
-    with pytest.raises(SettingError, match=r"backbone.source = .*cannot be loaded") as error:
+    with pytest.raises(SettingError, match=r"backbone.source = .*: no model.safetensors") as error:
         backbones.load(BackboneSettings("mine", str(tmp_path / "llava"), device="cpu"))
     assert "\n" not in str(error.value)
 

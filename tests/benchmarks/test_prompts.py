@@ -3,7 +3,7 @@
 import pytest
 
 from tdrs.benchmarks import prompts
-from tdrs.benchmarks.prompts import STYLES, longest_answer
+from tdrs.benchmarks.prompts import STYLES, answer_length
 
 WORD = "Answer the question using a single word or phrase."
 LETTER = "Answer with the option's letter from the given choices directly."
@@ -58,18 +58,28 @@ def test_ocr_tokens() -> None:
 
 
 @pytest.mark.parametrize(
-    ("style", "benchmark", "tokens"),
+    ("style", "benchmark", "length"),
     [
-        ("llava", "scienceqa", 1024),
-        ("llava", "pope", 128),
-        ("internvl", "gqa", 10),
-        ("internvl", "textvqa", 10),
-        ("internvl", "scienceqa", 100),
+        ("llava", "scienceqa", (0, 1024)),
+        ("llava", "pope", (0, 128)),
+        ("internvl", "gqa", (1, 10)),
+        ("internvl", "textvqa", (1, 10)),
+        ("internvl", "scienceqa", (1, 100)),
+        ("lmms_eval", "gqa", (0, 16)),
+        ("lmms_eval", "scienceqa", (0, 16)),
+        ("lmms_eval", "textvqa", (0, 1024)),
+        ("lmms_eval", "pope", (0, 128)),
+        ("vlmevalkit", "pope", (0, 2048)),
     ],
 )
-def test_longest_answers(style: str, benchmark: str, tokens: int) -> None:
-    assert longest_answer(style, benchmark) == tokens
+def test_answer_lengths(style: str, benchmark: str, length: tuple[int, int]) -> None:
+    assert answer_length(style, benchmark) == length
+    assert answer_length(style, benchmark, 5) == (length[0], 5)
 
 
 def test_every_style_has_a_longest_answer() -> None:
-    assert all(longest_answer(style, "gqa") > 0 for style in STYLES)
+    assert all(answer_length(style, "gqa").most > 0 for style in STYLES)
+
+
+def test_ocr_tokens_of_internvl_are_joined_by_a_blank() -> None:
+    assert prompts.textvqa("internvl", "what?", ["a"]) == f"what?\nReference OCR token: a {WORD}"

@@ -1,6 +1,7 @@
 """Every real set's loader on rows in its schema that we made: Parquet, folder, saved directory; bad rows by name."""
 
 import io
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -75,6 +76,14 @@ def test_folders_of_one_name_and_files_that_change_are_told_apart(tmp_path: Path
         assert open_rows(str(folder), "ScienceQA-IMG", "test")["number"][:] == [number]
     with pytest.raises(SettingError, match="has no split 'validation', but test"):
         open_rows(str(folder), "ScienceQA-IMG", "validation")
+
+
+def test_a_file_that_is_replaced_at_its_size_and_time_is_read_anew(tmp_path: Path) -> None:
+    path = tmp_path / "rows.parquet"
+    for number in (1, 2, 3):
+        datasets.Dataset.from_dict({"number": [number] * 50}).to_parquet(path)
+        os.utime(path, (1e9, 1e9))
+        assert open_rows(str(path), None, "test")["number"][:1] == [number]
 
 
 @pytest.mark.parametrize("form", FORMS)
