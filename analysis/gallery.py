@@ -49,9 +49,10 @@ class Gallery(NamedTuple):
 
 def numbers(name: str, backbone: Backbone, benchmark: Benchmark, samples: Samples) -> Gallery:
     """The page's cards; the stock model answers."""
+    benchmark = benchmark.asked_by(backbone.settings.prompt_style)
     cards = []
     image = backbone.model.config.image_token_id
-    for sample, answer in zip(samples, backbone.answer(samples, benchmark.real), strict=True):
+    for sample, answer in zip(samples, backbone.answer(samples, benchmark.real, benchmark.prompt), strict=True):
         ids = backbone.inputs([sample])["input_ids"][0].tolist()
         count = ids.count(image)
         first = ids.index(image)
@@ -59,7 +60,7 @@ def numbers(name: str, backbone: Backbone, benchmark: Benchmark, samples: Sample
         text = f"{decode(ids[:first])} [{count} image tokens] {decode(ids[first + count :])}"
         gold = f"{sample.gold}" + (f" of {', '.join(sample.answers)}" if sample.answers else "")
         score = benchmark.score(answer.text, sample).score
-        cards.append(Card(np.asarray(sample.image), text, gold, answer.text, score))
+        cards.append(Card(np.asarray(backbone.open(sample.picture)), text, gold, answer.text, score))
     return Gallery(name, f"{name} ({len(samples)} samples), asked of {backbone.settings.name}", cards)
 
 

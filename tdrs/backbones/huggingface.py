@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from PIL import Image
 from transformers import AutoModelForImageTextToText, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.utils import logging
@@ -101,7 +102,7 @@ class Backbone:
 
         The model's own special tokens in a sample's text reach it as text; see `tokens.as_text`.
         """
-        images = [self._open(sample.picture) for sample in samples]
+        images = [self.open(sample.picture) for sample in samples]
         texts = [self._text(sample) for sample in samples]
         given = {"return_tensors": "pt", "padding": True, "padding_side": "left", **self._image_kwargs}
         batch = self.processor(text=texts, images=images, **given)
@@ -118,8 +119,8 @@ class Backbone:
         text = self.processor.apply_chat_template(turns, add_generation_prompt=True)
         return insert_before_image(before, text, self.processor)
 
-    def _open(self, picture: Picture) -> Any:
-        """A picture as the model's family sees it."""
+    def open(self, picture: Picture) -> Image.Image:
+        """A picture's pixels, as the model's processor gets them."""
         return picture.open(transparency(self.model.config.model_type, self.settings.transparency))
 
     def seen(self, samples: Sequence[Sample]) -> dict[str, Any]:
@@ -204,7 +205,7 @@ class Backbone:
     @torch.inference_mode()
     def _look(self, picture: Picture) -> torch.Tensor:
         """A picture's features, (tokens, width)."""
-        text, image = [self.processor.image_token], [self._open(picture)]
+        text, image = [self.processor.image_token], [self.open(picture)]
         batch = self.processor(text=text, images=image, return_tensors="pt", **self._image_kwargs)
         given = {name: batch[name] for name in ("pixel_values", "image_grid_thw") if name in batch}
         given = {name: value.to(self.model.device) for name, value in given.items()}

@@ -7,6 +7,7 @@ import torch
 from transformers import AutoModelForImageTextToText, AutoTokenizer
 
 from tdrs.backbones.backbone_settings import EMBEDDED
+from tdrs.backbones.checkpoint import check_tensors
 from tdrs.settings import SettingError, first_line
 
 
@@ -25,7 +26,11 @@ def start_from(source: str, model: Any, tokenizer: Any) -> None:
     embedded = source.startswith("embedded:")
     folder = EMBEDDED / source.removeprefix("embedded:") if embedded else Path(source).expanduser()
     try:
-        given: Any = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32, trust_remote_code=False)
+        loaded: Any = AutoModelForImageTextToText.from_pretrained(
+            folder, dtype=torch.float32, use_safetensors=True, trust_remote_code=False, output_loading_info=True
+        )
+        given, info = loaded
+        check_tensors(info)
         old = AutoTokenizer.from_pretrained(folder, trust_remote_code=False).get_vocab()
     except (OSError, ValueError) as error:
         raise SettingError("recipe.start", source, first_line(error)) from error
