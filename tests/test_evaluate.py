@@ -18,7 +18,7 @@ import tdrs
 from tdrs import TDRS, Stock, benchmarks
 from tdrs.attention.call import Block
 from tdrs.backbones import Backbone
-from tdrs.benchmarks import Benchmark, Record
+from tdrs.benchmarks import Benchmark, Record, mini_gqa, mini_pope, mini_scienceqa, mini_textvqa
 from tdrs.benchmarks.benchmark import mean_score
 from tdrs.configuration import run
 from tdrs.evaluate import evaluate, main_evaluate, run_batches, summary
@@ -209,3 +209,36 @@ def test_the_last_shard_makes_the_result(tmp_path: Path, capsys: pytest.CaptureF
     for bad in ("0/2", "3/2", "2", "a/b"):
         assert run("evaluate", main_evaluate, "", [*given, f"shard={bad}"]) == 2
         assert "shard = " in capsys.readouterr().err
+
+
+def unkind(name: str, folder: Path) -> dict[str, Any]:
+    """A twin's held-out rows as files in the real set's schema, sorted by answer, kind of question and picture."""
+    settings: dict[str, Any] = {"name": name, "source": str(folder / "rows.parquet"), "gap": 48}
+    if name == "gqa":
+        questions, images = mini_gqa.tables("held_out", 600)
+        images.to_parquet(folder / "images.parquet")
+        order = sorted(range(600), key=lambda n: (questions[n]["answer"], questions[n]["question"]))
+        questions.select(order).to_parquet(folder / "rows.parquet")
+        return settings | {"images": str(folder / "images.parquet")}
+    if name == "pope":
+        rows = mini_pope.dataset("held_out", 60)
+        keys = [(r["category"], r["answer"], r["question"]) for r in rows.remove_columns("image")]
+        settings |= {"tuning_share": 0}
+    else:
+        rows = {"scienceqa": mini_scienceqa, "textvqa": mini_textvqa}[name].dataset("held_out", 600)
+        settings |= {"config": None}
+        keys = [(str(r.get("answer", r.get("answers"))), r["question"]) for r in rows.remove_columns("image")]
+    rows.select(sorted(range(len(rows)), key=keys.__getitem__)).to_parquet(folder / "rows.parquet")
+    return settings
+
+
+@pytest.mark.parametrize("name", ["scienceqa", "gqa", "textvqa", "pope"])
+def test_a_limited_split_scores_as_the_whole_file(name: str, tmp_path: Path, mini_llava: Backbone) -> None:
+    benchmark = benchmarks.from_settings(unkind(name, tmp_path))
+    whole, some = (
+        evaluate(mini_llava, benchmark, benchmarks.load(benchmark, "held_out", limit), Stock()) for limit in (None, 200)
+    )
+    assert 185 < len(some.records) <= 200 < len(whole.records)
+    low, high = some.metrics["accuracy_low"], some.metrics["accuracy_high"]
+    assert low <= whole.metrics["accuracy"] <= high
+    assert high - low < 0.2
