@@ -7,7 +7,7 @@ the sign-flip test over images says so at 5 % after Holm's correction over all r
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from tdrs.sweeps.trials import COMPLETE, STOCK, Outcome, Trial
+from tdrs.sweeps.trials import COMPLETE, STOCK, Outcome, Trial, check_pair, spelled
 
 from tdrs.benchmarks import DATASETS, Record, pope
 from tdrs.records import Records
@@ -83,13 +83,12 @@ def numbers(outcome: Outcome, records: Records) -> list[Evidence]:
             kept[trial.identity] = records.read(trial.identity).records
         return kept[trial.identity]
 
-    found: list[Evidence] = []
-    stock: Trial | None = None
-    for row in outcome.rows:
-        if row.name == STOCK:
-            stock = row if row.status == COMPLETE else None
-        if row.status == COMPLETE:
-            found.append(_evidence(outcome, row, stock if row.name != STOCK else None, of))
+    stock = {spelled(row.place): row for row in outcome.rows if row.name == STOCK and row.status == COMPLETE}
+    found = [
+        _evidence(outcome, row, None if row.name == STOCK else stock.get(spelled(row.place)), of)
+        for row in outcome.rows
+        if row.status == COMPLETE
+    ]
     compared = [n for n, one in enumerate(found) if one.difference is not None]
     for n, p in zip(compared, holm([found[n].p for n in compared]), strict=True):
         found[n] = found[n]._replace(p_holm=p)
@@ -114,6 +113,7 @@ def _evidence(outcome: Outcome, row: Trial, stock: Trial | None, of: Any) -> Evi
     if stock is None or row.difference is None:
         return one
     before = of(stock)
+    check_pair(stock, row, before, after)
     first, second = ([record.score for record in records] for records in (before, after))
     clusters, weights = [record.image_id for record in before], [record.weight for record in before]
     binary = all(score in (0, 1) for score in first + second)

@@ -23,7 +23,7 @@ from tdrs.analysis import comparison, distance, sensitivity, tables
 from tdrs.analysis.evidence import LEVEL, Evidence, where
 from tdrs.analysis.evidence import numbers as evidence
 from tdrs.analysis.figure import redraw, span
-from tdrs.sweeps.trials import FAILED, PRUNED, STOCK, Outcome, Trial
+from tdrs.sweeps.trials import FAILED, PRUNED, STOCK, Outcome, Trial, check_same_samples
 
 from tdrs.benchmarks import Record, Sample
 from tdrs.configuration import with_settings
@@ -243,17 +243,19 @@ def _cost(outcome: Outcome) -> list[str]:
 def _cases(outcome: Outcome, found: list[Evidence], records: Records) -> dict[str, list[Cases]]:
     """Of every compared row the first discordant samples, gained and lost."""
     result: dict[str, list[Cases]] = {}
-    stock: list[Record] = []
+    stock: dict[str, list[Record]] = {}
     samples: dict[str, Sample] = {}
     at = None
     for one in found:
         if one.trial.name == STOCK:
-            stock = records.read(one.trial.identity).records
+            stock[one.where] = records.read(one.trial.identity).records
+        if one.difference is None:  # the stock model, or one without a stock model that was measured whole
             continue
         if one.where != at:
             at, samples = one.where, _samples(outcome, one.trial)
         edited = records.read(one.trial.identity).records
-        pairs = list(zip(stock, edited, strict=True))
+        check_same_samples(stock[one.where], edited, one.trial.name)
+        pairs = list(zip(stock[one.where], edited, strict=True))
         gained = [pair for pair in pairs if pair[1].score > pair[0].score]
         lost = [pair for pair in pairs if pair[1].score < pair[0].score]
         shown = [_case("gained", *pair, samples) for pair in gained[:SHOWN]]

@@ -11,10 +11,10 @@ from typing import Any
 from tdrs.settings import SettingError, build
 
 from .engine import Engine
-from .methods import Method, check_axes, paired, places, stock
+from .methods import Method, paired, stock
 from .sampled import choose
 from .search import Search
-from .trials import Outcome, Request, Trial
+from .trials import Outcome, Request, Settings, Trial
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,22 +22,19 @@ class Compare(Search):
     """A checked `search` group.
 
     Args:
-        axes: the places; the first axis changes slowest.
         methods: settings of each method by its name, with a space under `tune` where it is to be tuned. None is the
             stock model alone.
     """
 
-    axes: dict  # type: ignore[type-arg]
     methods: dict = field(default_factory=dict)  # type: ignore[type-arg]
 
     def reported(self) -> list[Method]:
         return Method.all_of(self.methods, "methods")
 
-    def possible(self, dataset: str) -> Iterator[Request]:
-        for place in places(self.axes):
-            yield stock("held_out", place)
-            for method in self.reported():
-                yield from method.possible(place, dataset)
+    def possible(self, place: Settings, dataset: str) -> Iterator[Request]:
+        yield stock("held_out", place)
+        for method in self.reported():
+            yield from method.possible(place, dataset)
 
 
 def from_settings(values: Mapping[str, Any]) -> Compare:
@@ -48,7 +45,6 @@ def from_settings(values: Mapping[str, Any]) -> Compare:
     """
     try:
         search = build(Compare, values)
-        check_axes(search.axes)
         if not search.axes:
             raise SettingError("axes", None, "must not be empty")
         search.reported()
@@ -61,7 +57,7 @@ def run(search: Compare, engine: Engine, name: str) -> Outcome:
     """Every method and the stock model at every place."""
     trials: list[Trial] = []
     rows: list[Trial] = []
-    for place in places(search.axes):
+    for place in search.places():
         requests, tried = choose(engine, search, place)
         trials += tried
         rows += paired(engine, [stock("held_out", place), *requests])

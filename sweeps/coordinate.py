@@ -16,10 +16,11 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 from tdrs.settings import SettingError, build, check_number
 
 from .engine import Engine
-from .methods import by_dataset, check_axes, paired, places, stock
+from .methods import by_dataset, paired, stock
 from .sampled import choose
 from .search import Controlled
-from .trials import Curve, Outcome, Request, Settings, Trial
+from .space import check_distinct
+from .trials import Curve, Outcome, Request, Settings, Trial, check_method_keys
 
 
 @dataclass(frozen=True)
@@ -57,14 +58,12 @@ class Coordinate(Controlled):
         series: settings by the series' names.
         start: settings at the beginning, where they are not the paper's.
         rounds: how often the steps are gone through.
-        axes: places; none is the configured backbone and data set alone.
     """
 
     series: dict  # type: ignore[type-arg]
     steps: tuple[Step, ...]
     start: dict = field(default_factory=dict)  # type: ignore[type-arg]
     rounds: int = 1
-    axes: dict = field(default_factory=dict)  # type: ignore[type-arg]
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -83,20 +82,19 @@ class Coordinate(Controlled):
         paper = {other.key: other.paper_for(dataset) for other in self.steps}
         return {key: paper[key] if value == "paper" else value for key, value in step.set.items()}
 
-    def possible(self, dataset: str) -> Iterator[Request]:
-        for place in places(self.axes):
-            name = place.get("dataset", dataset)
-            yield from (stock(split, place) for split in ("tuning", "held_out"))
-            for series in self.series:
-                for step in self.steps:
-                    if step.paper_for(name) not in step.values_for(series):
-                        allowed = f"must contain the paper's {step.paper_for(name):g}"
-                        raise SettingError(f"search.steps.{step.key}.values", step.values_for(series), allowed)
-                    for value in step.values_for(series):
-                        settings = self.initial(series, name) | self.set_from(step, name) | {step.key: value}
-                        yield Request(series, "tuning", settings, place)
-            for method in self.reported():
-                yield from method.possible(place, dataset)
+    def possible(self, place: Settings, dataset: str) -> Iterator[Request]:
+        name = place.get("dataset", dataset)
+        yield from (stock(split, place) for split in ("tuning", "held_out"))
+        for series in self.series:
+            for step in self.steps:
+                if step.paper_for(name) not in step.values_for(series):
+                    allowed = f"must contain the paper's {step.paper_for(name):g}"
+                    raise SettingError(f"search.steps.{step.key}.values", step.values_for(series), allowed)
+                for value in step.values_for(series):
+                    settings = self.initial(series, name) | self.set_from(step, name) | {step.key: value}
+                    yield Request(series, "tuning", settings, place)
+        for method in self.reported():
+            yield from method.possible(place, dataset)
 
     def distributions(self) -> dict[str, BaseDistribution]:
         """Each step's values, and the series' settings."""
@@ -122,16 +120,21 @@ def from_settings(values: Mapping[str, Any]) -> Coordinate:
         search = build(Coordinate, {**values, "steps": tuple(steps)})
         if not search.series or not steps:
             raise SettingError("series" if steps else "steps", None, "must not be empty")
+        for series, settings in search.series.items():
+            check_method_keys(settings, f"series.{series}")
+        check_method_keys(search.start, "start")
         for number, step in enumerate(steps):
+            check_method_keys({step.key: step.values}, f"steps[{number}]")
             if isinstance(step.paper, Mapping) and "other" not in step.paper:
                 raise SettingError(f"steps[{number}].paper", dict(step.paper), "must have a value for `other`")
             for series in search.series:
                 if isinstance(step.values, Mapping) and series not in step.values:
                     raise SettingError(f"steps[{number}].values", list(step.values), f"lacks the series {series}")
+                check_distinct(step.values_for(series), f"steps[{number}].values")
             for key, value in step.set.items():
                 if value == "paper" and key not in {other.key for other in steps}:
                     raise SettingError(f"steps[{number}].set.{key}", value, "no step has this key")
-        check_axes(search.axes)
+            check_method_keys(step.set, f"steps[{number}].set")
         search.reported()
     except SettingError as error:
         raise error.under("search") from None
@@ -183,7 +186,7 @@ def run(search: Coordinate, engine: Engine, name: str) -> Outcome:
     trials: list[Trial] = []
     rows: list[Trial] = []
     drawn: list[Curve] = []
-    for place in places(search.axes):
+    for place in search.places():
         dataset = place.get("dataset", engine.config["dataset"]["name"])
         trials += engine.measure([stock("tuning", place)])
         found, measured, ends = curves(search, engine, place, dataset, len(trials))

@@ -27,7 +27,7 @@ from tdrs.settings import SettingError, first_line
 from tdrs.statistics import paired_difference
 from tdrs.stopping import Stop
 
-from .trials import COMPLETE, FAILED, PLANNED, PRUNED, Request, Trial
+from .trials import COMPLETE, FAILED, PLANNED, PRUNED, Request, Trial, check_pair
 
 ATTEMPTS = 2  # of a trial that fails, each time a study is started
 WAIT = 0.2  # seconds between two looks at what other workers do
@@ -152,10 +152,15 @@ class Engine:
         return [record for batch in self.store.batches(trial.identity) for record in batch.records]
 
     def difference(self, stock: Trial, edited: Trial) -> tuple[float, float, float] | None:
-        """The paired difference of two trials on the same samples, images as clusters; None if one is not whole."""
+        """The paired difference of two trials, images as clusters; None if one is not whole.
+
+        Raises:
+            SettingError: they are not on the same samples.
+        """
         if stock.status != COMPLETE or edited.status != COMPLETE:
             return None
         before, after = self.records(stock), self.records(edited)
+        check_pair(stock, edited, before, after)
         return paired_difference(
             [record.score for record in before],
             [record.score for record in after],

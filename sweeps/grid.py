@@ -1,12 +1,10 @@
 """The protocol that measures every cell of a grid on the tuning split, then reports the best one on the held-out split.
 
 Cells are enumerated, not sampled: none is measured twice, and one that fails is tried again and, if it still fails, is
-shown as failed with its reason. Settings that are not the method's (`dataset.gap`, say) make places: each has a stock
-model of its own, and the best cell is the one with the largest difference to it.
+shown as failed with its reason. With axes, all this happens at each place (see `sweeps/methods.py`): each has a stock
+model and a best cell of its own.
 """
 
-import json
-import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -14,7 +12,7 @@ from typing import Any
 from tdrs.settings import SettingError, build
 
 from .engine import Engine
-from .methods import paired, stock
+from .methods import best, paired, stock
 from .sampled import choose
 from .search import Spaced
 from .space import Range
@@ -27,28 +25,17 @@ class Grid(Spaced):
 
     point = "cell"
 
-    def cells(self) -> list[Request]:
-        """The stock model at each place, and every cell, on the tuning split."""
-        requests: list[Request] = []
-        for cell in self.parsed.cells():
-            place, settings = split_place(cell)
-            if stock("tuning", place) not in requests:
-                requests.append(stock("tuning", place))
-            requests.append(Request(self.point, "tuning", settings, place))
-        return requests
+    def cells(self, place: Settings) -> list[Request]:
+        """The stock model and every cell at a place, on the tuning split."""
+        cells = [Request(self.point, "tuning", settings, place) for settings in self.parsed.cells()]
+        return [stock("tuning", place), *cells]
 
-    def possible(self, dataset: str) -> Iterator[Request]:
-        for request in self.cells():
+    def possible(self, place: Settings, dataset: str) -> Iterator[Request]:
+        for request in self.cells(place):
             yield request
-            yield Request(request.name, "held_out", request.settings, request.place)
+            yield Request(request.name, "held_out", request.settings, place)
         for method in self.reported():
-            yield from method.possible({}, dataset)
-
-
-def split_place(settings: Settings) -> tuple[Settings, Settings]:
-    """What is not of the method, and what is."""
-    own = {key: value for key, value in settings.items() if key.split(".")[0] in ("intervention", "attention")}
-    return {key: value for key, value in settings.items() if key not in own}, own
+            yield from method.possible(place, dataset)
 
 
 def from_settings(values: Mapping[str, Any]) -> Grid:
@@ -65,22 +52,20 @@ def from_settings(values: Mapping[str, Any]) -> Grid:
 
 
 def run(search: Grid, engine: Engine, name: str) -> Outcome:
-    """All cells with their paired differences, and on the held-out split the stock model, the best cell, controls."""
-    cells = paired(engine, search.cells())
-    before = {json.dumps(cell.place): cell.score for cell in cells if cell.name == STOCK}
-
-    def gain(cell: Trial) -> float:
-        baseline = before[json.dumps(cell.place)]
-        return cell.score - baseline if math.isfinite(baseline) else -math.inf
-
-    measured = [cell for cell in cells if cell.name != STOCK]
-    chosen = max(measured, key=gain)
-    place = chosen.place
-    controls, tried = choose(engine, search, place)
-    held_out = [
-        stock("held_out", place),
-        Request("as configured", "held_out", {}, place),
-        Request(f"best of {len(measured)}", "held_out", chosen.settings, place, budget=len(measured)),
-        *controls,
-    ]
-    return Outcome(name, search.protocol, engine.config, cells + tried, paired(engine, held_out))
+    """At each place all cells with their paired differences; held out the stock model, the best cell, the controls."""
+    trials: list[Trial] = []
+    rows: list[Trial] = []
+    for place in search.places():
+        cells = paired(engine, search.cells(place))
+        measured = [cell for cell in cells if cell.name != STOCK]
+        chosen = best(measured, "accuracy")
+        controls, tried = choose(engine, search, place)
+        held_out = [
+            stock("held_out", place),
+            Request("as configured", "held_out", {}, place),
+            Request(f"best of {len(measured)}", "held_out", chosen.settings, place, budget=len(measured)),
+            *controls,
+        ]
+        trials += [*cells, *tried]
+        rows += paired(engine, held_out)
+    return Outcome(name, search.protocol, engine.config, trials, rows)

@@ -2,14 +2,14 @@
 
 A place is a combination of the axes' values: a backbone, a data set, a distance. An axis is a list of values of the
 configuration key it is named after (`backbone` and `dataset` take the names of their groups), or of mappings, each of
-which sets several keys at once. A method is a mapping of keys, too; under `tune` it may have a search space, whose best
-point on the tuning split is what is reported.
+which sets several keys at once. A method is a mapping of keys of `intervention` and `attention` alone; under `tune` it
+may have a search space, whose best point on the tuning split is what is reported.
 """
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import product
+from itertools import combinations, product
 from typing import Any
 
 from tdrs.benchmarks import DATASETS
@@ -17,16 +17,22 @@ from tdrs.settings import SettingError
 
 from .engine import Engine
 from .space import Space
-from .trials import COMPLETE, STOCK, STOCK_SETTINGS, Request, Settings, Trial
+from .trials import AXIS_GROUPS, COMPLETE, STOCK, STOCK_SETTINGS, Request, Settings, Trial, check_method_keys
 
 
 def check_axes(axes: Mapping[str, Any]) -> None:
-    """Raises SettingError unless each axis is a list of at least one value, and no two set the same key."""
+    """Raises SettingError unless each axis is a list of values of keys that decide records, and no two set one key."""
     setter: dict[str, str] = {}
     for name, axis in axes.items():
         if not isinstance(axis, list) or not axis:
             raise SettingError(f"axes.{name}", axis, "must be a list of at least one value")
-        for key in {key for value in axis for key in (value if isinstance(value, Mapping) else [name])}:
+        for key in dict.fromkeys(key for value in axis for key in (value if isinstance(value, Mapping) else [name])):
+            group, _, rest = str(key).partition(".")
+            if group not in AXIS_GROUPS:
+                allowed = f"{key} does not change what is measured; an axis sets keys of {', '.join(AXIS_GROUPS)}"
+                raise SettingError(f"axes.{name}", axis, allowed)
+            if rest == "name":
+                raise SettingError(f"axes.{name}", axis, f"{key} alone is no choice; use the key {group}")
             if setter.setdefault(key, name) != name:
                 allowed = f"sets {key}, as axes.{setter[key]} does; take one away, such as '~search.axes.{setter[key]}'"
                 raise SettingError(f"axes.{name}", axis, allowed)
@@ -37,6 +43,22 @@ def places(axes: Mapping[str, Any]) -> Iterator[Settings]:
     parts = [[value if isinstance(value, Mapping) else {key: value} for value in axis] for key, axis in axes.items()]
     for combination in product(*parts):
         yield {key: value for part in combination for key, value in part.items()}
+
+
+def check_effect(axes: Mapping[str, Any], identities: Sequence[Sequence[str]]) -> None:
+    """Raises SettingError if two values of an axis measure the same at all otherwise equal places.
+
+    Args:
+        identities: of the evaluations at each place, in the order of `places`.
+    """
+    numbers = list(product(*(range(len(axis)) for axis in axes.values())))
+    found = dict(zip(numbers, map(list, identities), strict=True))
+    for at, (name, axis) in enumerate(axes.items()):
+        for first, second in combinations(range(len(axis)), 2):
+            others = [(place, (*place[:at], second, *place[at + 1 :])) for place in numbers if place[at] == first]
+            if all(found[one] == found[other] for one, other in others):
+                allowed = f"{axis[first]!r} and {axis[second]!r} measure the same; take one away"
+                raise SettingError(f"search.axes.{name}", axis, allowed)
 
 
 def by_dataset(value: Any, dataset: str) -> Any:
@@ -65,10 +87,14 @@ class Method:
         if not isinstance(values, Mapping) or name == STOCK:
             raise SettingError(f"{group}.{name}", values, "must be settings of another name than stock")
         settings = {key: value for key, value in values.items() if key != "tune"}
+        check_method_keys(settings, f"{group}.{name}")
         for key, value in settings.items():
             if isinstance(value, Mapping) and "other" not in value:
                 raise SettingError(f"{group}.{name}.{key}", dict(value), "must have a value for `other`")
-        space = Space.of(values["tune"], f"{group}.{name}.tune") if "tune" in values else None
+        if "tune" not in values:
+            return cls(name, settings)
+        space = Space.of(values["tune"], f"{group}.{name}.tune")
+        check_method_keys(values["tune"], f"{group}.{name}.tune")
         return cls(name, settings, space)
 
     @classmethod

@@ -8,6 +8,8 @@ With `prune` a trial ends early when the margins of its gold answers so far, bes
 the same images, leave it less than one chance in ten to end above that one; a control's too, from 20 images on. The
 objective must then be the mean margin (0/1 scores mostly tie). The sampler is told what the trial's mean is expected to
 be: the best trial's plus their mean difference so far, since the first images may be easier than the others.
+
+With axes, all this happens at each place (see `sweeps/methods.py`).
 """
 
 import warnings
@@ -26,7 +28,7 @@ from tdrs.statistics import chance_not_below_zero, paired_sums
 from .engine import Engine
 from .methods import Method, best, paired, stock
 from .search import SAMPLERS, Search, Spaced
-from .trials import COMPLETE, PRUNED, Outcome, Request, Settings, Trial
+from .trials import COMPLETE, PRUNED, Outcome, Request, Settings, Trial, check_same_samples
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)  # its studies are not the user's
 OBJECTIVES = ("accuracy", "margin")
@@ -62,12 +64,12 @@ class Sampled(Spaced):
         if self.prune and self.objective != "margin":
             raise SettingError("prune", self.prune, "needs objective=margin: 0/1 scores mostly tie")
 
-    def possible(self, dataset: str) -> Iterator[Request]:
-        yield from (stock(split, {}) for split in ("tuning", "held_out"))
+    def possible(self, place: Settings, dataset: str) -> Iterator[Request]:
+        yield from (stock(split, place) for split in ("tuning", "held_out"))
         for settings in [*self.parsed.ends(), *({**next(self.parsed.ends()), **one} for one in self.start)]:
-            yield Request(self.point, "tuning", settings)
+            yield Request(self.point, "tuning", settings, place)
         for method in self.reported():
-            yield from method.possible({}, dataset)
+            yield from method.possible(place, dataset)
 
 
 def from_settings(values: Mapping[str, Any]) -> Sampled:
@@ -147,9 +149,12 @@ def sample(
 def _hopeless(rival: Sequence[Record], goal: float) -> Callable[[Sequence[Record]], float | None]:
     """What records so far make the mean margin of all expected to be, if there is little chance of a rival's goal."""
     images = len({record.image_id for record in rival})
+    known = {record.id: record for record in rival}
 
     def enough(records: Sequence[Record]) -> float | None:
-        theirs, ours = ([record.margin for record in some] for some in (rival[: len(records)], records))
+        same = [known[record.id] for record in records if record.id in known]  # batches may come in any order
+        check_same_samples(same, records, "search.prune")
+        theirs, ours = ([record.margin for record in some] for some in (same, records))
         clusters, weights = [record.image_id for record in records], [record.weight for record in records]
         _, _, sums, counts = paired_sums(theirs, ours, clusters, weights)
         unseen = max(1, images - len(sums))  # of the last image, not all questions may be asked yet
@@ -195,30 +200,34 @@ def choose(
 
 
 def run(search: Sampled, engine: Engine, name: str) -> Outcome:
-    """The stock model, the points, and on the held-out split: stock, the configured settings, the best point."""
-    baseline = engine.measure([stock("tuning", {})])
+    """At each place the stock model, the points, and held out: stock, the configured settings, the best point."""
+    found: list[Trial] = []
+    rows: list[Trial] = []
     method = Method(search.point, {}, search.parsed)
-    start = configured(engine, {}, list(search.parsed.parts))
-    rival = baseline[0] if search.prune else None
-    trials = sample(
-        engine,
-        method,
-        {},
-        search.trials,
-        search.sampler,
-        search.seed,
-        search.at_once,
-        [start, *({**start, **one} for one in search.start)],
-        search.objective,
-        rival,
-    )
-    chosen = best(trials, search.objective)
-    controls, tried = choose(engine, search, {}, search.objective, rival)
-    requests = [
-        stock("held_out", {}),
-        Request("as configured", "held_out", {}),
-        Request(f"best of {len(trials)}", "held_out", chosen.settings, budget=len(trials)),
-        *controls,
-    ]
-    rows = paired(engine, requests)
-    return Outcome(name, search.protocol, engine.config, [*baseline, *trials, *tried], rows)
+    for place in search.places():
+        baseline = engine.measure([stock("tuning", place)])
+        start = configured(engine, Request("", "", {}, place).merged, list(search.parsed.parts))
+        rival = baseline[0] if search.prune else None
+        trials = sample(
+            engine,
+            method,
+            place,
+            search.trials,
+            search.sampler,
+            search.seed,
+            search.at_once,
+            [start, *({**start, **one} for one in search.start)],
+            search.objective,
+            rival,
+        )
+        chosen = best(trials, search.objective)
+        controls, tried = choose(engine, search, place, search.objective, rival)
+        requests = [
+            stock("held_out", place),
+            Request("as configured", "held_out", {}, place),
+            Request(f"best of {len(trials)}", "held_out", chosen.settings, place, budget=len(trials)),
+            *controls,
+        ]
+        found += [*baseline, *trials, *tried]
+        rows += paired(engine, requests)
+    return Outcome(name, search.protocol, engine.config, found, rows)

@@ -9,9 +9,9 @@ from optuna.samplers import BaseSampler, QMCSampler, RandomSampler, TPESampler
 
 from tdrs.settings import check_choice, check_number
 
-from .methods import Method
+from .methods import Method, check_axes, places
 from .space import Space
-from .trials import Request, Trial
+from .trials import Request, Settings, Trial, check_method_keys
 
 SAMPLERS: dict[str, Callable[[int], BaseSampler]] = {
     "tpe": lambda seed: TPESampler(seed=seed, multivariate=True, constant_liar=True),
@@ -25,16 +25,19 @@ class Search:
     """A checked `search` group.
 
     Args:
+        axes: the places, of which the first axis changes slowest; none is the configured backbone and data set alone.
         budget: trials on the tuning split for each method that has a space, the first at its own settings.
         sampler, seed: what chooses the others.
     """
 
     protocol: str
+    axes: dict = field(default_factory=dict)  # type: ignore[type-arg]
     budget: int = 8
     sampler: str = "tpe"
     seed: int = 0
 
     def __post_init__(self) -> None:
+        check_axes(self.axes)
         check_choice("sampler", self.sampler, list(SAMPLERS))
         check_number("budget", self.budget, 1, whole=True)
         check_number("seed", self.seed, 0, whole=True)
@@ -43,8 +46,12 @@ class Search:
         """The methods that have a row at each place, tuned there where they have a space; raises SettingError."""
         raise NotImplementedError
 
-    def possible(self, dataset: str) -> Iterator[Request]:
-        """Requests that show every value a trial could have, to be checked before the first one runs.
+    def places(self) -> list[Settings]:
+        """Every place, in the order in which they are measured."""
+        return list(places(self.axes))
+
+    def possible(self, place: Settings, dataset: str) -> Iterator[Request]:
+        """Requests that show every value a trial could have at a place, to be checked before the first one runs.
 
         Args:
             dataset: the configured one.
@@ -93,6 +100,10 @@ class Spaced(Controlled):
 
     space: dict  # type: ignore[type-arg]
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_method_keys(self.space, "space")
+
     @property
     def point(self) -> str:
         """What the protocol's own trials are called."""
@@ -108,4 +119,4 @@ class Spaced(Controlled):
     def params(self, trial: Trial) -> dict[str, Any]:
         if trial.name != self.point:
             return super().params(trial)
-        return self.parsed.params({**trial.place, **trial.settings}) or {}
+        return self.parsed.params(trial.settings) or {}

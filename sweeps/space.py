@@ -9,7 +9,7 @@ every trial has the same parameters, which samplers that look at several paramet
 """
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from typing import Any
@@ -59,6 +59,13 @@ def _encode(value: Any) -> Scalar:
     return value if isinstance(value, str | int | float | bool | None) else json.dumps(value)
 
 
+def check_distinct(values: Sequence[Any], name: str) -> None:
+    """Raises SettingError under `name` if a list has a value twice; 1 and 1.0 are one value, 1 and true are two."""
+    for number, value in enumerate(values):
+        if any(value == other and isinstance(value, bool) == isinstance(other, bool) for other in values[:number]):
+            raise SettingError(name, values, f"has {value!r} twice")
+
+
 @dataclass(frozen=True)
 class Space:
     """Values by key: a list, or a range."""
@@ -75,6 +82,7 @@ class Space:
             if isinstance(given, Mapping):
                 parts[key] = build(Range, given, f"{name}.{key}")
             elif isinstance(given, list) and given:
+                check_distinct(given, f"{name}.{key}")
                 parts[key] = list(given)
             else:
                 raise SettingError(f"{name}.{key}", given, "must be a list of at least one value, or low and high")

@@ -26,6 +26,7 @@ from tdrs.tracking import Tracker
 
 from .engine import WAIT, Engine, Preview
 from .log import Log, describe, study_folder, study_key, tags
+from .methods import check_effect
 from .protocols import PROTOCOLS
 from .ray_workers import RayEngine
 from .shared import Shared
@@ -58,8 +59,9 @@ class Study:
         self.search = self.protocol.from_settings(config["search"])
         self.records, storage = self._open(config, output / "records")
         self.preview = Preview(config, self.records)
-        for request in self.search.possible(config["dataset"]["name"]):
-            self.preview.job(request)
+        dataset = config["dataset"]["name"]
+        asked = [self.search.possible(place, dataset) for place in self.search.places()]
+        check_effect(self.search.axes, [[self.preview.job(one).identity for one in some] for some in asked])
         self.protocol.run(self.search, self.preview, self.name)
         self.log = Log(self.folder, config, tracker, self.records, storage)
         features = Features(output / "features", gib(config["features_gib"]))

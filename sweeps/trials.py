@@ -10,11 +10,14 @@ from typing import Any
 
 from tdrs.benchmarks import Record
 from tdrs.records import Counts
+from tdrs.settings import SettingError
 
 Settings = dict[str, Any]  # dotted configuration key → value; a group (`backbone`) by the name of its choice
 STOCK = "stock"
 STOCK_SETTINGS: Settings = {"intervention": "none"}
 COMPLETE, FAILED, PRUNED, PLANNED = "complete", "failed", "pruned", "planned"
+METHOD_GROUPS = ("intervention", "attention")  # a method, a series, a step, a space: what leaves the samples alone
+AXIS_GROUPS = ("backbone", "dataset", *METHOD_GROUPS, "batch_size")  # an axis: all that decides a record
 
 
 @dataclass(frozen=True)
@@ -47,6 +50,32 @@ class Request:
         """The trial for people, in a few words."""
         places = (str(value) for value in self.place.values())
         return " ".join(filter(None, [self.name, *places, shown(self.settings)]))
+
+
+def check_method_keys(settings: Mapping[str, Any], name: str) -> None:
+    """Raises SettingError under `name` if a key changes the samples or the model that answers them.
+
+    Trials of one place are compared with each other and with the stock model there, so they may differ in the edit
+    alone.
+    """
+    for key, value in settings.items():
+        if str(key).split(".")[0] not in METHOD_GROUPS:
+            allowed = "changes the samples or what answers them, so it belongs to search.axes"
+            raise SettingError(f"{name}.{key}", value, allowed)
+
+
+def check_same_samples(first: Sequence[Record], second: Sequence[Record], name: str) -> None:
+    """Raises SettingError under `name` unless both are records of the same samples in the same order."""
+    if len(first) != len(second):
+        raise SettingError(name, len(second), f"records cannot be paired with {len(first)} of the stock model")
+    for before, after in zip(first, second, strict=True):
+        if _asked(before) != _asked(after):
+            raise SettingError(name, after.id, f"cannot be paired with the stock model's {before.id}: other samples")
+
+
+def _asked(record: Record) -> tuple[object, ...]:
+    """What a record says of its sample."""
+    return record.id, record.image_id, record.question, record.gold, record.categories, record.weight
 
 
 def shown(settings: Mapping[str, Any]) -> str:
@@ -122,6 +151,14 @@ class Trial:
         given["difference"] = given.get("difference") and tuple(given["difference"])
         given["clamped"] = {name: tuple(counts) for name, counts in given["clamped"].items()}
         return cls(**given)
+
+
+def check_pair(stock: Trial, edited: Trial, before: Sequence[Record], after: Sequence[Record]) -> None:
+    """Raises SettingError unless two trials, with these records, may be compared sample by sample."""
+    if stock.samples != edited.samples:
+        allowed = "cannot be compared with the stock model: its samples have another content"
+        raise SettingError(edited.name, edited.samples, allowed)
+    check_same_samples(before, after, edited.name)
 
 
 @dataclass(frozen=True)
@@ -235,7 +272,8 @@ class Outcome:
     def _cells(self) -> list[str]:
         """Every cell of a grid, failed ones too."""
         lines = [f"tuning split, every cell, n = {self.config['preset']['tuning']}"]
-        texts = [STOCK if cell.name == STOCK else spelled(cell.settings) for cell in self.trials]
+        own = {cell.key: STOCK if cell.name == STOCK else spelled(cell.settings) for cell in self.trials}
+        texts = [" ".join(filter(None, [spelled(cell.place), own[cell.key]])) for cell in self.trials]
         width = max(map(len, texts)) + 2
         lines += [f"  {text:{width}}{_numbers(cell)}".rstrip() for text, cell in zip(texts, self.trials, strict=True)]
         return [*lines, ""]

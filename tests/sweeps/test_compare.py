@@ -1,5 +1,6 @@
 """The protocol compare: every method at every place, paired with stock, tuned where it has a space, checked first."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,7 @@ from tdrs.analysis import comparison, distance
 from tdrs.sweeps import compare
 from tdrs.sweeps.methods import Method, places
 from tdrs.sweeps.study import Study
-from tdrs.sweeps.trials import FAILED, Outcome, Request, Trial
+from tdrs.sweeps.trials import FAILED, Outcome, Request, Trial, check_same_samples
 
 from tdrs import backbones
 from tdrs.configuration import choice, compose, plain, run, with_settings
@@ -152,6 +153,14 @@ def test_a_comparison_at_one_distance_is_a_forest(tmp_path: Path) -> None:
             r"search.axes.place = .*: sets dataset, as axes.dataset does; take one away",
         ),
         ({"dataset.gap": [0], "intervention.tau": [-1.0]}, r"search = 'intervention.tau': no such setting"),
+        ({"preset.held_out": [4, 8]}, r"search.axes.preset.held_out = .*: preset.held_out does not change what is"),
+        ({"tracking.uri": ["a"]}, r"search.axes.tracking.uri = .*: tracking.uri does not change what is measured"),
+        ({"place": [{"output": "a"}]}, r"search.axes.place = .*: output does not change what is measured"),
+        ({"dataset.name": ["mini_gqa"]}, r"search.axes.dataset.name = .*: .* use the key dataset"),
+        ({"dataset.gap": [256, 256]}, r"search.axes.dataset.gap = \[256, 256\]: 256 and 256 measure the same"),
+        ({"batch_size": [4, 4]}, r"search.axes.batch_size = \[4, 4\]: 4 and 4 measure the same; take one away"),
+        ({"dataset.gap": [0], "dataset.filler": ["between", "before_image"]}, "'between' and 'before_image' measure"),
+        ({"backbone.device": ["auto", "cpu"]}, "'auto' and 'cpu' measure the same"),
     ],
 )
 def test_bad_places_are_named_before_anything_is_written(
@@ -171,6 +180,19 @@ def test_bad_places_are_named_before_anything_is_written(
         ({"intervention": "temperature", "tune": {}}, "search.methods.m.tune = {}: must name at least one setting"),
         ({"intervention.re.weight": {"pope": 1}}, r"search.methods.m.intervention.re.weight = .*: must have a value"),
         (3, "search.methods.m = 3: must be settings of another name than stock"),
+        (
+            {"intervention": "none", "dataset.gap": 0},
+            r"search.methods.m.dataset.gap = 0: changes the samples or what answers them, so it belongs to search.axes",
+        ),
+        ({"backbone": {"pope": "mini_internvl", "other": "mini_llava"}}, "search.methods.m.backbone = .*: changes the"),
+        (
+            {"intervention": "temperature", "tune": {"dataset.seed": [0, 1]}},
+            "search.methods.m.tune.dataset.seed = .*: ch",
+        ),
+        (
+            {"intervention": "temperature", "tune": {"intervention.tau": [0.5, 0.5]}},
+            "tune.intervention.tau = .*: has 0.5 t",
+        ),
     ],
 )
 def test_bad_methods_are_named(tmp_path: Path, method: Any, said: str) -> None:
@@ -178,6 +200,27 @@ def test_bad_methods_are_named(tmp_path: Path, method: Any, said: str) -> None:
         Study(small(tmp_path, {"dataset.gap": [0]}, {"m": method}), Tracker("none", tmp_path))
     with pytest.raises(SettingError, match=r"search\.budget = 0"):
         compare.from_settings({"protocol": "compare", "axes": AXES, "budget": 0})
+
+
+def test_only_records_of_the_same_samples_are_paired(tmp_path: Path, pretended: list[str]) -> None:
+    """Whatever a protocol asks: another content of the samples, or records in another order, are refused."""
+    study = Study(small(tmp_path, {"dataset.gap": [0, 4]}), Tracker("none", tmp_path))
+    stock, edited, far, _ = study.run().rows
+    assert study.engine.difference(stock, edited) == pytest.approx(edited.difference)
+    with pytest.raises(SettingError, match=r"stock = .*: cannot be compared .* its samples have another content"):
+        study.engine.difference(stock, far)
+    records = study.engine.records(stock)
+    with pytest.raises(SettingError, match=f"m = '{records[1].id}': cannot be paired with the stock model's"):
+        check_same_samples(records, records[::-1][-2:-1] + records[1:], "m")
+    with pytest.raises(SettingError, match="m = 7: records cannot be paired with 8 of the stock model"):
+        check_same_samples(records, records[:-1], "m")
+    with pytest.raises(SettingError, match="cannot be paired with the stock model's"):
+        check_same_samples(records, [replace(record, weight=2.0) for record in records], "m")
+
+
+def test_an_axis_may_set_a_key_in_some_of_its_values_only(tmp_path: Path, pretended: list[str]) -> None:
+    axes = {"text": [{"dataset.gap": 0}, {"dataset.gap": 9, "dataset.filler": "between"}]}
+    assert len(Study(small(tmp_path, axes), Tracker("none", tmp_path)).run().rows) == 4
 
 
 def test_the_command_draws_the_figure(tmp_path: Path, pretended: list[str], capsys: pytest.CaptureFixture[str]) -> None:

@@ -4,7 +4,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tdrs.sweeps import grid
 from tdrs.sweeps.storage import load_optuna
 from tdrs.sweeps.study import Study
 from tdrs.sweeps.trials import FAILED
@@ -19,8 +18,8 @@ from .pretend import configuration
 SPACE = {"intervention.gain": ["logits", "weights"], "intervention.dc.w_min": [1, 3, 10]}
 
 
-def small(output: Path, space: Any = SPACE) -> dict[str, Any]:
-    return configuration(output, "search=grid", space=space, controls={})
+def small(output: Path, space: Any = SPACE, **search: Any) -> dict[str, Any]:
+    return configuration(output, "search=grid", **({"space": space, "controls": {}} | search))
 
 
 def test_every_cell_is_there_in_order(tmp_path: Path, pretended: list[str]) -> None:
@@ -60,18 +59,21 @@ def test_failed_cells_are_tried_again_and_shown(
     assert found.rows[2].settings["intervention.dc.w_min"] != 10
 
 
-def test_other_keys_make_places_with_a_stock_model_each(tmp_path: Path, pretended: list[str]) -> None:
-    found = Study(
-        small(tmp_path, {"dataset.gap": [0, 7], "intervention.dc.w_min": [1, 3]}), Tracker("none", tmp_path)
-    ).run()
+def test_each_place_has_a_stock_model_a_best_cell_and_controls(tmp_path: Path, pretended: list[str]) -> None:
+    given = {"axes": {"dataset.gap": [0, 7]}, "controls": {"sharper": {"intervention": "temperature"}}}
+    found = Study(small(tmp_path, {"intervention.dc.w_min": [1, 3]}, **given), Tracker("none", tmp_path)).run()
     assert [(trial.name, trial.place) for trial in found.trials] == [
         (name, {"dataset.gap": gap}) for gap in (0, 7) for name in ("stock", "cell", "cell")
     ]
-    gains = [cell.difference[0] for cell in found.trials if cell.name == "cell"]
-    best = max((cell for cell in found.trials if cell.name == "cell"), key=lambda cell: cell.difference[0])
-    assert max(gains) == best.difference[0]
-    assert found.rows[2].place == best.place
-    assert {row.place["dataset.gap"] for row in found.rows} == {best.place["dataset.gap"]}
+    rows = ["stock", "as configured", "best of 2", "sharper"]
+    assert [(row.name, row.place) for row in found.rows] == [(n, {"dataset.gap": g}) for g in (0, 7) for n in rows]
+    for gap in (0, 7):
+        cells = [trial for trial in found.trials if trial.name == "cell" and trial.place["dataset.gap"] == gap]
+        (best,) = [row for row in found.rows if row.budget and row.place["dataset.gap"] == gap]
+        assert best.settings == max(cells, key=lambda cell: cell.score).settings
+        (stock,) = [row for row in found.rows if row.name == "stock" and row.place["dataset.gap"] == gap]
+        assert best.difference[0] == pytest.approx(best.score - stock.score)
+    assert "dataset.gap=7 dc.w_min=3" in "\n".join(found.table())
 
 
 @pytest.mark.parametrize(
@@ -82,15 +84,12 @@ def test_other_keys_make_places_with_a_stock_model_each(tmp_path: Path, pretende
         ({"intervention.gain": ["logits", "both"]}, "intervention.gain = 'both': must be one of logits, weights"),
         ({"intervention.gian": ["logits"]}, "search = 'intervention.gian': no such setting"),
         ({}, "search.space = {}: must name at least one setting"),
+        ({"dataset.gap": [0, 256]}, r"search.space.dataset.gap = \[0, 256\]: changes the samples or what answers them"),
+        ({"batch_size": [1, 2]}, r"search.space.batch_size = .*: changes the samples .* it belongs to search.axes"),
+        ({"intervention.dc.w_min": [1, 3, 1.0]}, r"search.space.intervention.dc.w_min = .*: has 1.0 twice"),
     ],
 )
 def test_bad_cells_are_named_before_anything_is_written(tmp_path: Path, space: Any, said: str) -> None:
     with pytest.raises(SettingError, match=said):
         Study(small(tmp_path, space), Tracker("none", tmp_path))
     assert not list(tmp_path.iterdir())
-
-
-def test_what_is_of_the_method_and_what_is_a_place() -> None:
-    assert grid.split_place({"dataset.gap": 1, "intervention.tau": 2, "batch_size": 3}) == (
-        {"dataset.gap": 1, "batch_size": 3}, {"intervention.tau": 2}
-    )  # fmt: skip

@@ -136,6 +136,28 @@ def test_questions_about_one_image_are_one_value() -> None:
     assert ends(margins, rival, [*(f"one of {n}" for n in range(20)), *others]) is not None
 
 
+def test_samples_are_paired_by_their_ids() -> None:
+    """Batches may come in any order, where several machines bring them; samples of another set are refused."""
+    spread = [10.0 * ((7 * n) % 13) for n in range(2 * STARTUP)]
+    rival = records([*spread, 1000.0, 1000.0])
+    worse = records([value - 0.1 - 0.01 * (n // 2 % 3) for n, value in enumerate(spread)])
+    enough = _hopeless(rival, 0.0)
+    assert enough(worse[::-1]) == pytest.approx(enough(worse))
+    with pytest.raises(SettingError, match="records cannot be paired"):
+        enough([replace(record, id=f"x{record.id}") for record in worse])
+
+
+def test_each_place_has_its_own_points(tmp_path: Path, pretended: list[str]) -> None:
+    found = run(tmp_path, axes={"dataset.gap": [0, 4]}, trials=3)
+    assert [(t.name, t.place["dataset.gap"]) for t in found.trials] == [
+        (name, gap) for gap in (0, 4) for name in ("stock", "search", "search", "search")
+    ]
+    for gap in (0, 4):
+        points = [t for t in found.trials if t.name == "search" and t.place["dataset.gap"] == gap]
+        (row,) = [row for row in found.rows if row.name == "best of 3" and row.place["dataset.gap"] == gap]
+        assert row.settings == max(points, key=lambda trial: trial.score).settings
+
+
 def test_pruned_trials_are_told_and_tagged_but_not_reported(
     tmp_path: Path, pretended: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -181,6 +203,9 @@ def test_pruned_trials_are_told_and_tagged_but_not_reported(
         ({"objective": "f1"}, "search.objective = 'f1': must be one of accuracy, margin"),
         ({"start": [{"intervention.tau": 1}]}, r"search.start\[0\] = .*: must have keys of intervention.gain"),
         ({"space": {"intervention.dc.weight": {"low": -1, "high": 1}}}, "intervention.dc.weight = -1.0: must be"),
+        ({"space": {"dataset.gap": [0, 256]}}, r"search.space.dataset.gap = .*: changes the samples or what answers"),
+        ({"space": {"dataset.gap": {"low": 0, "high": 256, "whole": True}}}, "search.space.dataset.gap = .*: changes"),
+        ({"controls": {"m": {"dataset.gap": 0}}}, "search.controls.m.dataset.gap = 0: changes the samples"),
     ],
 )
 def test_bad_searches_are_named(tmp_path: Path, changed: Any, said: str) -> None:

@@ -56,6 +56,8 @@ def test_every_trial_has_the_same_parameters_on_or_off() -> None:
         ({}, r"s = \{\}: must name at least one setting and its values"),
         ({"a": 3}, "s.a = 3: must be a list of at least one value, or low and high"),
         ({"a": []}, r"s.a = \[\]: must be a list"),
+        ({"a": [1, 2, 1.0]}, r"s.a = \[1, 2, 1.0\]: has 1.0 twice"),
+        ({"a": ["x", "x"]}, r"s.a = \['x', 'x'\]: has 'x' twice"),
         ({"a": {"low": 2, "high": 1}}, "s.a.low = 2.0: must be below high = 1"),
         ({"a": {"low": 0, "high": 1, "log": True}}, "s.a.low = 0.0: must be above 0 with log=true"),
         ({"a": {"low": 0.5, "high": 2, "whole": True}}, "s.a.low = 0.5: both ends must be whole"),
@@ -69,3 +71,7 @@ def test_bad_spaces_are_named(values: Any, said: str) -> None:
 
 def test_a_range_has_ends() -> None:
     assert Range(1, 3, whole=True, off_at=0).ends() == [1, 3, 0]
+
+
+def test_true_and_1_are_two_values() -> None:
+    assert len(Space.of({"a": [True, 1, False, 0]}, "s").cells()) == 4
