@@ -4,15 +4,16 @@
     python -m tdrs.analysis.attention study=sensitivity       # where tdrs is installed
 
 measures the study's backbone on one of its held-out prompts and keeps the numbers in `attention.json`; with that file
-there, the figure is drawn without a model (`measure=true` measures again). `sample=N` chooses the prompt, `gain=logits`
+there, the figure is drawn without a model (`measure=true` measures again; numbers of another study of this name, or of
+other weights, versions or data, are not used). `sample=N` chooses the prompt, `gain=logits`
 the reading. A map is the mean over heads of the last prompt position's weights on the image's tokens, one row a layer
 and one for their mean, laid over the picture; above each stands the share of all attention that the image has.
 """
 
 import base64
 import io
-import json
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,7 +24,7 @@ import numpy as np
 from matplotlib import pyplot as plt
 from PIL import Image
 from tdrs.analysis.evidence import where
-from tdrs.analysis.figure import redraw, save
+from tdrs.analysis.figure import keep, kept, redraw, save
 from tdrs.analysis.watch import Unedited, subject, watch
 from tdrs.sweeps.trials import Outcome
 
@@ -83,7 +84,7 @@ def grid(count: int, thw: list[int] | None, merge: int) -> tuple[int, int]:
 def numbers(outcome: Outcome, number: int = 0, gain: str = "logits") -> Maps:
     """Measure; needs the model."""
     place = outcome.rows[0].place
-    backbone, samples = subject(outcome.config, place, number + 1)
+    backbone, samples = subject(outcome, number + 1)
     sample = samples[number]
     inputs = backbone.inputs([sample])
     image = (inputs["input_ids"][0] == backbone.model.config.image_token_id).nonzero()[:, 0].cpu()
@@ -105,8 +106,8 @@ def numbers(outcome: Outcome, number: int = 0, gain: str = "logits") -> Maps:
     return Maps(title, gold, base64.b64encode(buffer.getvalue()).decode(), maps)
 
 
-def draw(figure: Maps, folder: Path) -> list[Path]:
-    """Write `attention.png` and `attention.svg` into a folder; returns their paths."""
+def draw(figure: Maps, folder: Path, stamp: Mapping[str, str] | None = None) -> list[Path]:
+    """Write `attention.png` and `attention.svg` into a folder, with a study's stamp; returns their paths."""
     names, layers = (list(dict.fromkeys(getattr(m, part) for m in figure.maps)) for part in ("method", "layer"))
     picture = np.asarray(Image.open(io.BytesIO(base64.b64decode(figure.picture))))
     canvas, axes = plt.subplots(
@@ -132,12 +133,11 @@ def draw(figure: Maps, folder: Path) -> list[Path]:
         axis.set_xticks([])
         axis.set_yticks([])
     canvas.suptitle(f"{figure.title}\nThe answer position's attention. {figure.question}", fontsize=10)
-    return save(canvas, folder, "attention")
+    return save(canvas, folder, "attention", stamp)
 
 
-def read(path: Path) -> Maps:
-    """What was kept of a measurement."""
-    values = json.loads(path.read_text())
+def read(values: Mapping[str, Any]) -> Maps:
+    """The figure's numbers out of what was kept of a measurement."""
     return Maps(**{**values, "maps": [Map(*one) for one in values["maps"]]})
 
 
@@ -147,13 +147,15 @@ def main(arguments: list[str]) -> int:
     gain, number = given.get("gain", "logits"), given.get("sample", "0")
 
     def make(outcome: Outcome, folder: Path) -> list[Path]:
-        kept = folder / "attention.json"
-        if {"sample", "gain", "measure"} & set(given) or not kept.exists():
+        path = folder / "attention.json"
+        values = None if {"sample", "gain", "measure"} & set(given) else kept(path, outcome)
+        if values is None:
             check_choice("gain", gain, ("logits", "weights"))
             if not number.isdecimal():
                 raise SettingError("sample", number, "must be a whole number of at least 0")
-            kept.write_text(json.dumps(numbers(outcome, int(number), gain)._asdict()))
-        return draw(read(kept), folder)
+            values = numbers(outcome, int(number), gain)._asdict()
+            keep(path, outcome, values)
+        return draw(read(values), folder, outcome.stamp)
 
     return redraw(arguments, make)
 

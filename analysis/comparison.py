@@ -7,6 +7,7 @@ redraws the figure and the table from the study's `study.json`, without a model.
 """
 
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -54,11 +55,12 @@ def numbers(outcome: Outcome) -> list[Panel]:
     return panels
 
 
-def draw(panels: list[Panel], folder: Path, warning: str = "") -> list[Path]:
+def draw(panels: list[Panel], folder: Path, warning: str = "", stamp: Mapping[str, str] | None = None) -> list[Path]:
     """Write `comparison.png`, `comparison.svg` and `comparison.md` into a folder; returns their paths.
 
     Args:
         warning: what must be said of the result first, in place of the title.
+        stamp: whose figure it is, for the files' metadata.
     """
     firsts = {panel.place.split(", ")[0] for panel in panels}
     even = len(panels) // len(firsts) if len(panels) % len(firsts) == 0 else len(panels)
@@ -83,7 +85,7 @@ def draw(panels: list[Panel], folder: Path, warning: str = "") -> list[Path]:
     canvas.suptitle(warning or f"Held-out split, {how}", fontsize=11)
     table = folder / "comparison.md"
     table.write_text(markdown(panels))
-    return [*save(canvas, folder, "comparison"), table]
+    return [*save(canvas, folder, "comparison", stamp), table]
 
 
 def _panel(axis: Axes, panel: Panel) -> None:
@@ -113,4 +115,4 @@ def markdown(panels: list[Panel]) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(redraw(sys.argv[1:], lambda outcome, folder: draw(numbers(outcome), folder, outcome.warning)))
+    sys.exit(redraw(sys.argv[1:], lambda found, folder: draw(numbers(found), folder, found.warning, found.stamp)))

@@ -4,16 +4,17 @@
     python -m tdrs.analysis.decay study=sensitivity       # where tdrs is installed
 
 measures the study's backbone on a few of its held-out prompts and keeps the numbers in `decay.json`; with that file
-there, the figure is drawn without a model (`measure=true` measures again).
+there, the figure is drawn without a model (`measure=true` measures again). Numbers of another study of this name, or of
+other weights, versions or data, are not used.
 
 Weights are means over layers, heads, samples and text queries after the image, of all pairs of a query and a key so far
 apart; distances are in bins of equal width on a log scale. Kernels are r_dc and r_re at scale = 1, for the geometric
 mean of the |A|_min that were met, with the paper's multiples.
 """
 
-import json
 import math
 import sys
+from collections.abc import Mapping
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,7 +26,7 @@ import numpy as np
 import torch
 from matplotlib import pyplot as plt
 from tdrs.analysis.evidence import where
-from tdrs.analysis.figure import STYLES, redraw, save
+from tdrs.analysis.figure import STYLES, keep, kept, redraw, save
 from tdrs.analysis.watch import Unedited, subject, watch
 from tdrs.sweeps.trials import Outcome
 
@@ -67,8 +68,8 @@ def methods(gain: str) -> dict[str, Method]:
 
 def numbers(outcome: Outcome) -> Decay:
     """Measure; needs the model."""
-    place = outcome.rows[0].place
-    backbone, samples = subject(outcome.config, place, SAMPLES)
+    place, most = outcome.rows[0].place, outcome.rows[0].n
+    backbone, samples = subject(outcome, min(SAMPLES, most))
     measured: dict[str, list[Curve]] = {}
     smallest: list[float] = []
     for gain in ("logits", "weights"):
@@ -134,8 +135,8 @@ def kernels(a_min: float) -> list[Curve]:
     return curves
 
 
-def draw(decay: Decay, folder: Path) -> list[Path]:
-    """Write `decay.png` and `decay.svg` into a folder; returns their paths."""
+def draw(decay: Decay, folder: Path, stamp: Mapping[str, str] | None = None) -> list[Path]:
+    """Write `decay.png` and `decay.svg` into a folder, with a study's stamp; returns their paths."""
     canvas, axes = plt.subplots(1, 3, figsize=(12.5, 4.2), layout="constrained")
     for axis, (gain, curves) in zip(axes, decay.measured.items(), strict=False):
         for (color, marker), curve in zip(STYLES, curves, strict=False):
@@ -165,12 +166,11 @@ def draw(decay: Decay, folder: Path) -> list[Path]:
     canvas.suptitle(
         f"{decay.title}: text queries after the image, {decay.samples} prompts, mean over layers and heads", fontsize=11
     )
-    return save(canvas, folder, "decay", dpi=140)
+    return save(canvas, folder, "decay", stamp, dpi=140)
 
 
-def read(path: Path) -> Decay:
-    """What was kept of a measurement."""
-    values = json.loads(path.read_text())
+def read(values: Mapping[str, Any]) -> Decay:
+    """The figure's numbers out of what was kept of a measurement."""
     measured = {gain: [Curve(*curve) for curve in curves] for gain, curves in values["measured"].items()}
     return Decay(**{**values, "measured": measured, "kernels": [Curve(*curve) for curve in values["kernels"]]})
 
@@ -179,10 +179,12 @@ def main(arguments: list[str]) -> int:
     """The command."""
 
     def make(outcome: Outcome, folder: Path) -> list[Path]:
-        kept = folder / "decay.json"
-        if "measure=true" in arguments or not kept.exists():
-            kept.write_text(json.dumps(numbers(outcome)._asdict()))
-        return draw(read(kept), folder)
+        path = folder / "decay.json"
+        values = None if "measure=true" in arguments else kept(path, outcome)
+        if values is None:
+            values = numbers(outcome)._asdict()
+            keep(path, outcome, values)
+        return draw(read(values), folder, outcome.stamp)
 
     return redraw(arguments, make)
 

@@ -11,6 +11,7 @@ redraws the figure and the tables from the study's `study.json`, without a model
 
 import math
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -75,11 +76,12 @@ def numbers(outcome: Outcome) -> list[Panel]:
     return list(panels.values())
 
 
-def draw(panels: list[Panel], folder: Path, warning: str = "") -> list[Path]:
+def draw(panels: list[Panel], folder: Path, warning: str = "", stamp: Mapping[str, str] | None = None) -> list[Path]:
     """Write `distance.png`, `distance.svg` and `distance.md` into a folder; returns their paths.
 
     Args:
         warning: what must be said of the result first, in place of the title.
+        stamp: whose figure it is, for the files' metadata.
     """
     backbones = list(dict.fromkeys(panel.backbone for panel in panels))
     datasets = list(dict.fromkeys(panel.dataset for panel in panels))
@@ -105,7 +107,7 @@ def draw(panels: list[Panel], folder: Path, warning: str = "") -> list[Path]:
     canvas.suptitle(warning or title, fontsize=11)
     tables = folder / "distance.md"
     tables.write_text("\n".join(f"## {name}\n\n{markdown(panels, name)}\n" for name in backbones))
-    return [*save(canvas, folder, "distance"), tables]
+    return [*save(canvas, folder, "distance", stamp), tables]
 
 
 def _legend(panels: list[Panel], methods: list[str]) -> list[Artist]:
@@ -173,4 +175,4 @@ def markdown(panels: list[Panel], backbone: str) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(redraw(sys.argv[1:], lambda outcome, folder: draw(numbers(outcome), folder, outcome.warning)))
+    sys.exit(redraw(sys.argv[1:], lambda found, folder: draw(numbers(found), folder, found.warning, found.stamp)))

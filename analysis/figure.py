@@ -1,17 +1,20 @@
-"""What every figure of a study needs: colours and markers, its files, and the command that draws it again."""
+"""What every figure of a study needs: colours and markers, its files, what was measured for it, and its command."""
 
+import json
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
-from tdrs.sweeps.log import study_folder
+from tdrs.sweeps.log import read_outcome, study_folder
 from tdrs.sweeps.trials import Outcome
 
+from tdrs import __version__
 from tdrs.settings import SettingError
 
 # Okabe & Ito's palette: told apart by the colour-blind, and by their markers in black and white.
@@ -21,13 +24,37 @@ STYLES = (
 )  # fmt: skip
 
 
-def save(canvas: Figure, folder: Path, name: str, dpi: int = 130) -> list[Path]:
-    """Write NAME.png and NAME.svg and close the figure; returns their paths."""
+def save(canvas: Figure, folder: Path, name: str, stamp: Mapping[str, str] | None = None, dpi: int = 130) -> list[Path]:
+    """Write NAME.png and NAME.svg and close the figure; returns their paths.
+
+    Args:
+        stamp: whose figure it is (`Outcome.stamp`), for the files' metadata.
+    """
     paths = [folder / f"{name}.{kind}" for kind in ("png", "svg")]
     for path in paths:
-        canvas.savefig(path, dpi=dpi)
+        canvas.savefig(path, dpi=dpi, metadata=dict(stamp or {}))
     plt.close(canvas)
     return paths
+
+
+def keep(path: Path, outcome: Outcome, values: Mapping[str, Any]) -> None:
+    """Keep numbers that were measured with the study's model, under the study's key and its first evaluation."""
+    path.write_text(json.dumps({**_owner(outcome), **values}))
+
+
+def kept(path: Path, outcome: Outcome) -> dict[str, Any] | None:
+    """What `keep` wrote; None if there is nothing, or it is of another study, model, version or data."""
+    try:
+        values = json.loads(path.read_text())
+    except (FileNotFoundError, ValueError):  # none, or a damaged one
+        return None
+    owner = _owner(outcome)
+    mine = {name: values.pop(name, None) for name in owner} == owner
+    return values if mine else None
+
+
+def _owner(outcome: Outcome) -> dict[str, str]:
+    return {"study": outcome.key, "evaluation": outcome.rows[0].identity}
 
 
 def span(numbers: Iterable[int]) -> str:
@@ -51,7 +78,11 @@ def redraw(arguments: list[str], draw_from: Callable[[Outcome, Path], list[Path]
             raise SettingError(
                 "study", given.get("study"), f"must be a finished study: {', '.join(have) or 'none yet'}"
             )
-        written = draw_from(Outcome.read(folder / "study.json"), folder)
+        outcome = read_outcome(folder)
+        version = outcome.environment.get("tdrs", "of an unknown version")
+        if version != __version__:
+            print(f"this study was measured by tdrs {version}; this is tdrs {__version__}", file=sys.stderr)
+        written = draw_from(outcome, folder)
     except SettingError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -11,7 +11,7 @@ set's pictures, and no model.
 import base64
 import io
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.resources import files
 from pathlib import Path
@@ -19,18 +19,20 @@ from typing import NamedTuple
 
 import jinja2
 import yaml
-from tdrs.analysis import comparison, distance, sensitivity, tables
+from tdrs.analysis import attention, comparison, decay, distance, sensitivity, tables
 from tdrs.analysis.evidence import LEVEL, Evidence, where
 from tdrs.analysis.evidence import numbers as evidence
-from tdrs.analysis.figure import redraw, span
+from tdrs.analysis.figure import kept, redraw, span
 from tdrs.sweeps.trials import FAILED, PRUNED, STOCK, Outcome, Trial, check_same_samples
 
 from tdrs.benchmarks import Record, Sample
 from tdrs.configuration import with_settings
+from tdrs.environment import environment
 from tdrs.evaluate import plan
-from tdrs.published import published
+from tdrs.published import Comparison, published
 from tdrs.records import Records
 
+NUMBERS = ("tdrs", "torch", "transformers", "tokenizers", "pillow", "numpy", "device")  # what may decide numbers
 SHOWN = 3  # discordant samples of a row, of each kind
 THUMBNAIL = 160  # pixels
 
@@ -61,15 +63,20 @@ class Report:
 
     Attributes:
         split: the first line: which split was reported, and what chose the settings.
-        off: where the stock model's score is far from the published one, lines right below.
+        verified: at how many places weights, prompts and rules were checked by a published score, and a line a place.
+        off: those places where the stock model's score is far from the published one.
         findings: a sentence a row, by place.
         tables: Markdown, by place.
         figures: what they show, and their files.
         cost: lines on time and trials.
+        environment: where the records were measured.
+        elsewhere: how that differs from where the page was made, and between two rows that are compared.
+        stamp: whose result it is.
     """
 
     name: str
     split: str
+    verified: list[str]
     off: list[str]
     question: str
     findings: dict[str, list[tuple[str, str]]]
@@ -84,7 +91,9 @@ class Report:
     clamped: list[str]
     failures: list[str]
     environment: dict[str, str]
+    elsewhere: list[str]
     command: str
+    stamp: dict[str, str]
     notes: list[str] = field(default_factory=list)
 
 
@@ -103,18 +112,40 @@ def split_line(outcome: Outcome) -> str:
     return f"{text} {chosen}n = {outcome.config['preset']['tuning']}, from {trials} trials each."
 
 
-def off(outcome: Outcome) -> list[str]:
-    """Where the stock model is more than 3 points off its published score, a line a place."""
-    lines = []
-    for row in outcome.rows:
-        if row.name != STOCK or not row.metrics:
+def comparisons(outcome: Outcome, found: Sequence[Evidence]) -> list[tuple[str, Comparison | str]]:
+    """Each place with its stock score beside the published one, or with why there is none."""
+    compared: list[tuple[str, Comparison | str]] = []
+    for one in found:
+        if one.trial.name != STOCK:
             continue
-        config = with_settings(outcome.config, dict(row.place))
+        config = with_settings(outcome.config, dict(one.trial.place))
         known = published(config["backbone"], config["dataset"])
-        warning = known.warning(row.metrics[known.metric.lower()]) if known else ""
-        if warning:
-            lines.append(f"{where(outcome, row.place)}, n = {row.n}: {warning}. See what `tdrs.doctor` says.")
-    return lines
+        if isinstance(known, str):
+            compared.append((one.where, known))
+            continue
+        measured = one.f1 if known.metric == "F1" and one.f1 else one.accuracy
+        compared.append((one.where, Comparison(known, measured, one.trial.n)))
+    return compared
+
+
+def verified(outcome: Outcome, found: Sequence[Evidence]) -> list[str]:
+    """At how many places weights, prompts and rules were checked by a published score; then a line a place."""
+    compared = comparisons(outcome, found)
+    checked = sum(isinstance(one, Comparison) for _, one in compared)
+    head = f"Weights, prompts and rules were checked against a published score at {checked} of {len(compared)} places"
+    lines = [
+        (place, one.sentence if isinstance(one, Comparison) else f"not verified: {one}") for place, one in compared
+    ]
+    return [head, *(f"{place}: {text}" for place, text in lines)]
+
+
+def off(outcome: Outcome, found: Sequence[Evidence]) -> list[str]:
+    """Where the stock model is off its published score, a line a place."""
+    return [
+        f"{place}: {one.sentence}. See what `tdrs.doctor` says."
+        for place, one in comparisons(outcome, found)
+        if isinstance(one, Comparison) and one.off
+    ]
 
 
 def question(outcome: Outcome) -> str:
@@ -144,6 +175,7 @@ def numbers(outcome: Outcome, records: Records, folder: Path) -> Report:
         ("data sets", ", ".join(outcome.all_named("dataset"))),
         ("batch size", str(config["batch_size"])),
         ("decoding", "greedy, repetition penalty 1.0"),
+        ("study key", outcome.key),
     ]
     settings = {part: config[part] for part in ("intervention", "backbone", "dataset", "search")}
     compared = sum(one.difference is not None for one in found)
@@ -161,7 +193,8 @@ def numbers(outcome: Outcome, records: Records, folder: Path) -> Report:
     return Report(
         name=outcome.name,
         split=split_line(outcome),
-        off=off(outcome),
+        verified=verified(outcome, found),
+        off=off(outcome, found),
         question=question(outcome),
         findings=findings,
         setup=setup,
@@ -175,7 +208,9 @@ def numbers(outcome: Outcome, records: Records, folder: Path) -> Report:
         clamped=outcome.clamps(),
         failures=[f"{t.name} ({t.split}, {where(outcome, t.place)}): {t.reason}" for t in outcome.failures],
         environment=outcome.environment,
+        elsewhere=_elsewhere(outcome, records),
         command=outcome.command,
+        stamp=outcome.stamp,
         notes=list(dict.fromkeys(note for row in outcome.rows for note in row.notes)),
     )
 
@@ -190,26 +225,55 @@ def _figures(outcome: Outcome, folder: Path) -> list[tuple[str, Path]]:
     drawn: list[tuple[str, Path]] = []
     if outcome.curves:
         drawn.append(
-            ("Each setting in turn, on the tuning split", _svg(sensitivity.draw(sensitivity.numbers(outcome), folder)))
+            (
+                "Each setting in turn, on the tuning split",
+                _svg(sensitivity.draw(sensitivity.numbers(outcome), folder, outcome.stamp)),
+            )
         )
     if len({row.place.get("dataset.gap") for row in outcome.rows}) > 1:
         curves = distance.numbers(outcome)
         if curves:
-            drawn.append(("Accuracy against distance", _svg(distance.draw(curves, folder, outcome.warning))))
+            paths = distance.draw(curves, folder, outcome.warning, outcome.stamp)
+            drawn.append(("Accuracy against distance", _svg(paths)))
     else:
         panels = [panel for panel in comparison.numbers(outcome) if panel.rows]
         if panels:
-            drawn.append(
-                ("Paired differences to the stock model", _svg(comparison.draw(panels, folder, outcome.warning)))
-            )
-    for name, title in (("decay", "Attention weight against distance"), ("attention", "What the answer position sees")):
-        if (folder / f"{name}.svg").exists():  # where it was measured: python -m analysis.decay, analysis.attention
-            drawn.append((title, folder / f"{name}.svg"))
+            paths = comparison.draw(panels, folder, outcome.warning, outcome.stamp)
+            drawn.append(("Paired differences to the stock model", _svg(paths)))
+    # where they were measured: python -m analysis.decay, python -m analysis.attention
+    if values := kept(folder / "decay.json", outcome):
+        paths = decay.draw(decay.read(values), folder, outcome.stamp)
+        drawn.append(("Attention weight against distance", _svg(paths)))
+    if values := kept(folder / "attention.json", outcome):
+        paths = attention.draw(attention.read(values), folder, outcome.stamp)
+        drawn.append(("What the answer position sees", _svg(paths)))
     return drawn
 
 
 def _svg(paths: list[Path]) -> Path:
     return next(path for path in paths if path.suffix == ".svg")
+
+
+def _elsewhere(outcome: Outcome, records: Records) -> list[str]:
+    """Where the measuring environment differs from today's, and where that of a row differs from its stock model's."""
+    today = environment()
+    differing = [
+        f"{name} {outcome.environment[name]}, here {today.get(name, 'unknown')}"
+        for name in NUMBERS
+        if outcome.environment.get(name, today.get(name)) != today.get(name)
+    ]
+    lines = [f"The records were measured in another environment: {'; '.join(differing)}."] if differing else []
+    stock: dict[str, str] = {}
+    for row in outcome.rows:
+        place = where(outcome, row.place)
+        if row.name == STOCK:
+            stock = records.environment(row.identity)
+        own = records.environment(row.identity)
+        both = [(name, own[name], stock[name]) for name in NUMBERS if name in own and name in stock]
+        unlike = [f"{name} {mine} and {others}" for name, mine, others in both if mine != others]
+        if unlike:
+            lines.append(f"{place}: {row.name} and its stock model were measured apart: {'; '.join(unlike)}.")
+    return lines
 
 
 def _cost(outcome: Outcome) -> list[str]:
@@ -295,20 +359,23 @@ def draw(report: Report, folder: Path) -> list[Path]:
     """Write `report.html`, `report.md` and the tables into a folder; returns their paths."""
     paths = [folder / "report.html", folder / "report.md"]
     page = files("tdrs.analysis").joinpath("report.html").read_text()
-    environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    templates = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
     by_place = tables.by_place(report.lines)
     places = {place: [tables.cells(line) for line in lines] for place, lines in by_place.items()}
     heads = {place: tables.heads(lines) for place, lines in by_place.items()}
     figures = [(title, "<svg" + path.read_text().partition("<svg")[2]) for title, path in report.figures]
     given = {"report": report, "places": places, "heads": heads, "figures": figures}
-    paths[0].write_text(environment.from_string(page).render(**given))
+    paths[0].write_text(templates.from_string(page).render(**given))
     paths[1].write_text(markdown(report))
-    return paths + tables.draw(report.lines, folder, report.warning)
+    return paths + tables.draw(report.lines, folder, report.warning, report.stamp)
 
 
 def markdown(report: Report) -> str:
     """The page without its pictures of samples."""
-    parts = [f"# {report.name}", report.split, *(f"**{line}**" for line in report.off), report.question, "## Findings"]
+    head, *lines = report.verified
+    checked = "\n".join([f"{head}:", "", *(f"- {line}" for line in lines)])
+    parts = [f"# {report.name}", report.split, *(f"**{line}**" for line in report.off), checked, report.question]
+    parts.append("## Findings")
     for place, sentences in report.findings.items():
         parts.append(f"**{place}**\n\n" + "\n".join(f"- {name}: {text}" for name, text in sentences))
     parts += [report.tests, "## Tables", tables.markdown(report.lines, report.warning).strip(), "## Figures"]
@@ -320,6 +387,7 @@ def markdown(report: Report) -> str:
             parts += [f"## {title}", "\n".join(f"- {line.strip()}" for line in lines)]
     parts += ["## Cost", "\n".join(f"- {line}" for line in report.cost)]
     parts += ["## Environment", "\n".join(f"- {name}: {value}" for name, value in report.environment.items() if value)]
+    parts += ["\n".join(f"- {line}" for line in report.elsewhere)] if report.elsewhere else []
     parts += [
         "## Again",
         f"    {report.command}",

@@ -8,6 +8,7 @@ redraws the figure from the study's `study.json`, without a model.
 
 import json
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -87,8 +88,8 @@ def numbers(outcome: Outcome) -> list[Line]:
     return list(lines.values())
 
 
-def draw(lines: list[Line], folder: Path) -> list[Path]:
-    """Draw `sensitivity.png` and `sensitivity.svg` into a folder; returns their paths."""
+def draw(lines: list[Line], folder: Path, stamp: Mapping[str, str] | None = None) -> list[Path]:
+    """Draw `sensitivity.png` and `sensitivity.svg` into a folder, with a study's stamp; returns their paths."""
     count = max(len(line.panels) for line in lines)
     canvas, axes = plt.subplots(
         len(lines), count, figsize=(3.6 * count, 3.4 * len(lines) + 0.9), sharey="row", squeeze=False,
@@ -104,7 +105,7 @@ def draw(lines: list[Line], folder: Path) -> list[Path]:
     labels.append("chosen, and kept for the next panels")
     canvas.legend(handles, labels, loc="outside lower center", ncols=len(labels), frameon=False, fontsize=9)
     canvas.suptitle("T-DRS: each setting in turn, the earlier ones at their best; 95 % intervals", fontsize=11)
-    return save(canvas, folder, "sensitivity", dpi=150)
+    return save(canvas, folder, "sensitivity", stamp, dpi=150)
 
 
 def _panel(axis: Axes, panel: Panel, stock: tuple[float, float, float]) -> None:
@@ -161,7 +162,7 @@ def _panel(axis: Axes, panel: Panel, stock: tuple[float, float, float]) -> None:
 
 def main(arguments: list[str]) -> int:
     """The command."""
-    return redraw(arguments, lambda outcome, folder: draw(numbers(outcome), folder))
+    return redraw(arguments, lambda outcome, folder: draw(numbers(outcome), folder, outcome.stamp))
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ ones, of models of 7 and 8 billion parameters: they stand beside ours for orient
 
 import csv
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -86,22 +86,29 @@ def numbers(outcome: Outcome, found: Sequence[Evidence]) -> list[Line]:
     return lines
 
 
-def draw(lines: list[Line], folder: Path, warning: str = "") -> list[Path]:
-    """Write the three files into a folder, a warning first; returns their paths."""
+def draw(lines: list[Line], folder: Path, warning: str = "", stamp: Mapping[str, str] | None = None) -> list[Path]:
+    """Write the three files into a folder, a warning first; returns their paths.
+
+    Args:
+        stamp: whose result it is (`Outcome.stamp`): a comment in Markdown and LaTeX, the column `study_key` of the CSV.
+    """
+    whose = ", ".join((stamp or {}).values())
+    key = (stamp or {}).get("Identifier", "")
     paths = [folder / f"table.{kind}" for kind in ("md", "tex", "csv")]
-    paths[0].write_text(markdown(lines, warning))
-    paths[1].write_text(latex(lines, warning))
+    paths[0].write_text(markdown(lines, warning) + (f"\n<!-- {whose} -->\n" if whose else ""))
+    paths[1].write_text((f"% {whose}\n" if whose else "") + latex(lines, warning))
     head = "place row n measure value low high difference difference_low difference_high gained lost mcnemar_p p_holm"
     with paths[2].open("w", newline="") as file:
         writer = csv.writer(file)
         if warning:
             writer.writerow([f"# {warning}"])
-        writer.writerow([*head.split(), "verdict", "tuning_trials", "reported", "reported_model"])
+        writer.writerow([*head.split(), "verdict", "tuning_trials", "reported", "reported_model", "study_key"])
         for line in lines:
             change, discordant = line.difference or ("", "", ""), line.discordant or ("", "", "")
             paper = ("", "") if line.reported is None else (line.reported, line.of)
             numbers_ = [*line.value, *change, *discordant, line.p]
-            writer.writerow([line.where, line.row, line.n, line.measure, *numbers_, line.verdict, line.tuned, *paper])
+            row = [line.where, line.row, line.n, line.measure, *numbers_, line.verdict, line.tuned, *paper, key]
+            writer.writerow(row)
     return paths
 
 
@@ -170,7 +177,7 @@ def main(arguments: list[str]) -> int:
 
     def make(outcome: Outcome, folder: Path) -> list[Path]:
         found = evidence(outcome, Records(folder.parents[1] / "records"))
-        return draw(numbers(outcome, found), folder, outcome.warning)
+        return draw(numbers(outcome, found), folder, outcome.warning, outcome.stamp)
 
     return redraw(arguments, make)
 

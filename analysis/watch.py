@@ -1,11 +1,12 @@
 """Attention weights as they are while a model reads its prompt, under an edit or none: what two figures are made of."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from tdrs.sweeps.trials import STOCK_SETTINGS, Outcome, Request
 
 from tdrs import backbones
 from tdrs.attention import core
@@ -13,10 +14,11 @@ from tdrs.attention.call import Block, Call
 from tdrs.attention.intervene import intervene
 from tdrs.backbones import Backbone
 from tdrs.backbones.features import Features
-from tdrs.benchmarks import Sample, Samples
+from tdrs.benchmarks import Sample
 from tdrs.configuration import with_settings
 from tdrs.evaluate import gib, plan
 from tdrs.interventions import Method
+from tdrs.settings import SettingError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,9 +45,20 @@ def watch(backbone: Backbone, samples: Sequence[Sample], method: Method) -> list
     return found
 
 
-def subject(config: Mapping[str, Any], place: Mapping[str, Any], count: int) -> tuple[Backbone, Samples]:
-    """The backbone and the first held-out samples of a study at a place."""
-    values = with_settings(config, {**place, "intervention": "none"})
-    planned = plan({**values, "split": "held_out", "limit": count})
+def subject(outcome: Outcome, count: int) -> tuple[Backbone, Sequence[Sample]]:
+    """The backbone of a study at its first place, and the first samples that the study reports there.
+
+    Raises:
+        SettingError: there are fewer samples; or model, data or versions are no longer those of the study's records.
+    """
+    config, row = outcome.config, outcome.rows[0]
+    values = with_settings(config, Request("", "", STOCK_SETTINGS, row.place).merged)
+    planned = plan({**values, "split": "held_out", "limit": config["preset"]["held_out"]})
+    samples = planned.load()
+    if planned.identity(samples) != row.identity:
+        allowed = "its model, data or versions are no longer those of its records; run the study again"
+        raise SettingError("study", outcome.name, allowed)
+    if count > len(samples):
+        raise SettingError("sample", count - 1, f"must be below {len(samples)}, the number of the study's samples")
     features = Features(Path(config["output"]) / "features", gib(config["features_gib"]))
-    return backbones.load(planned.backbone, features), planned.load()
+    return backbones.load(planned.backbone, features), samples[:count]

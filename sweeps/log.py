@@ -4,6 +4,8 @@
                          trials.jsonl     a line a finished trial, in the protocol's order
                          study.journal    the same trials as an Optuna study, unless `study.storage` is elsewhere
                          study.json       what the protocol found, from which figures are redrawn without a model
+                         replaced/KEY     all files of an earlier study of this name over other settings; or, under
+                                          this study's own key, trials of earlier versions, weights or data
 
 Trials are written when they are over, so a process that dies leaves none of them running.
 """
@@ -11,6 +13,8 @@ Trials are written when they are over, so a process that dies leaves none of the
 import hashlib
 import json
 import shutil
+import sys
+import time
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -24,6 +28,7 @@ from optuna.trial import TrialState, create_trial
 from tdrs.configuration import with_settings
 from tdrs.interventions.tdrs import READINGS
 from tdrs.records import Records, append_line, read_lines
+from tdrs.settings import SettingError
 from tdrs.tracking import Tracker
 
 from .protocols import PROTOCOLS
@@ -31,6 +36,7 @@ from .shared import Shared
 from .storage import JOURNAL, load_optuna, open_storage
 from .trials import COMPLETE, FAILED, PRUNED, STOCK, Outcome, Request, Trial
 
+REPLACED, TRIALS = "replaced", "trials.jsonl"
 _NOT_DECISIVE = ("output", "tracking", "study", "workers", "features_gib", "dry_run")
 
 
@@ -73,17 +79,68 @@ class Log:
         self.trials: dict[str, Trial] = {}
         self._optuna: optuna.Study | None = None
         self._told: set[str] = set()
+        self._asked: dict[str, Trial] = {}
+        self._made = time.time()
 
     def open(self) -> None:
-        """Read what there is; start anew where the folder holds a study over other settings."""
+        """Read what there is, after the files of a study over other settings are moved out of the way."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        path = self.folder / "config.yaml"
-        if not path.exists() or study_key(yaml.safe_load(path.read_text())) != self.key:
-            for name in ("trials.jsonl", "study.json", "study.journal"):
-                (self.folder / name).unlink(missing_ok=True)
-        path.write_text(yaml.safe_dump(self._config, sort_keys=False))
+        self._replace()
+        (self.folder / "config.yaml").write_text(yaml.safe_dump(self._config, sort_keys=False))
         self.trials = {trial.key: trial for trial in read_trials(self.folder)}
         self._open_optuna()
+
+    def _replace(self) -> None:
+        """Move all files of an earlier study of this name over other settings into a folder of its own."""
+        key = _key_in(self.folder)
+        # the helpers of this run may have begun their logs
+        files = [
+            path
+            for path in self.folder.iterdir()
+            if path.name not in ("lock", REPLACED)
+            and not (path.match("worker-*.log") and path.stat().st_mtime >= self._made)
+        ]
+        if key == self.key or not files:
+            return
+        place = self._aside(key)
+        for path in sorted(files, key=lambda path: path.name == "config.yaml"):  # last: till then it names its study
+            path.rename(place / path.name)
+        print(f"{self.name}: an earlier study of this name had other settings; it is now in {place}", file=sys.stderr)
+
+    def _aside(self, key: str) -> Path:
+        """A new folder for what is replaced of a study with this key."""
+        number = 1
+        while True:
+            place = self.folder / REPLACED / (key if number == 1 else f"{key}-{number}")
+            try:
+                place.mkdir(parents=True)
+            except FileExistsError:
+                number += 1
+            else:
+                return place
+
+    def finish(self) -> None:
+        """Leave the trials that this run asked for; others, as of earlier weights or versions, are moved away."""
+        stale = [trial for key, trial in self.trials.items() if key not in self._asked]
+        assert self._optuna
+        told = {trial.user_attrs["key"] for trial in self._optuna.get_trials(deepcopy=False)}
+        if stale or not told <= set(self._asked):
+            place = self._aside(self.key)
+            for trial in stale:
+                append_line(place / TRIALS, json.dumps(asdict(trial)))
+            partial = self.folder / f"{TRIALS}.partial"
+            partial.write_text("".join(json.dumps(asdict(trial)) + "\n" for trial in self._asked.values()))
+            partial.replace(self.folder / TRIALS)
+            self.trials = dict(self._asked)
+            if self._storage:
+                optuna.delete_study(study_name=self.name, storage=self._storage)
+            else:
+                (self.folder / "study.journal").rename(place / "study.journal")
+            self._open_optuna()
+            for trial in self._asked.values():
+                self._tell_optuna(trial)
+            print(f"{self.name}: {len(stale)} trials that are no longer asked for are now in {place}", file=sys.stderr)
+        self.tracker.keep(self.name, self.parent, set(self._asked))
 
     def _open_optuna(self) -> None:
         """The Optuna study; a damaged journal is made again from the trials."""
@@ -105,17 +162,20 @@ class Log:
 
     def add(self, trial: Trial) -> None:
         """Write a trial wherever it is missing."""
+        self._asked[trial.key] = trial
         known = self.trials.get(trial.key)
         if known is None or known.status != trial.status:
-            append_line(self.folder / "trials.jsonl", json.dumps(asdict(trial)))
+            append_line(self.folder / TRIALS, json.dumps(asdict(trial)))
             self.trials[trial.key] = trial
         if isinstance(self._store, Shared):
             self._store.publish(trial.identity)
-        if trial.split == "tuning" and trial.key not in self._told:
-            self._tell_optuna(trial)
+        self._tell_optuna(trial)
         self.track(trial)
 
     def _tell_optuna(self, trial: Trial) -> None:
+        """Add a trial on the tuning split to the Optuna study, if it is not there."""
+        if trial.split != "tuning" or trial.key in self._told:
+            return
         assert self._optuna
         params = self._search.params(trial)
         distributions = self._search.distributions()
@@ -164,10 +224,32 @@ class Log:
 def read_trials(folder: Path) -> list[Trial]:
     """The trials of a study, in the protocol's order; of one that was tried again, the last line."""
     found: dict[str, Trial] = {}
-    for line in read_lines(folder / "trials.jsonl"):
+    for line in read_lines(folder / TRIALS):
         trial = Trial.of(json.loads(line))
         found[trial.key] = trial
     return list(found.values())
+
+
+def read_outcome(folder: Path) -> Outcome:
+    """What a study found, from its folder.
+
+    Raises:
+        FileNotFoundError: it is not finished.
+        SettingError: `study.json` is of another study than `config.yaml`.
+    """
+    outcome = Outcome.read(folder / "study.json")
+    if (outcome.key or study_key(outcome.config)) != _key_in(folder):
+        allowed = f"{folder}/study.json is of another study of this name; run the study again"
+        raise SettingError("study", folder.name, allowed)
+    return outcome
+
+
+def _key_in(folder: Path) -> str:
+    """The key of the study in a folder; `unknown` if its configuration cannot be read."""
+    try:
+        return study_key(yaml.safe_load((folder / "config.yaml").read_text()))
+    except (FileNotFoundError, yaml.YAMLError, AttributeError, KeyError, TypeError):
+        return "unknown"
 
 
 def study_key(config: Mapping[str, Any]) -> str:
@@ -227,5 +309,5 @@ def sync(folder: Path, tracker: Tracker, records: Records) -> int:
         for trial in trials:
             log.add(trial)
         if (folder / "study.json").exists():
-            describe(tracker, log.parent, Outcome.read(folder / "study.json"))
+            describe(tracker, log.parent, read_outcome(folder))
     return len(trials)

@@ -7,6 +7,7 @@ when the first is gone or done.
 
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import replace
@@ -167,8 +168,10 @@ class Study:
             outcome = self.protocol.run(self.search, self.engine, self.name)
             tuned = any(row.budget for row in outcome.rows)
             overlap = self.engine.overlap if tuned else 0
-            outcome = replace(outcome, command=self.command, environment=surroundings, overlap=overlap)
+            measured = _measured(self.records, outcome) or surroundings
+            outcome = replace(outcome, key=self.log.key, command=self.command, environment=measured, overlap=overlap)
             outcome.save(self.folder / "study.json")
+            self.log.finish()
             describe(self.tracker, self.log.parent, outcome)
         return outcome
 
@@ -177,3 +180,15 @@ class Study:
         self.tracker.describe(
             self.log.parent, None, {}, [*files, self.folder / "study.json", self.folder / "config.yaml"]
         )
+
+
+def _measured(records: Records, outcome: Outcome) -> dict[str, str]:
+    """Where the records of a study were measured: where they differ, each value with the number of its evaluations."""
+    done = [one for one in {t.identity for t in [*outcome.trials, *outcome.rows]} if records.done(one)]
+    kept = [records.environment(identity) for identity in done]
+    found: dict[str, str] = {}
+    for name in dict.fromkeys(name for one in kept for name in one):
+        counts = Counter(one.get(name, "unknown") for one in kept).most_common()
+        shown = [f"{value} ({count} evaluations)" for value, count in sorted(counts, key=lambda c: (-c[1], c[0]))]
+        found[name] = counts[0][0] if len(counts) == 1 else ", ".join(shown)
+    return found

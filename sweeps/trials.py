@@ -189,8 +189,9 @@ class Outcome:
     Attributes:
         trials: on the tuning split, in the protocol's order.
         rows: on the held-out split; at each place the stock model is first.
+        key: of the study, as `study_key` makes it of its settings.
         command: what was typed.
-        environment: versions, machine, commit.
+        environment: versions, machine, commit, where its records were measured.
         overlap: how many held-out samples are also in the tuning split, where settings were chosen: 0, or the result
             is marked wherever it is shown.
     """
@@ -201,6 +202,7 @@ class Outcome:
     trials: list[Trial]
     rows: list[Trial]
     curves: list[Curve] = field(default_factory=list)
+    key: str = ""
     command: str = ""
     environment: dict[str, str] = field(default_factory=dict)
     overlap: int = 0
@@ -211,6 +213,12 @@ class Outcome:
         if not self.overlap:
             return ""
         return f"TUNED ON THE REPORTED SPLIT: {self.overlap} held-out samples are also in the tuning split"
+
+    @property
+    def stamp(self) -> dict[str, str]:
+        """Whose result it is, for the metadata of figures and tables: a study's name and key, and by which version."""
+        version = self.environment.get("tdrs", "an unknown version")
+        return {"Title": self.name, "Identifier": self.key, "Source": f"tdrs {version}"}
 
     def save(self, path: Path) -> None:
         """Write it as JSON."""

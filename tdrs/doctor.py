@@ -31,9 +31,10 @@ from tdrs.configuration import plain, run
 from tdrs.environment import environment
 from tdrs.evaluate import Plan, complete, gib, out_of_memory, plan
 from tdrs.interventions.tdrs import TDRS
-from tdrs.published import published
+from tdrs.published import Comparison, published
 from tdrs.records import Records
 from tdrs.settings import check_number
+from tdrs.statistics import Interval
 from tdrs.stopping import stoppable
 from tdrs.sweeps.study import Study
 from tdrs.tracking import Tracker
@@ -166,14 +167,14 @@ def _cost(backbone: Backbone, planned: Plan, batch: Sequence[Sample]) -> tuple[d
     whole_prompts = replace(backbone, share_prefixes=False)
 
     def stock() -> None:
-        backbone.answer(batch, planned.dataset.real)
+        backbone.answer(batch, planned.dataset.real, planned.style)
 
     def whole() -> None:
-        whole_prompts.answer(batch, planned.dataset.real)
+        whole_prompts.answer(batch, planned.dataset.real, planned.style)
 
     def edited() -> None:
         with intervene(backbone.model, planned.intervention, planned.execution):
-            backbone.answer(batch, planned.dataset.real)
+            backbone.answer(batch, planned.dataset.real, planned.style)
 
     times = medians({"stock": stock, "whole": whole, "edited": edited}, ROUNDS)
     peaks = [_size(int(peak_mib(run_) * 2**20)) for run_ in (stock, edited)]
@@ -202,7 +203,7 @@ def _largest_batch(backbone: Backbone, planned: Plan, samples: Sequence[Sample])
     while size <= len(longest):
         try:
             with intervene(backbone.model, planned.intervention, planned.execution):
-                backbone.answer(longest[:size], planned.dataset.real)
+                backbone.answer(longest[:size], planned.dataset.real, planned.style)
         except (RuntimeError, MemoryError) as error:
             if not out_of_memory(error):
                 raise
@@ -262,25 +263,25 @@ def _score(backbone: Backbone, values: Mapping[str, Any], output: Path) -> Findi
                     stop.check()
 
                 complete(planned, samples, lambda: backbone, records, identity, after)
-    metrics = records.read(identity).metrics
-    low, high = metrics["accuracy_low"], metrics["accuracy_high"]
-    lines = [f"accuracy {metrics['accuracy']:.3f} [{low:.3f}, {high:.3f}] on {len(samples)} held-out samples"]
+    evaluation = records.read(identity)
+    metrics = evaluation.metrics
+    accuracy = Interval(*(metrics[name] for name in ("accuracy", "accuracy_low", "accuracy_high")))
+    lines = ["accuracy {:.3f} [{:.3f}, {:.3f}]".format(*accuracy) + f" on {len(samples)} held-out samples"]
     known = published(values["backbone"], values["dataset"])
-    if known is None:
-        return Finding("score", [*lines, "no published score is known for these settings"])
-    measured = metrics[known.metric.lower()]
-    points = known.distance(measured)
-    shown = "" if known.metric == "accuracy" else f"{known.metric} {measured:.3f}; "
-    lines.append(f"{shown}published: {known.metric} {known.value:.3f} ({known.where}), {points:+.1f} points off")
-    within = low <= known.value <= high
-    good = not known.warning(measured) or (known.metric == "accuracy" and within)
-    if known.warning(measured):
+    if isinstance(known, str):
+        return Finding("score", [*lines, f"not verified by a published score: {known}"])
+    measured = planned.dataset.intervals(evaluation.records)["f1"] if known.metric == "F1" else accuracy
+    compared = Comparison(known, measured, len(samples))
+    points = "{:+.1f} points off [{:+.1f}, {:+.1f}]".format(*compared.points)
+    shown = "" if known.metric == "accuracy" else f"{known.metric} {measured.value:.3f}; "
+    lines.append(f"{shown}published: {known.metric} {known.value:.3f} ({known.where}), {points}")
+    if compared.off:
         lines.append(
-            "more than 3 points, but inside this interval: more samples would tell (samples=…)"
-            if good
-            else "MORE than 3 points: look at prompt, pictures, dtype, rule and weights before anything is measured"
+            "MORE than 3 points: look at prompt, pictures, dtype, rule and weights before you measure anything"
         )
-    return Finding("score", lines, good)
+    elif compared.far:
+        lines.append("more than 3 points, but inside this interval: more samples would tell (samples=…)")
+    return Finding("score", lines, not compared.off)
 
 
 def main_doctor(config: DictConfig) -> int:

@@ -33,6 +33,7 @@ from tdrs.backbones.huggingface import Answer
 from tdrs.benchmarks import Benchmark, Record, Sample, Samples
 from tdrs.benchmarks.prompts import answer_length
 from tdrs.configuration import plain, run
+from tdrs.environment import environment
 from tdrs.interventions import Method
 from tdrs.records import Batch, Counts, Evaluation, Records
 from tdrs.settings import SettingError, check_choice, check_number
@@ -354,6 +355,7 @@ def complete(
     if sum(len(batch.records) for batch in batches) < len(samples):
         return None
     evaluation = summary(planned.dataset, samples, batches, planned.batch_size)
+    evaluation = replace(evaluation, environment=environment())
     records.finish(identity, evaluation, planned.config)
     return evaluation
 

@@ -23,7 +23,7 @@ import threading
 import time
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from io import RawIOBase
 from pathlib import Path
 from typing import Any, TextIO
@@ -36,7 +36,7 @@ from tdrs.benchmarks import Record
 from tdrs.stopping import Stop
 
 Counts = dict[str, tuple[int, int]]
-_FIELDS = [field.name for field in fields(Record)]
+_FIELDS = [column.name for column in fields(Record)]
 _DUMPER = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
 _WHOLE = ("config.yaml", "samples.parquet", "result.json")  # result.json last: with it an evaluation is done
 
@@ -73,6 +73,7 @@ class Evaluation:
         clamped: how many w_min were clamped, and of how many.
         seconds: how long its batches took.
         finished: when, in seconds since 1970.
+        environment: versions and machine of the process that finished it; empty if they were not kept.
     """
 
     records: list[Record]
@@ -81,6 +82,7 @@ class Evaluation:
     clamped: Counts
     seconds: float
     finished: float
+    environment: dict[str, str] = field(default_factory=dict)
 
     def save(self, folder: Path, config: Mapping[str, Any]) -> None:
         """Write the three files; `result.json` last, so that a folder with it is complete."""
@@ -96,6 +98,7 @@ class Evaluation:
             "clamped": self.clamped,
             "seconds": self.seconds,
             "finished": self.finished,
+            "environment": self.environment,
         }
         _write(folder / "result.json", lambda path: path.write_text(json.dumps(result, indent=2)))
 
@@ -112,6 +115,7 @@ class Evaluation:
             clamped=_counts(result["clamped"]),
             seconds=result["seconds"],
             finished=result["finished"],
+            environment=result.get("environment", {}),
         )
 
 
@@ -197,6 +201,14 @@ class Records:
     def read(self, identity: str) -> Evaluation:
         """A finished evaluation; raises FileNotFoundError if it is not finished."""
         return Evaluation.read(self.path(identity))
+
+    def environment(self, identity: str) -> dict[str, str]:
+        """Where a finished evaluation was measured; empty if that was not kept, or it is not finished."""
+        try:
+            result = json.loads((self.path(identity) / "result.json").read_text())
+        except FileNotFoundError:
+            return {}
+        return dict(result.get("environment", {}))
 
     def finish(self, identity: str, evaluation: Evaluation, config: Mapping[str, Any]) -> None:
         """Keep a finished evaluation; its batches are no longer needed."""

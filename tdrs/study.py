@@ -28,9 +28,9 @@ from tqdm import tqdm
 from tdrs.configuration import choice, with_settings
 from tdrs.records import Records, lock
 from tdrs.settings import SettingError, check_choice
-from tdrs.sweeps.log import read_trials, study_folder, study_key, sync
+from tdrs.sweeps.log import REPLACED, read_outcome, read_trials, study_folder, study_key, sync
 from tdrs.sweeps.storage import JOURNAL
-from tdrs.sweeps.trials import FAILED, PRUNED, STOCK, Outcome, Request, Trial, spelled
+from tdrs.sweeps.trials import FAILED, PRUNED, STOCK, Request, Trial, spelled
 from tdrs.tracking import open_tracker
 
 
@@ -47,6 +47,20 @@ class Kept:
         self.records = Records(output / "records")
         self.config: dict[str, Any] = yaml.safe_load((self.folder / "config.yaml").read_text())
         self.trials = read_trials(self.folder)
+
+    @property
+    def key(self) -> str:
+        return study_key(self.config)
+
+    @property
+    def replaced(self) -> list[Path]:
+        """The folders with what another study of this name, or an earlier version, has left."""
+        return sorted(path for path in (self.folder / REPLACED).glob("*") if path.is_dir())
+
+    @property
+    def identities(self) -> set[str]:
+        """The evaluations of its trials, also of those that were replaced."""
+        return {trial.identity for folder in (self.folder, *self.replaced) for trial in read_trials(folder)}
 
     @property
     def running(self) -> bool:
@@ -101,13 +115,13 @@ def _show(study: Kept) -> None:
             print(f"{'':>35}{trial.reason}{whole}")
     if (study.folder / "study.json").exists():
         print()
-        print("\n".join(Outcome.read(study.folder / "study.json").table()))
+        print("\n".join(read_outcome(study.folder).table()))
 
 
 def _best(study: Kept) -> None:
     """What was chosen on the tuning split, and the command that reports it; so far, if the study is not finished."""
     if (study.folder / "study.json").exists():
-        chosen = [row for row in Outcome.read(study.folder / "study.json").rows if row.budget]
+        chosen = [row for row in read_outcome(study.folder).rows if row.budget]
     else:
         groups: dict[tuple[str, str], Trial] = {}
         for trial in study.trials:
@@ -150,11 +164,11 @@ def _export(study: Kept) -> None:
     keys = sorted({key for trial in study.trials for key in {**trial.place, **trial.settings}})
     with (folder / "trials.csv").open("w", newline="") as file:
         writer = csv.writer(file)
-        head = ["number", "name", "split", "status", "reason", "identity", "n", "seconds"]
+        head = ["study_key", "number", "name", "split", "status", "reason", "identity", "n", "seconds"]
         writer.writerow([*head, *keys, *metrics])
         for number, t in enumerate(study.trials):
             given = {**t.place, **t.settings}
-            row = [number, t.name, t.split, t.status, t.reason, t.identity, t.n, f"{t.seconds:.3f}"]
+            row = [study.key, number, t.name, t.split, t.status, t.reason, t.identity, t.n, f"{t.seconds:.3f}"]
             writer.writerow([*row, *(given.get(key, "") for key in keys), *(t.metrics.get(m, "") for m in metrics)])
     path = folder / "samples.parquet"
     writer_: pq.ParquetWriter | None = None
@@ -162,6 +176,7 @@ def _export(study: Kept) -> None:
         if study.records.done(identity):
             table = pq.read_table(study.records.path(identity) / "samples.parquet")
             table = table.append_column("identity", pa.array([identity] * len(table)))
+            table = table.replace_schema_metadata({"study": study.name, "study_key": study.key})
             writer_ = writer_ or pq.ParquetWriter(path, table.schema)
             writer_.write_table(table)
     if writer_:
@@ -173,17 +188,19 @@ def _export(study: Kept) -> None:
 def _delete(study: Kept, yes: bool, tracking: dict[str, Any]) -> None:
     if study.running:
         raise SettingError("study", study.name, "is running; stop it first")
-    others = {trial.identity for other in _all(study.output) if other.name != study.name for trial in other.trials}
-    own = {trial.identity for trial in study.trials} - others
-    shared = len({trial.identity for trial in study.trials} & others)
+    others = {identity for other in _all(study.output) if other.name != study.name for identity in other.identities}
+    own = study.identities - others
+    shared = len(study.identities & others)
     print(
         f"{study.folder}: {len(study.trials)} trials; {len(own)} evaluations of its own, {shared} of other studies, too"
     )
+    if study.replaced:
+        print(f"with what {len(study.replaced)} earlier runs under this name have left in {study.folder / REPLACED}")
     if not yes:
         print(f"nothing was deleted; to do it:  python -m tdrs.study delete {study.name} output={study.output} --yes")
         return
     with open_tracker(tracking, study.output) as tracker:
-        runs = tracker.delete(study.name, {study_key(study.config)})
+        runs = tracker.delete(study.name, {study.key, *(path.name for path in study.replaced)})
     for identity in own:
         with study.records.claim(identity) or _Busy():
             shutil.rmtree(study.records.path(identity), ignore_errors=True)

@@ -48,6 +48,7 @@ def main_sweep(config: DictConfig) -> int:
         study.attach([*written, *figures])
         print()
         print("".join(f"{line}\n" for line in page.off), end="")
+        print(f"{page.verified[0]} (see the report)")
         print("\n".join(outcome.table()))
         print("".join(f"{line}\n" for line in outcome.clamps()), end="")
         print("".join(f"{note}\n" for note in study.engine.notes), end="")

@@ -263,6 +263,17 @@ class Tracker:
         if run:
             self._attempt(write)
 
+    def keep(self, experiment: str, parent: str, keys: set[str]) -> None:
+        """Delete the children of a parent run but those with these keys; MLflow can restore them until `mlflow gc`."""
+
+        def remove(client: MlflowClient) -> None:
+            known = self._children(client, experiment, parent)
+            for key in set(known) - keys:
+                client.delete_run(known.pop(key)[0])
+
+        if parent:
+            self._attempt(remove)
+
     def delete(self, experiment: str, keys: set[str]) -> int:
         """Delete parent runs by their keys, with their children; returns how many runs that were."""
 

@@ -11,7 +11,8 @@ from tdrs.benchmarks import scienceqa
 from tdrs.configuration import compose, plain, run
 from tdrs.doctor import Finding, examine, main_doctor
 from tdrs.interventions.temperature import Temperature
-from tdrs.published import published
+from tdrs.published import Comparison, Published, published
+from tdrs.statistics import Interval
 
 FINDINGS = ["files", "data", "model", "prompt", "tokens", "off", "cost", "features", "study", "score"]
 
@@ -70,16 +71,44 @@ def test_a_score_inside_its_own_interval_is_no_alarm(tmp_path: Path) -> None:
         (["backbone=qwen2_5_vl_7b", "dataset=pope"], 0.864),
         (["backbone=qwen2_5_vl_7b", "dataset=pope", "dataset.gap=8"], None),
         (["backbone=llava_1_5_7b"], None),
+        (["backbone=internvl2_8b", "dataset=textvqa"], 0.774),  # the paper's 79.1 is InternVL2.5's
+        (["backbone=llava_1_5_7b", "dataset=gqa", "dataset.rule=official"], None),
+        (["backbone=llava_1_5_7b", "dataset=gqa", "backbone.system=null"], None),
+        (["backbone=llava_1_5_7b", "dataset=gqa", "backbone.image.do_pad=false"], None),
+        (["backbone=llava_1_5_7b", "dataset=gqa", "backbone.source=embedded:mini_llava"], None),
+        (["dataset=mini_textvqa", "dataset.ocr_tokens=true"], None),
     ],
 )
 def test_published_scores(overrides: list[str], value: float | None) -> None:
     config: dict[str, Any] = plain(compose("evaluate", overrides))
     known = published(config["backbone"], config["dataset"])
-    assert (known.value if known else None) == (None if value is None else pytest.approx(value))
-    if known:
-        assert known.metric == ("F1" if config["dataset"]["name"] == "pope" else "accuracy")
-        assert known.warning(known.value + 0.03) == ""
-        assert "points off the published" in known.warning(known.value - 0.031)
+    if value is None:
+        assert isinstance(known, str)
+        assert len(known) > 10
+        return
+    assert not isinstance(known, str)
+    assert known.value == pytest.approx(value)
+    assert known.metric == ("F1" if config["dataset"]["name"] == "pope" else "accuracy")
+
+
+def test_a_stock_score_is_off_where_chance_does_not_explain_it() -> None:
+    """More than 3 points away, and the published score outside of the interval, however few samples there are."""
+    known = Published(0.62, "accuracy", "the paper's LLaVA-1.5-7B")
+    for low, value, high, n, far, off in (
+        (0.0, 0.01, 0.03, 200, True, True),  # plain equality on capital letters
+        (0.50, 0.57, 0.64, 200, True, False),
+        (0.56, 0.57, 0.58, 12578, True, True),
+        (0.59, 0.60, 0.61, 12578, False, False),
+        (0.3, 0.61, 0.9, 8, False, False),
+    ):
+        found = Comparison(known, Interval(value, low, high), n)
+        assert (found.far, found.off) == (far, off)
+        assert (
+            f"is {100 * (value - 0.62):+.1f} points off the published 62.0 % (the paper's LLaVA-1.5-7B)"
+            in found.sentence
+        )
+        assert f"[{100 * (low - 0.62):+.1f}, {100 * (high - 0.62):+.1f}], n = {n}" in found.sentence
+        assert found.sentence.endswith("too few samples to tell") == (far and not off)
 
 
 def test_the_commands_own_settings_are_checked(capsys: pytest.CaptureFixture[str]) -> None:

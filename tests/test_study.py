@@ -72,6 +72,8 @@ def test_export(tmp_path: Path, pretended: list[str], capsys: pytest.CaptureFixt
         rows = list(csv.DictReader(file))
     assert [row["identity"] for row in rows] == [t.identity for t in [*found.trials, *found.rows]]
     assert len(rows) == 6
+    assert {row["study_key"] for row in rows} == {found.key}
+    assert pq.read_schema(folder / "samples.parquet").metadata[b"study_key"] == found.key.encode()
     assert float(rows[0]["accuracy"]) == found.trials[0].score
     assert {row["dataset.gap"] for row in rows} == {"3"}
     samples = pq.read_table(folder / "samples.parquet").to_pylist()
@@ -94,6 +96,23 @@ def test_delete_keeps_what_other_studies_use(
     left = {path.name for path in (tmp_path / "records").iterdir()}
     assert left == {trial.identity for trial in [*other.trials, *other.rows]}
     assert [path.name for path in (tmp_path / "studies").iterdir()] == ["other"]
+
+
+def test_delete_takes_what_was_replaced_under_the_name(
+    tmp_path: Path, pretended: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """And keeps evaluations of a study that was replaced under another name."""
+    first = made(tmp_path, gap=9)
+    made(tmp_path)
+    made(tmp_path, "other", gap=9)
+    made(tmp_path, "other", gap=5)
+    printed = say(capsys, "delete", "small", f"output={tmp_path}", "--yes")
+    assert "with what 1 earlier runs under this name have left in" in printed
+    assert "deleted, with 14 runs in MLflow" in printed
+    left = {path.name for path in (tmp_path / "records").iterdir()}
+    assert {trial.identity for trial in [*first.trials, *first.rows]} <= left
+    say(capsys, "delete", "other", f"output={tmp_path}", "--yes")
+    assert not list((tmp_path / "records").iterdir())
 
 
 def test_sync_writes_what_is_missing(tmp_path: Path, pretended: list[str], capsys: pytest.CaptureFixture[str]) -> None:

@@ -205,12 +205,23 @@ def test_a_stock_score_far_from_the_published_one_is_said_at_the_top(tmp_path: P
         config = configuration(output, "search=compare", axes={"dataset.gap": [gap]}, methods=METHODS, budget=3)
         study = Study(config, Tracker("none", output))
         outcome = study.run()
-        assert len(report.off(outcome)) == (gap == 32)
+        page = report.numbers(outcome, study.records, study.folder)
+        assert len(page.off) == (gap == 32)
+        assert page.verified[0].endswith(f"published score at {int(gap == 32)} of 1 places")
+        if gap == 4:
+            said = (
+                "mini_llava, mini_scienceqa, gap 4: not verified: the card of mini_llava has no score at this distance"
+            )
+            assert page.verified[1] == said
     page = report.numbers(outcome, study.records, study.folder)
     (line,) = page.off
     stock = 100 * outcome.rows[0].metrics["accuracy"]
-    assert line.startswith("mini_llava, mini_scienceqa, gap 32, n = 8: the stock model's accuracy, ")
+    assert line.startswith("mini_llava, mini_scienceqa, gap 32: the stock model's accuracy, ")
+    assert "95 % interval [" in line
+    assert "n = 8" in line
     assert f"{stock:.1f} %, is {stock - 100:+.1f} points off the published 100.0 % (the card of mini_llava)" in line
     written = {path.name: path.read_text() for path in report.draw(page, study.folder)}
     assert written["report.md"].split("\n\n")[2] == f"**{line}**"
+    assert written["report.md"].split("\n\n")[3] == f"{page.verified[0]}:"
+    assert written["report.md"].split("\n\n")[4] == f"- {page.verified[1]}"
     assert written["report.html"].index("points off the published") < written["report.html"].index("<h2>")

@@ -1,5 +1,6 @@
 """Watched weights are the model's own, and the two figures made of them show what was measured."""
 
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -7,20 +8,35 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import yaml
 from tdrs.analysis import attention, decay
+from tdrs.analysis.figure import kept
 from tdrs.analysis.watch import Unedited, watch
+from tdrs.sweeps.log import study_key
 from tdrs.sweeps.trials import Outcome, Trial
 
-from tdrs import DC, TDRS, backbones, benchmarks
-from tdrs.configuration import compose, plain
+from tdrs import DC, TDRS, __version__, backbones, benchmarks
+from tdrs.configuration import compose, plain, with_settings
+from tdrs.evaluate import plan
 from tdrs.settings import SettingError
 
 MODELS = ["mini_llava", "mini_internvl", "mini_qwen2_5_vl"]
 
 
 def outcome(output: Path, name: str) -> Outcome:
-    config = plain(compose("sweep", [f"backbone={name}", f"output={output}", "dataset=mini_pope", "dataset.gap=6"]))
-    return Outcome("s", "compare", config, [], [Trial("stock", "held_out", {}, {}, "0", 8)])
+    """A finished study of the stock model alone, that nobody measured."""
+    given = [f"backbone={name}", f"output={output}", "dataset=mini_pope", "dataset.gap=6", "study.name=s"]
+    config = plain(compose("sweep", given))
+    config["preset"]["held_out"] = 8
+    planned = plan({**with_settings(config, {"intervention": "none"}), "split": "held_out", "limit": 8})
+    samples = planned.load()
+    stock = Trial("stock", "held_out", {}, {"intervention": "none"}, planned.identity(samples), len(samples))
+    found = Outcome("s", "compare", config, [], [stock], key=study_key(config), environment={"tdrs": __version__})
+    folder = output / "studies" / "s"
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    found.save(folder / "study.json")
+    return found
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -70,9 +86,7 @@ def test_kernels_are_pinned_at_both_ends() -> None:
 def test_both_figures_are_measured_kept_and_drawn(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(decay, "SAMPLES", 4)
     folder = tmp_path / "studies" / "s"
-    folder.mkdir(parents=True)
     found = outcome(tmp_path, name)
-    found.save(folder / "study.json")
     for module in (decay, attention):
         assert module.main(["study=s", f"output={tmp_path}"]) == 0
     monkeypatch.setattr(backbones, "load", lambda *a: pytest.fail("loaded again"))
@@ -80,17 +94,47 @@ def test_both_figures_are_measured_kept_and_drawn(name: str, tmp_path: Path, mon
         (folder / f"{module.__name__.split('.')[-1]}.png").unlink()
         assert module.main(["study=s", f"output={tmp_path}"]) == 0
         assert (folder / f"{module.__name__.split('.')[-1]}.png").read_bytes().startswith(b"\x89PNG")
-    curves = decay.read(folder / "decay.json").measured
+    for kind in ("png", "svg"):
+        assert found.key.encode() in (folder / f"decay.{kind}").read_bytes()
+        assert found.key.encode() in (folder / f"attention.{kind}").read_bytes()
+    curves = decay.read(kept(folder / "decay.json", found)).measured
     assert list(curves) == ["logits", "weights"]
     assert [curve.name for curve in curves["logits"]] == ["RoPE alone", "+ DC", "+ DC + reRD"]
     assert curves["logits"][0] == curves["weights"][0]
     assert curves["logits"][1] != curves["weights"][1]
-    maps = attention.read(folder / "attention.json").maps
+    maps = attention.read(kept(folder / "attention.json", found)).maps
     assert len(maps) == 3 * 5
     for one in maps:
         assert np.shape(one.weights) == (4, 4)
         assert 0 < one.share < 1
         assert np.sum(one.weights) == pytest.approx(one.share)
+
+
+def test_only_what_was_measured_for_the_study_is_shown(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Kept numbers of another study or another model are not drawn; a model that has changed is not measured."""
+    monkeypatch.setattr(decay, "SAMPLES", 4)
+    found = outcome(tmp_path, "mini_llava")
+    path = tmp_path / "studies" / "s" / "decay.json"
+    assert decay.main(["study=s", f"output={tmp_path}"]) == 0
+    assert kept(path, found)
+    assert kept(path, replace(found, key="0")) is None
+    changed = replace(found, rows=[replace(found.rows[0], identity="0")])
+    assert kept(path, changed) is None
+    changed.save(tmp_path / "studies" / "s" / "study.json")
+    assert decay.main(["study=s", f"output={tmp_path}"]) == 2
+    assert "its model, data or versions are no longer those of its records" in capsys.readouterr().err
+    outcome(tmp_path, "mini_internvl")
+    found.save(tmp_path / "studies" / "s" / "study.json")
+    assert decay.main(["study=s", f"output={tmp_path}"]) == 2
+    assert "is of another study of this name; run the study again" in capsys.readouterr().err
+
+
+def test_a_sample_must_be_one_of_the_studys(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    outcome(tmp_path, "mini_llava")
+    assert attention.main(["study=s", f"output={tmp_path}", "sample=8"]) == 2
+    assert "sample = 8: must be below 8, the number of the study's samples" in capsys.readouterr().err
 
 
 def test_the_mean_map_is_the_mean_of_all_layers(tmp_path: Path) -> None:
@@ -109,9 +153,7 @@ def test_tokens_that_are_no_grid_are_refused() -> None:
 
 @pytest.mark.parametrize("word", ["gain=both", "sample=x"])
 def test_bad_words(word: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    folder = tmp_path / "studies" / "s"
-    folder.mkdir(parents=True)
-    outcome(tmp_path, "mini_llava").save(folder / "study.json")
+    outcome(tmp_path, "mini_llava")
     assert attention.main(["study=s", f"output={tmp_path}", word]) == 2
     assert capsys.readouterr().err.startswith(f"error: {word.split('=')[0]} = ")
 

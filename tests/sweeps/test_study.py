@@ -3,14 +3,15 @@
 import copy
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import optuna
 import pytest
 from mlflow.tracking import MlflowClient
-from tdrs.analysis import sensitivity
-from tdrs.sweeps.log import read_trials, sync
+from tdrs.analysis import report, sensitivity
+from tdrs.sweeps.log import read_outcome, read_trials, sync
 from tdrs.sweeps.storage import load_optuna
 from tdrs.sweeps.study import Study
 from tdrs.sweeps.trials import FAILED, Outcome
@@ -19,6 +20,7 @@ from tdrs import backbones
 from tdrs import evaluate as evaluate_module
 from tdrs.benchmarks import mini_textvqa
 from tdrs.configuration import compose, plain, run, with_settings
+from tdrs.environment import environment
 from tdrs.records import Batch, Records
 from tdrs.settings import SettingError
 from tdrs.stopping import Stop
@@ -293,7 +295,7 @@ def test_a_trial_that_fails_says_why_and_the_study_goes_on(
     monkeypatch.setattr(evaluate_module, "run_batches", pretend.run_batches)  # mended
     again = study(tmp_path)
     assert timeless(again.run()) == timeless(finished[1])
-    assert logged(tmp_path) >= logged(finished[0])  # and what was tried on the way
+    assert logged(tmp_path) == logged(finished[0])
 
 
 def test_when_the_stock_model_fails_there_are_no_differences(
@@ -334,8 +336,17 @@ def test_a_damaged_journal_is_made_again(own: tuple[Path, Outcome]) -> None:
     assert [(trial.number, trial.values, trial.params) for trial in in_optuna(output)] == before
 
 
-def test_other_settings_under_the_same_name_start_anew(own: tuple[Path, Outcome]) -> None:
+def test_other_settings_under_the_same_name_start_anew(
+    own: tuple[Path, Outcome], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """All files of the earlier study are kept in a folder of their own, and none is left beside the new one."""
     output, outcome = own
+    folder = output / "studies" / "small"
+    for name in ("decay.json", "attention.png", "report.md", "table.csv", "export/trials.csv"):
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text("of the first study")
+    before = {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file() and path.name != "lock"}
+    capsys.readouterr()
     changed = small(output)
     changed["search"]["steps"] = changed["search"]["steps"][:2]
     changed["search"]["start"] = {}
@@ -345,6 +356,75 @@ def test_other_settings_under_the_same_name_start_anew(own: tuple[Path, Outcome]
     assert len(read_trials(output / "studies" / "small")) == len({trial.key for trial in [*found.trials, *found.rows]})
     assert len(in_optuna(output)) == len(dict.fromkeys(trial.key for trial in found.trials))
     assert len(parents(output)) == 2
+    assert {path.name for path in folder.iterdir()} == {
+        "config.yaml", "lock", "replaced", "study.json", "study.journal", "trials.jsonl"
+    }  # fmt: skip
+    place = folder / "replaced" / outcome.key
+    said = f"small: an earlier study of this name had other settings; it is now in {place}"
+    assert said in capsys.readouterr().err.splitlines()
+    assert {path.name: path.read_bytes() for path in place.iterdir() if path.is_file()} == before
+    assert (place / "export" / "trials.csv").exists()
+    assert read_outcome(folder) == found
+    assert found.key != outcome.key
+    assert study(output).run() == outcome  # the first one again: all is found, and what was replaced stays
+    assert sorted(path.name for path in (folder / "replaced").iterdir()) == sorted([outcome.key, found.key])
+    assert study(output, changed).run() == found
+    assert f"{outcome.key}-2" in {path.name for path in (folder / "replaced").iterdir()}
+
+
+def test_a_result_of_another_study_is_not_read(own: tuple[Path, Outcome]) -> None:
+    output, outcome = own
+    folder = output / "studies" / "small"
+    replace(outcome, key="0").save(folder / "study.json")
+    with pytest.raises(SettingError, match=r"study = 'small': .* is of another study of this name"):
+        read_outcome(folder)
+    replace(outcome, key="").save(folder / "study.json")  # as it was kept before there were keys
+    assert read_outcome(folder).trials == outcome.trials
+
+
+def test_trials_of_another_version_are_moved_away(
+    own: tuple[Path, Outcome], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The study's key stays, its evaluations have other identities: the trials are those of the last run alone."""
+    output, outcome = own
+    folder = output / "studies" / "small"
+    before, runs_before = (folder / "trials.jsonl").read_text(), len(children(output))
+    monkeypatch.setattr(evaluate_module, "__version__", "9.9.9")
+    capsys.readouterr()
+    found = study(output).run()
+    assert found.key == outcome.key
+    assert not {t.identity for t in found.trials} & {t.identity for t in outcome.trials}
+    keys = list(dict.fromkeys(trial.key for trial in [*found.trials, *found.rows]))
+    assert [trial.key for trial in read_trials(folder)] == keys
+    assert [t.user_attrs["key"] for t in in_optuna(output)] == list(dict.fromkeys(t.key for t in found.trials))
+    assert {run.data.tags["key"] for run in children(output)} == set(keys)
+    assert len(children(output)) == runs_before
+    place = folder / "replaced" / found.key
+    assert (place / "trials.jsonl").read_text() == before
+    assert (place / "study.journal").exists()
+    said = f"small: {len(keys)} trials that are no longer asked for are now in {place}"
+    assert said in capsys.readouterr().err.splitlines()
+    again = study(output)
+    assert again.run() == found
+    assert [path.name for path in (folder / "replaced").iterdir()] == [found.key]
+
+
+def test_the_environment_is_the_one_that_measured(own: tuple[Path, Outcome], monkeypatch: pytest.MonkeyPatch) -> None:
+    output, outcome = own
+    elsewhere = {**environment(), "device": "another GPU"}
+    monkeypatch.setattr("tdrs.sweeps.study.environment", lambda: elsewhere)
+    monkeypatch.setattr(evaluate_module, "environment", lambda: elsewhere)
+    found = study(output)
+    assert found.run().environment == outcome.environment == environment()
+    path = found.records.path(outcome.rows[1].identity) / "result.json"
+    result = json.loads(path.read_text())
+    path.write_text(json.dumps(result | {"environment": elsewhere}))
+    count = len({trial.identity for trial in [*outcome.trials, *outcome.rows]})
+    device = study(output).run().environment["device"]
+    assert device == f"{environment()['device']} ({count - 1} evaluations), another GPU (1 evaluations)"
+    lines = report._elsewhere(outcome, found.records)
+    (apart,) = [line for line in lines if "logits, paper and its stock model were measured apart" in line]
+    assert f"device another GPU and {environment()['device']}" in apart
 
 
 def test_bad_values_are_found_before_anything_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
