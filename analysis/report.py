@@ -109,7 +109,7 @@ def split_line(outcome: Outcome) -> str:
     trials = span(row.budget for row in tuned)
     rows = f"{len(tuned)} rows" if len(tuned) > 1 else "1 row"
     chosen = f"Settings of {rows}, marked as tuned, were chosen on the tuning split, "
-    return f"{text} {chosen}n = {outcome.config['preset']['tuning']}, from {trials} trials each."
+    return f"{text} {chosen}n = {outcome.tuning_n}, from {trials} trials each."
 
 
 def comparisons(outcome: Outcome, found: Sequence[Evidence]) -> list[tuple[str, Comparison | str]]:

@@ -215,6 +215,12 @@ class Outcome:
         return f"TUNED ON THE REPORTED SPLIT: {self.overlap} held-out samples are also in the tuning split"
 
     @property
+    def tuning_n(self) -> str:
+        """How many samples settings were chosen on, for people: `150 to 160` where trials have different numbers."""
+        numbers = sorted({trial.n for trial in self.trials if trial.status != PRUNED}) or [0]
+        return str(numbers[0]) if len(numbers) == 1 else f"{numbers[0]} to {numbers[-1]}"
+
+    @property
     def stamp(self) -> dict[str, str]:
         """Whose result it is, for the metadata of figures and tables: a study's name and key, and by which version."""
         version = self.environment.get("tdrs", "an unknown version")
@@ -252,7 +258,7 @@ class Outcome:
         lines = [self.warning] if self.warning else []
         lines += self._cells() if self.protocol == "grid" else []
         budget = max((row.budget for row in self.rows), default=0)
-        chosen = f"tuned rows: settings chosen on the tuning split, n = {self.config['preset']['tuning']}"
+        chosen = f"tuned rows: settings chosen on the tuning split, n = {self.tuning_n}"
         lines.append(f"held-out split; {chosen if budget else 'settings given beforehand'}")
         width = max((len(row.name) for row in self.rows), default=0) + 2
         head = f"{'':{width + 2}}{'accuracy [95 %]':24}{'difference to stock, paired [95 %]':36}"
@@ -279,7 +285,7 @@ class Outcome:
 
     def _cells(self) -> list[str]:
         """Every cell of a grid, failed ones too."""
-        lines = [f"tuning split, every cell, n = {self.config['preset']['tuning']}"]
+        lines = [f"tuning split, every cell, n = {self.tuning_n}"]
         own = {cell.key: STOCK if cell.name == STOCK else spelled(cell.settings) for cell in self.trials}
         texts = [" ".join(filter(None, [spelled(cell.place), own[cell.key]])) for cell in self.trials]
         width = max(map(len, texts)) + 2
