@@ -14,7 +14,6 @@ import hashlib
 import json
 import shutil
 import sys
-import time
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -80,7 +79,6 @@ class Log:
         self._optuna: optuna.Study | None = None
         self._told: set[str] = set()
         self._asked: dict[str, Trial] = {}
-        self._made = time.time()
 
     def open(self) -> None:
         """Read what there is, after the files of a study over other settings are moved out of the way."""
@@ -93,13 +91,8 @@ class Log:
     def _replace(self) -> None:
         """Move all files of an earlier study of this name over other settings into a folder of its own."""
         key = _key_in(self.folder)
-        # the helpers of this run may have begun their logs
-        files = [
-            path
-            for path in self.folder.iterdir()
-            if path.name not in ("lock", REPLACED)
-            and not (path.match("worker-*.log") and path.stat().st_mtime >= self._made)
-        ]
+        # the helpers of this run may have begun their logs, which say nothing of results
+        files = [p for p in self.folder.iterdir() if p.name not in ("lock", REPLACED) and not p.match("worker-*.log")]
         if key == self.key or not files:
             return
         place = self._aside(key)
