@@ -111,8 +111,8 @@ def run(
 ) -> int:
     """Compose, then call `function`; returns the exit code.
 
-    0 done, or what `function` returns; 1 the disk is full; 2 a setting is not allowed (one line says which); 130
-    stopped by Ctrl-C. `--help` and `--cfg` print.
+    0 done, or what `function` returns; 1 the disk is full, or a logit is NaN; 2 a setting is not allowed (one line says
+    which); 130 stopped by Ctrl-C. `--help` and `--cfg` print.
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     if "--help" in arguments or "-h" in arguments:
@@ -131,6 +131,9 @@ def run(
     except SettingError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except FloatingPointError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
     except OSError as error:
         if error.errno != errno.ENOSPC:
             raise

@@ -13,6 +13,7 @@ import math
 import re
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
@@ -177,7 +178,7 @@ def run_batches(
                 for sample, answer in zip(batch, answers, strict=True)
             ]
             clamped = session.take_clamped()
-            marked = sum(backbone.marks_of(sample) != "" for sample in batch)
+            marked = dict(Counter(filter(None, map(backbone.marks_of, batch))))
             yield Batch(first, records, clamped, time.perf_counter() - begun, size, marked)
 
 
@@ -196,9 +197,10 @@ def summary(benchmark: Benchmark, samples: Sequence[Sample], batches: Sequence[B
     metrics["margin"] = sum(r.margin * r.weight for r in records) / sum(weights) if records else math.nan
     metrics |= {f"clamped_{name}": count / max(of, 1) for name, (count, of) in clamped.items()}
     notes = [*(samples.notes if isinstance(samples, Samples) else ()), *benchmark.notes(records)]
-    marked = sum(batch.marked for batch in batches)
+    marked = sum((Counter(batch.marked) for batch in batches), Counter())
     if marked:
-        notes.append(f"{marked} samples spell out special tokens of the model, such as <image>: it reads them as text")
+        shown = ", ".join(f"{mark} in {count}" for mark, count in marked.most_common())
+        notes.append(f"{marked.total()} samples spell out special tokens of the model, read as text: {shown}")
     smallest = min((batch.size for batch in batches), default=batch_size)
     if smallest < batch_size:
         notes.append(f"out of memory: batches of {batch_size} were asked {smallest} samples at a time")

@@ -29,9 +29,10 @@ def file_hash(path: Path) -> str:
     known = _remembered(kept / key, key) if kept else None
     if known:
         return known
+    # judged before the file is read: reading takes longer than a change needs to settle
+    settled = time.time() - max(status.st_mtime, status.st_ctime) > SETTLED
     with path.open("rb") as file:
         found = hashlib.file_digest(file, "sha256").hexdigest()
-    settled = time.time() - max(status.st_mtime, status.st_ctime) > SETTLED
     if kept and settled and path.stat().st_mtime_ns == status.st_mtime_ns:
         _remember(kept / key, found)
     return found

@@ -51,7 +51,7 @@ class Batch:
         clamped: how many w_min were clamped, and of how many.
         seconds: how long it took.
         size: how many samples were asked at a time: the batch size, or less once memory ran out.
-        marked: how many samples spell out special tokens of the model.
+        marked: special tokens of the model that samples spell out, and in how many.
     """
 
     start: int
@@ -59,7 +59,7 @@ class Batch:
     clamped: Counts
     seconds: float
     size: int
-    marked: int = 0
+    marked: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -229,7 +229,7 @@ class Records:
                 start = values["start"]
                 if start not in found:  # else it is one that two workers brought
                     records = [Record(*row) for row in values["records"]]
-                    clamped, marked = _counts(values["clamped"]), values.get("marked", 0)
+                    clamped, marked = _counts(values["clamped"]), values.get("marked") or {}
                     found[start] = Batch(start, records, clamped, values["seconds"], values["size"], marked)
         return [found[start] for start in sorted(found)]
 

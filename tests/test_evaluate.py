@@ -182,6 +182,14 @@ def test_nan_in_the_logits_is_an_error_that_names_the_samples(mini_llava: Backbo
         list(run_batches(mini_llava, twin(), samples, Poison(), 2))
 
 
+def test_nan_behind_the_first_token_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    given = ["dataset=mini_textvqa", "intervention=temperature", "intervention.tau=1e-39", "intervention.phase=decode"]
+    assert run("evaluate", main_evaluate, "", [*given, "limit=8", "tracking=none", f"output={tmp_path}"]) == 1
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert said.startswith("error: NaN in the logits of ")
+    assert "at answer token 2, in the batch of samples 0 to 7" in said
+
+
 def test_shards_make_the_whole(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """In any order, one left to the command without a shard; the records are those of one run, bit for bit."""
     given = ["intervention=tdrs", "limit=24", "batch_size=5", "dataset.gap=8", "tracking=none"]

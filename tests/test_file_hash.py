@@ -2,7 +2,9 @@
 
 import hashlib
 import os
+import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -87,5 +89,22 @@ def test_a_file_that_has_just_changed_is_not_remembered(
 ) -> None:
     monkeypatch.setattr(module, "SETTLED", 60.0)
     (tmp_path / "a").write_bytes(b"x" * 200)
+    file_hash(tmp_path / "a")
+    assert not cache.exists()
+
+
+def test_a_file_that_changed_before_a_long_reading_is_not_remembered(
+    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whether it has settled is judged when its times are read, not when all of it is."""
+    monkeypatch.setattr(module, "SETTLED", 2.0)
+    (tmp_path / "a").write_bytes(b"x" * 200)
+    now, digest = time.time(), hashlib.file_digest
+
+    def slowly(*given: Any) -> Any:
+        monkeypatch.setattr(time, "time", lambda: now + 60)
+        return digest(*given)
+
+    monkeypatch.setattr(hashlib, "file_digest", slowly)
     file_hash(tmp_path / "a")
     assert not cache.exists()

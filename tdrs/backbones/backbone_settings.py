@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import try_to_load_from_cache
 from huggingface_hub.constants import HF_HUB_CACHE
 from transformers import AutoConfig
 
-from tdrs.backbones.checkpoint import Incomplete
+from tdrs.backbones.checkpoint import Incomplete, check_files
 from tdrs.backbones.processors import TRANSPARENCY, check_image_setting, size_fault
 from tdrs.benchmarks.prompts import STYLES
 from tdrs.environment import versions
@@ -93,11 +94,21 @@ class BackboneSettings:
         return str(self.folder.absolute()) if self.folder.is_dir() else self.source
 
     @property
+    def commit(self) -> str | None:
+        """The commit that a hub id means, so that all of a model is of one; None for a local folder."""
+        return None if self.folder.is_dir() else _snapshot(self.source, self.revision).name
+
+    @property
     def fingerprint(self) -> str:
         """A hash of all of a local folder's files but its card; or hub id and commit."""
+        return _fingerprint(self.folder) if self.folder.is_dir() else f"{self.source} {self.commit}"
+
+    def check_files(self) -> None:
+        """Raises Incomplete if a file that is here is damaged, or a local folder lacks one."""
         if self.folder.is_dir():
-            return _fingerprint(self.folder)
-        return f"{self.source} {self._config._commit_hash or self.revision}"
+            check_files(self.folder)
+        else:
+            check_files(_snapshot(self.source, self.revision), whole=False)
 
     @property
     def decisive(self) -> dict[str, object]:
@@ -122,7 +133,7 @@ class BackboneSettings:
     def accepts(self, size: tuple[int, int]) -> str:
         """Why the model cannot take a picture of a width and height; "" where it can."""
         try:
-            return size_fault(self.location, self.revision, self.image, size)
+            return size_fault(self.location, self.commit, self.image, size)
         except SettingError as error:
             raise error.under("backbone") from None
         except Exception as error:
@@ -154,15 +165,31 @@ def _config(source: str, revision: str | None, changed: tuple[int, int] | None) 
     """A model's configuration, read once until its file changes."""
     try:
         return AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=False)
-    except (OSError, ValueError) as error:
+    except Exception as error:  # what a damaged file leads to is of any kind
         raise not_loaded(source, error) from error
+
+
+@lru_cache
+def _snapshot(source: str, revision: str | None) -> Path:
+    """The folder of the hub's cache that has a model's files, named by the commit; the same for the whole process."""
+    _config(source, revision, None)  # downloads the file that is looked for
+    kept = try_to_load_from_cache(source, "config.json", revision=revision)
+    if not isinstance(kept, str):
+        raise SettingError("backbone.revision", revision, f"its commit is not in {HF_HUB_CACHE}; name the commit")
+    return Path(kept).parent
 
 
 def not_loaded(source: str, error: Exception) -> SettingError:
     """Why a model cannot be had, and what to do: where it was looked for, and what would download it."""
+    folder = Path(source).expanduser()
+    if folder.is_dir() and not isinstance(error, Incomplete):
+        try:
+            check_files(folder)  # says it better than the libraries
+        except Incomplete as better:
+            error = better
     if isinstance(error, Incomplete):
         return SettingError("backbone.source", source, first_line(error))
-    if Path(source).expanduser().is_dir() or source.startswith("embedded:"):
+    if folder.is_dir() or source.startswith("embedded:") or not isinstance(error, OSError):
         return SettingError("backbone.source", source, f"cannot be loaded ({first_line(error)})")
     todo = f"`hf download {source}` where there is a network, or backbone.source=/path/to/its/folder"
     return SettingError("backbone.source", source, f"is not in {HF_HUB_CACHE}, nor to be had from the hub; {todo}")

@@ -4,12 +4,24 @@ transformers fills a tensor that a checkpoint lacks with random numbers, and say
 """
 
 import json
+import math
 import re
 import struct
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import torch
+from transformers import PreTrainedModel
+
+from tdrs.settings import first_line
+
+# What transformers reads as JSON of a folder; other JSON files in it are of no matter.
+READ = (
+    "config.json", "generation_config.json", "preprocessor_config.json", "processor_config.json", "tokenizer.json",
+    "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "chat_template.json", "vocab.json",
+    "model.safetensors.index.json",
+)  # fmt: skip
 LFS = b"version https://git-lfs"
 # Buffers that earlier versions saved and present ones compute; a checkpoint may have them.
 COMPUTED = re.compile(r"(^|\.)(position_ids|rotary_emb\.inv_freq)$")
@@ -19,30 +31,48 @@ class Incomplete(ValueError):
     """A model's folder, or what was loaded from it, lacks something; the message says what, in one line."""
 
 
-def check_files(folder: Path) -> None:
-    """Raises Incomplete if a file of a model's folder is missing, cut off, garbled, or a pointer to another."""
-    for path in sorted(path for path in folder.iterdir() if path.is_file()):
+def check_files(folder: Path, whole: bool = True) -> None:
+    """Raises Incomplete if a file of a model's folder is missing, cut off, garbled, or a pointer to another.
+
+    Args:
+        whole: every file must be there; into a folder of the hub's cache they are downloaded one by one.
+    """
+    for path in sorted(path for path in folder.iterdir() if path.is_file() and not path.name.startswith(".")):
         with path.open("rb") as file:
             if file.read(len(LFS)) == LFS:
                 raise Incomplete(f"{path.name} is a git-lfs pointer, not the file: `git lfs pull` brings it")
-        if path.suffix == ".json":
+        if path.name in READ:
             _json(path)
+    if (folder / "adapter_config.json").exists():
+        raise Incomplete("adapter_config.json: this is an adapter; merge it into its base model, and save that")
+    _check_weights(folder, whole)
+    if not whole:
+        return
     if not any((folder / name).exists() for name in ("processor_config.json", "preprocessor_config.json")):
         raise Incomplete("no processor_config.json or preprocessor_config.json, which say how pictures are prepared")
-    index = folder / "model.safetensors.index.json"
-    if index.exists():
-        _check_shards(folder, _json(index))
-    elif (folder / "model.safetensors").exists():
-        _tensors(folder / "model.safetensors")
-    else:
+    for names in (("tokenizer_config.json",), ("tokenizer.json", "tokenizer.model", "vocab.json")):
+        if not any((folder / name).exists() for name in names):
+            raise Incomplete(f"no {' or '.join(names)}: copy the tokenizer's files from the model this was made of")
+
+
+def _check_weights(folder: Path, whole: bool) -> None:
+    index, single = folder / "model.safetensors.index.json", folder / "model.safetensors"
+    if single.exists():  # transformers takes it before an index
+        _tensors(single)
+    elif index.exists():
+        _check_shards(folder, _json(index), whole)
+    elif whole:
         raise Incomplete("no model.safetensors and no model.safetensors.index.json")
 
 
-def _json(path: Path) -> Any:
+def _json(path: Path) -> dict[str, Any]:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise Incomplete(f"{path.name} is no JSON ({error})") from error
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise Incomplete(f"{path.name} is no JSON ({first_line(error)})") from error
+    if not isinstance(found, dict):
+        raise Incomplete(f"{path.name} holds no JSON object")
+    return found
 
 
 def _tensors(path: Path) -> set[str]:
@@ -64,7 +94,7 @@ def _tensors(path: Path) -> set[str]:
     return names
 
 
-def _check_shards(folder: Path, index: Any) -> None:
+def _check_shards(folder: Path, index: Any, whole: bool) -> None:
     """Every file that an index names is there, with the tensors that the index says it has."""
     places: dict[str, set[str]] = {}
     try:
@@ -73,9 +103,12 @@ def _check_shards(folder: Path, index: Any) -> None:
     except (KeyError, TypeError, AttributeError) as error:
         raise Incomplete("model.safetensors.index.json has no weight_map") from error
     gone = sorted(file for file in places if not (folder / file).is_file())
-    if gone:
+    if any(Path(file).name != file for file in places):  # the fingerprint is of the folder's own files
+        raise Incomplete("model.safetensors.index.json names files outside of the folder")
+    if gone and whole:
         raise Incomplete(f"{named(gone)} of {len(places)} files of weights missing")
-    for file, names in places.items():
+    for file in sorted(places.keys() - set(gone)):
+        names = places[file]
         lacking = names - _tensors(folder / file)
         if lacking:
             raise Incomplete(f"{file} lacks {named(lacking)}, which the index says it has")
@@ -96,6 +129,49 @@ def check_tensors(info: Any) -> None:
     said = "; ".join(f"{what} {named(keys)}" for what, keys in wrong if keys)
     if said:
         raise Incomplete(f"the checkpoint {said}")
+
+
+def check_values(model: PreTrainedModel) -> None:
+    """Raises Incomplete if a weight holds NaN or an infinite number, or a matrix nothing but zeros.
+
+    Zeros are what a download leaves that took its place on the disk and was broken off.
+    """
+    matrices = {f"{name}.weight" for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)}
+    broken, empty = [], []
+    for name, weight in model.named_parameters():
+        if weight.is_meta or not weight.numel():  # on the meta device are those that `spread` keeps on the disk
+            continue
+        low, high = (float(end) for end in weight.detach().aminmax())
+        if not (math.isfinite(low) and math.isfinite(high)):
+            broken.append(name)
+        elif low == high == 0 and name in matrices:
+            empty.append(name)
+    if broken:
+        raise Incomplete(f"the weights hold NaN or infinite numbers, in {str(model.dtype)[6:]}: {named(broken)}")
+    if empty:
+        raise Incomplete(f"the weights are all zero in {named(empty)}: the file was not written to its end")
+
+
+def check_processor(processor: Any, config: Any) -> None:
+    """Raises Incomplete if a tokenizer or a processor is of another model than the configuration."""
+    if processor.image_token_id != config.image_token_id:
+        token = f"{processor.image_token!r}, {processor.image_token_id},"
+        raise Incomplete(f"the tokenizer's image token is {token} and {config.image_token_id} in config.json")
+    size = max(processor.tokenizer.get_vocab().values()) + 1
+    if size > config.get_text_config().vocab_size:
+        rows = config.get_text_config().vocab_size
+        raise Incomplete(f"the tokenizer has {size} tokens, and vocab_size is {rows} in config.json")
+    vision: Any = config.vision_config
+    needed = {}
+    if config.model_type == "llava":
+        needed["patch_size"] = vision.patch_size
+    elif config.model_type == "internvl":
+        side = vision.image_size[0] // vision.patch_size[0] * config.downsample_ratio
+        needed["image_seq_length"] = int(side**2)
+    for name, value in needed.items():
+        given = getattr(processor, name)
+        if given != value:
+            raise Incomplete(f"{name} is {given} in processor_config.json, or by default, and the model needs {value}")
 
 
 def named(keys: Iterable[str]) -> str:

@@ -298,7 +298,7 @@ def convert(source: Path, target: Path, tokenizer: str = TOKENIZER) -> Path:
     if not (source / "config.json").exists():
         raise SettingError("SOURCE", str(source), "has no config.json")
     try:
-        made = AutoTokenizer.from_pretrained(tokenizer, trust_remote_code=False)
+        made = AutoTokenizer.from_pretrained(tokenizer, trust_remote_code=False, add_prefix_space=False)
     except (OSError, ValueError) as error:
         todo = "must be a folder, or a hub id that can be had: `hf download OpenGVLab/InternVL2_5-8B-MPO-hf token*`"
         raise SettingError("tokenizer", tokenizer, todo) from error

@@ -45,10 +45,15 @@ class Watch(LogitsProcessor):
             raise FloatingPointError(f"NaN in the logits of {which} at answer token {step + 1}")
 
 
-def greedy(config: GenerationConfig | None) -> GenerationConfig:
+def greedy(config: GenerationConfig, ends: Sequence[int]) -> GenerationConfig:
     """A generation configuration that is greedy, whatever a model's folder says: only its special tokens are kept.
 
     A folder may ask for sampling, penalties or tokens to suppress; a benchmark's answers would depend on them.
+
+    Args:
+        ends: tokens that end an answer beside those of the folder.
     """
-    names = ("bos_token_id", "eos_token_id", "pad_token_id")
-    return GenerationConfig(**{name: getattr(config, name, None) for name in names})
+    known = config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id]
+    all_ends = list(dict.fromkeys(end for end in (*known, *ends) if end is not None))
+    pad = all_ends[0] if config.pad_token_id is None else config.pad_token_id
+    return GenerationConfig(bos_token_id=config.bos_token_id, eos_token_id=all_ends, pad_token_id=pad)

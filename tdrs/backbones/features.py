@@ -30,8 +30,7 @@ class Features:
 
     def of(self, decisive: Mapping[str, object]) -> "Features | None":
         """The features of one model, by what decides its answers; None if nothing is to be kept."""
-        values = {name: value for name, value in decisive.items() if name != "max_new_tokens"}
-        model = hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
+        model = hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()[:16]
         return Features(self.folder, self.limit, model) if self.limit else None
 
     def _path(self, picture: str) -> Path:

@@ -17,12 +17,12 @@ from transformers.utils import logging
 
 from tdrs.attention.intervene import session_of
 from tdrs.backbones.backbone_settings import BackboneSettings, not_loaded
-from tdrs.backbones.checkpoint import check_files, check_tensors
+from tdrs.backbones.checkpoint import check_processor, check_tensors, check_values
 from tdrs.backbones.decoding import Watch, greedy
 from tdrs.backbones.features import Features
 from tdrs.backbones.prefixes import common
 from tdrs.backbones.processors import image_kwargs, load_processor, transparency
-from tdrs.backbones.tokens import as_text, first_tokens, holds_marks
+from tdrs.backbones.tokens import as_text, ends, first_tokens, holds_marks
 from tdrs.benchmarks.benchmark import Picture, Sample
 from tdrs.benchmarks.prompts import answer_length
 from tdrs.settings import SettingError
@@ -69,14 +69,14 @@ class Backbone:
     features: Features | None = None
     share_prefixes: bool = True
     next_token_only: bool = True
-    _first: dict[str, list[int]] = field(default_factory=dict)
+    _first: dict[tuple[str, bool], list[int]] = field(default_factory=dict)
     _prepared: dict[tuple[tuple[str, str, str], ...], dict[str, Any]] = field(default_factory=dict)
 
-    def _first_tokens(self, answer: str) -> list[int]:
+    def _first_tokens(self, answer: str, blanks: bool = True) -> list[int]:
         """The tokens this answer may begin with; see `tokens.first_tokens`."""
-        if answer not in self._first:
-            self._first[answer] = first_tokens(self.processor, answer)
-        return self._first[answer]
+        if (answer, blanks) not in self._first:
+            self._first[answer, blanks] = first_tokens(self.processor, answer, blanks)
+        return self._first[answer, blanks]
 
     def marks_of(self, sample: Sample) -> str:
         """The first of the model's own special tokens that a sample's text spells out; "" for none."""
@@ -87,11 +87,15 @@ class Backbone:
         gold = self._first_tokens(sample.gold)
         best = float(logs[gold].max())
         if sample.options:
-            rest = [i for option in sample.options if option != sample.gold for i in self._first_tokens(option)]
+            others = [option for option in sample.options if option != sample.gold]
+            rest = [i for option in others for i in self._first_tokens(option)]
+            if set(gold) & set(rest):  # a blank that all begin with tells nothing
+                best = float(logs[self._first_tokens(sample.gold, blanks=False)].max())
+                rest = [i for option in others for i in self._first_tokens(option, blanks=False)]
             return best - float(logs[rest].max()) if rest else best
-        others = logs.clone()
-        others[gold] = -torch.inf
-        return best - float(others.max())
+        logs = logs.clone()
+        logs[gold] = -torch.inf
+        return best - float(logs.max())
 
     @property
     def _image_kwargs(self) -> dict[str, Any]:
@@ -242,8 +246,7 @@ class Backbone:
                 logits_processor=[watch],
             )
         said = output[:, inputs["input_ids"].shape[1] :]
-        ends = self.model.generation_config.eos_token_id
-        watch.check(said, ends if isinstance(ends, list) else [ends], [sample.id for sample in samples])
+        watch.check(said, self.model.generation_config.eos_token_id, [sample.id for sample in samples])
         texts = self.processor.tokenizer.batch_decode(said, skip_special_tokens=True)
         assert watch.first is not None
         return [
@@ -272,17 +275,16 @@ def load(settings: BackboneSettings, features: Features | None = None) -> Backbo
     Raises:
         SettingError: the files or the weights are missing, damaged or incomplete.
     """
-    source = settings.location
+    source, revision = settings.location, settings.commit
     if not sys.stderr.isatty():
         logging.disable_progress_bar()
     try:
-        if settings.folder.is_dir():
-            check_files(settings.folder)
-        processor = load_processor(source, settings.revision, settings.image)
+        settings.check_files()
+        processor = load_processor(source, revision, settings.image)
         with _quiet():
             loaded: Any = AutoModelForImageTextToText.from_pretrained(
                 source,
-                revision=settings.revision,
+                revision=revision,
                 dtype=settings.resolved_dtype,
                 attn_implementation=settings.attention,
                 use_safetensors=True,
@@ -293,13 +295,15 @@ def load(settings: BackboneSettings, features: Features | None = None) -> Backbo
             )
         model, info = loaded
         check_tensors(info)
+        check_processor(processor, model.config)
+        check_values(model)
     except SettingError as error:
         raise error.under("backbone") from None
     except (MemoryError, torch.OutOfMemoryError):
         raise
     except Exception as error:  # each library that reads a part of a folder has errors of its own
         raise not_loaded(settings.source, error) from error
-    model.generation_config = greedy(model.generation_config)
+    model.generation_config = greedy(model.generation_config, ends(processor))
     if settings.device != "spread":
         torch.nn.Module.to(model, settings.resolved_device)
     if features:

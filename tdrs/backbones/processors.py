@@ -58,7 +58,7 @@ TRANSPARENCY = ("family", "drop", "white")
 _FAMILY = {"qwen2_5_vl": "rgba_white"}
 
 ORDINARY, LONG = 32, 50  # pictures with sides of so many pixels, and at most so long for their width, are always taken
-LARGEST = 1 << 28  # pixels that a picture may have while it is prepared
+LARGEST = 1 << 26  # pixels that a picture may have while it is prepared
 
 
 # What may be set of the way pictures are prepared, by the model's type; each has its own names for it.
@@ -89,7 +89,7 @@ def load_processor(source: str, revision: str | None = None, image: Mapping[str,
         SettingError: this type of model has no such setting.
         Incomplete: there is no chat template.
     """
-    given = {"revision": revision, "trust_remote_code": False}
+    given: dict[str, Any] = {"revision": revision, "trust_remote_code": False}
     kind = AutoConfig.from_pretrained(source, **given).model_type
     for name, value in (image or {}).items():
         if name not in IMAGE_SETTINGS.get(kind, ()):
@@ -131,8 +131,10 @@ def size_fault(source: str, revision: str | None, image: Mapping[str, Any], size
     processor = _loaded(source, revision, tuple(sorted(image.items())))
     images = processor.image_processor
     edge = dict(images.size).get("shortest_edge", 0) if getattr(images, "do_center_crop", False) else 0
-    if edge and edge * edge * long / short > LARGEST:  # CLIP scales the short side up to its own before it crops
-        return f"the processor would make it {edge} × {edge * long // short} pixels"
+    # LLaVA's own way pads to a square before all else; CLIP's scales the short side up to its own before it crops
+    sides = (long, long) if getattr(images, "do_pad", False) else (edge, edge * long // short)
+    if sides[0] * sides[1] > LARGEST:
+        return f"the processor would make it {sides[0]} × {sides[1]} pixels"
     try:
         images(Image.new("RGB", size), return_tensors="pt", **image_kwargs(processor, image))
     except Exception as error:  # each family's processor has errors of its own
@@ -150,13 +152,16 @@ def image_kwargs(processor: Any, image: Mapping[str, Any]) -> dict[str, Any]:
 
 def _load(source: str, kind: str, given: dict[str, Any]) -> Any:
     revision = given["revision"]
+    # InternVL2's tokenizer puts no blank in front of a text; transformers' class for it would
+    own_tokenizer = given | ({"add_prefix_space": False} if kind == "internvl" else {})
     if kind not in IMAGES_ONLY or is_torchvision_available():
         whole = AutoProcessor.from_pretrained(source, **given)
+        whole.tokenizer = AutoTokenizer.from_pretrained(source, **own_tokenizer)
         whole.image_processor = AutoImageProcessor.from_pretrained(source, backend="pil", **given)
         return whole
     processor, image_processor = IMAGES_ONLY[kind]
     settings, _ = processor.get_processor_dict(source, revision=revision)
-    tokenizer = AutoTokenizer.from_pretrained(source, **given)
+    tokenizer = AutoTokenizer.from_pretrained(source, **own_tokenizer)
     own = {name: settings[name] for name in ("image_seq_length", "chat_template") if name in settings}
     own.setdefault("chat_template", tokenizer.chat_template)
     return processor(image_processor.from_pretrained(source, revision=revision), tokenizer, None, **own)

@@ -1,7 +1,10 @@
 """A folder that is not whole is one line that says what is missing; no tensor is ever filled with random numbers."""
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,6 +18,7 @@ from tdrs.backbones.backbone_settings import EMBEDDED
 from tdrs.configuration import run
 from tdrs.doctor import main_doctor
 from tdrs.settings import SettingError
+from tests.backbones.folders import write
 
 WEIGHTS, POINTER = "model.safetensors", b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 4086520\n"
 QUERY = "layers.2.self_attn.q_proj.weight"
@@ -45,6 +49,11 @@ def shards(folder: Path, change: Callable[[dict[str, str]], object]) -> None:
         save_file(part, folder / file, metadata={"format": "pt"})
     change(places)
     (folder / f"{WEIGHTS}.index.json").write_text(json.dumps({"metadata": {}, "weight_map": places}))
+
+
+def setting(folder: Path, name: str, **values: object) -> None:
+    path = folder / name
+    path.write_text(json.dumps(json.loads(path.read_text()) | values))
 
 
 FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
@@ -87,13 +96,37 @@ FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda f: shards(f, lambda p: p.update({"model.extra": "model-00001.safetensors"})),
         "model-00001.safetensors lacks model.extra, which the index says it has",
     ),
-    "no map": (lambda f: (f / f"{WEIGHTS}.index.json").write_text("{}"), "has no weight_map"),
+    "no map": (
+        lambda f: [(f / WEIGHTS).unlink(), (f / f"{WEIGHTS}.index.json").write_text("{}")],  # type: ignore[func-returns-value]
+        "has no weight_map",
+    ),
+    "shard elsewhere": (
+        lambda f: shards(f, lambda p: p.update({"model.extra": "../model-00003.safetensors"})),
+        "names files outside of the folder",
+    ),
+    "NaN": (
+        lambda f: weights(f, lambda w: w[named(w, QUERY)][0].fill_(float("nan"))),
+        r"hold NaN or infinite numbers, in float32: \S*layers.2.self_attn.q_proj",
+    ),
+    "zeros behind": (lambda f: weights(f, lambda w: w[named(w, QUERY)].zero_()), r"all zero in \S*layers.2.self_attn"),
+    "adapter": (lambda f: (f / "adapter_config.json").write_text("{}"), "this is an adapter; merge it"),
+    "list": (lambda f: (f / "generation_config.json").write_text("[]"), "generation_config.json holds no JSON object"),
+    "config of another kind": (lambda f: setting(f, "config.json", text_config=3), "cannot be loaded"),
+    "another image token": (
+        lambda f: setting(f, "config.json", image_token_index=7, image_token_id=7),
+        "the tokenizer's image token is '<image>', 4, and 7 in config.json",
+    ),
+    "another patch size": (
+        lambda f: setting(f, "processor_config.json", patch_size=8),
+        "patch_size is 8 in processor_config.json, or by default, and the model needs 16",
+    ),
     "no template": (lambda f: (f / "chat_template.jinja").unlink(), "no chat template: chat_template.jinja"),
     "no processor": (
         lambda f: (f / "processor_config.json").unlink(),
         "no processor_config.json or preprocessor_config",
     ),
-    "no tokenizer": (lambda f: (f / "tokenizer.json").unlink(), "cannot be loaded"),
+    "no tokenizer": (lambda f: (f / "tokenizer.json").unlink(), "no tokenizer.json or tokenizer.model or vocab.json"),
+    "no tokenizer's settings": (lambda f: (f / "tokenizer_config.json").unlink(), "no tokenizer_config.json: copy"),
     "bad processor": (lambda f: (f / "processor_config.json").write_text("{"), "processor_config.json is no JSON"),
     "bad tokenizer": (lambda f: (f / "tokenizer.json").write_text('{"version": "1.0"}'), "cannot be loaded"),
     "bad config": (lambda f: (f / "config.json").write_text('{"model_type": "llava",'), r"config.json"),
@@ -124,6 +157,97 @@ def test_buffers_that_earlier_versions_saved_and_whole_shards_load(tmp_path: Pat
     backbones.load(BackboneSettings("mine", str(folder), device="cpu", dtype="float32"))
 
 
+HUB = """
+from tdrs import backbones
+from tdrs.backbones import BackboneSettings
+settings = BackboneSettings("mine", "owner/name", device="cpu", dtype="float32")
+print(settings.fingerprint)
+try:
+    backbones.load(settings)
+    print("loaded")
+except ValueError as error:
+    print(error)
+"""
+
+
+@pytest.mark.parametrize(("fault", "said"), [(None, "loaded"), ("cut", "it is cut off"), ("missing", "lacks")])
+def test_a_hubs_folder_in_the_cache_is_looked_at_too(fault: str | None, said: str, tmp_path: Path) -> None:
+    """In the hub's cache, which is not downloaded anew; all is read of the commit that the fingerprint names."""
+    commit = "0123456789abcdef0123456789abcdef01234567"
+    place = tmp_path / "models--owner--name"
+    shutil.copytree(EMBEDDED / "mini_llava", place / "snapshots" / commit)
+    (place / "refs").mkdir()
+    (place / "refs" / "main").write_text(commit)
+    if fault:
+        FAULTS[fault][0](place / "snapshots" / commit)
+    given = os.environ | {"HF_HUB_CACHE": str(tmp_path), "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run([sys.executable, "-c", HUB], env=given, capture_output=True, text=True, check=True)
+    fingerprint, answer = done.stdout.splitlines()
+    assert fingerprint == f"owner/name {commit}"
+    assert said in answer
+
+
+def test_files_that_are_not_read_do_no_harm(tmp_path: Path) -> None:
+    """A file manager's, a trainer's, and an index that was left beside a whole file."""
+    folder = tmp_path / "model"
+    shutil.copytree(EMBEDDED / "mini_llava", folder)
+    (folder / "._config.json").write_bytes(b"\x00\x05\x16\x07\xff")
+    (folder / "trainer_log.json").write_text('{"a": 1}\n{"a": 2}')
+    (folder / f"{WEIGHTS}.index.json").write_text('{"weight_map": {"x": "model-00001-of-00002.safetensors"}}')
+    backbones.load(BackboneSettings("mine", str(folder), device="cpu", dtype="float32"))
+
+
+def test_numbers_that_the_dtype_cannot_hold_are_refused(tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(EMBEDDED / "mini_llava", folder)
+    weights(folder, lambda w: w[named(w, QUERY)][0].fill_(1e5))
+    backbones.load(BackboneSettings("mine", str(folder), device="cpu", dtype="float32"))
+    with pytest.raises(SettingError, match="hold NaN or infinite numbers, in float16"):
+        backbones.load(BackboneSettings("mine", str(folder), device="cpu", dtype="float16"))
+
+
+HUB_NAMES = {  # by which the hub's folders have weights, and what this version writes
+    "llava": {"vision_tower.": "vision_tower.vision_model."},
+    "internvl": {},
+    "qwen2_5_vl": {},
+}
+OLD = {
+    "language_model.model.layers.0.self_attn.rotary_emb.inv_freq": torch.zeros(4),
+    "vision_tower.vision_model.embeddings.position_ids": torch.zeros(1, 17, dtype=torch.long),
+}
+
+
+@pytest.mark.parametrize("kind", HUB_NAMES)
+def test_a_folder_with_the_hubs_names_is_the_same_model(kind: str, tmp_path: Path) -> None:
+    plain = write(kind, tmp_path / "plain")
+    hub = tmp_path / "hub"
+    shutil.copytree(plain, hub)
+    tensors = load_file(plain / WEIGHTS)
+    for old, new in HUB_NAMES[kind].items():
+        tensors = {new + name.removeprefix(old) if name.startswith(old) else name: w for name, w in tensors.items()}
+    save_file(tensors | (OLD if kind == "llava" else {}), hub / WEIGHTS, metadata={"format": "pt"})
+    first, second = (
+        backbones.load(BackboneSettings(kind, str(folder), device="cpu", dtype="float32")).model.state_dict()
+        for folder in (plain, hub)
+    )
+    assert first.keys() == second.keys()
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_an_answer_ends_where_the_template_ends_a_turn(tmp_path: Path) -> None:
+    """Whatever end config.json names; InternVL2's text model names one that it never says."""
+    folder = tmp_path / "model"
+    shutil.copytree(EMBEDDED / "mini_internvl", folder)
+    settings = BackboneSettings("mine", str(folder), device="cpu", dtype="float32")
+    made = backbones.load(settings)
+    end = made.processor.tokenizer.convert_tokens_to_ids("<|im_end|>")
+    (folder / "generation_config.json").unlink()
+    text = json.loads((folder / "config.json").read_text())["text_config"]
+    setting(folder, "config.json", text_config=text | {"eos_token_id": 1})
+    setting(folder, "tokenizer_config.json", eos_token="<s>")
+    assert end in backbones.load(settings).model.generation_config.eos_token_id
+
+
 def test_the_doctor_fails_on_a_checkpoint_with_one_tensor_missing(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -151,7 +275,7 @@ def test_decoding_is_greedy_whatever_the_folder_says(tmp_path: Path) -> None:
     config = backbones.load(
         BackboneSettings("mine", str(folder), device="cpu", dtype="float32")
     ).model.generation_config
-    assert config.eos_token_id == said["eos_token_id"]
+    assert config.eos_token_id == [said["eos_token_id"]]
     assert not config.do_sample
     assert [getattr(config, name) for name in ("suppress_tokens", "no_repeat_ngram_size", "min_new_tokens")] == [
         None

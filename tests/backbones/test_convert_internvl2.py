@@ -197,9 +197,8 @@ def test_it_runs_as_any_backbone_does(converted: tuple[Weights, Path]) -> None:
     twin = benchmarks.from_settings({"name": "mini_pope"})
     samples = benchmarks.load(twin, "tuning", 3)
     assert len(evaluate(backbone, twin, samples, TDRS(), batch_size=2).records) == 3
-    assert backbone.model.generation_config.eos_token_id == backbone.processor.tokenizer.convert_tokens_to_ids(
-        "<|im_end|>"
-    )
+    end = backbone.processor.tokenizer.convert_tokens_to_ids("<|im_end|>")
+    assert backbone.model.generation_config.eos_token_id == [end]
 
 
 def test_the_conversation_is_that_of_internvl2s_own_evaluation(converted: tuple[Weights, Path]) -> None:

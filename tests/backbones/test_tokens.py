@@ -1,20 +1,26 @@
 """The first token of an answer, and special tokens in a sample's text, under each family's tokenizer and template."""
 
+import json
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
+from transformers import LlamaTokenizer, PreTrainedTokenizerFast
 
 from tdrs import Stock, backbones, benchmarks
 from tdrs.backbones import Backbone
 from tdrs.backbones.decoding import Watch
+from tdrs.backbones.processors import load_processor
 from tdrs.backbones.tokens import as_text, first_tokens, holds_marks
 from tdrs.configuration import compose, plain
 from tdrs.evaluate import evaluate
+from tdrs.settings import SettingError
+from tests.backbones.folders import INTERNVL_NAMES, write
+from tests.backbones.folders import SPECIAL as FOLDER_MARKS
 
 LLAVA = (
     "{% for message in messages %}{% if message['role'] != 'system' %}{{ message['role'].upper() + ': '}}{% endif %}"
@@ -107,10 +113,71 @@ def test_byte_level_behind_a_colon_and_behind_a_line() -> None:
 
 def test_a_blank_that_all_answers_begin_with_is_passed_over() -> None:
     made = processor(sentencepiece("never"), LLAVA)
-    found = [first_tokens(made, answer) for answer in ("é", "蓝")]
+    found = [first_tokens(made, answer, blanks=False) for answer in ("é", "蓝")]
     blank = made.tokenizer.convert_tokens_to_ids("▁")
     assert found[0] != found[1]
     assert all(blank not in ids for ids in found)
+
+
+def test_a_number_begins_with_the_blank_that_the_model_says() -> None:
+    """Llama's tokenizer has no piece for a blank and a digit, so LLaVA's first token of 42 is the blank."""
+    made = processor(sentencepiece("first"), LLAVA)
+    assert made.tokenizer.convert_ids_to_tokens(first_tokens(made, "42")) == ["▁"]
+    made = processor(sentencepiece("first"), CHATML)
+    assert made.tokenizer.convert_ids_to_tokens(first_tokens(made, "42")) == ["4"]
+
+
+def test_options_that_begin_with_one_blank_are_told_apart_behind_it() -> None:
+    made = processor(sentencepiece("first"), LLAVA)
+    backbone = SimpleNamespace(processor=made, _first={})
+    backbone._first_tokens = lambda answer, blanks=True: Backbone._first_tokens(backbone, answer, blanks)
+    sample = benchmarks.load(benchmarks.from_settings({"name": "mini_pope"}), "tuning", 8)[0]
+    logs = torch.full((len(made.tokenizer),), -9.0)
+    blank, four, two = made.tokenizer.convert_tokens_to_ids(["▁", "4", "2"])
+    logs[blank], logs[four], logs[two] = -0.1, -3.0, -5.0
+    assert Backbone._margin(backbone, replace(sample, gold="4", options=("4", "2")), logs) == 2.0
+    assert Backbone._margin(backbone, replace(sample, gold="4", options=()), logs) == pytest.approx(2.9)
+
+
+def test_a_token_over_the_border_is_not_read() -> None:
+    """A prompt that ends in a blank: the model has read it, and says the word without one."""
+    spaced = CHATML.replace("assistant\n", "assistant: ")
+    for core in (sentencepiece("first"), sentencepiece("always"), sentencepiece("never"), byte_level()):
+        made = processor(core, spaced)
+        assert made.tokenizer.convert_ids_to_tokens(first_tokens(made, "A")) == ["A"]
+
+
+def test_a_special_token_that_is_a_word_is_refused() -> None:
+    core = byte_level()
+    core.add_special_tokens(["quad"])
+    made = processor(core, CHATML).tokenizer
+    with pytest.raises(SettingError, match="contains the model's own special token quad"):
+        as_text(made, "a quad bike")
+    assert as_text(made, "a bike") == "a bike"
+
+
+def test_an_internvl_folder_puts_no_blank_in_front_of_a_text(tmp_path: Path) -> None:
+    """Its tokenizer.json says so, and transformers' class for a Llama tokenizer would put one there."""
+    words = [*WORDS, "user", "assistant"]
+    pieces = ["<unk>", *(f"<0x{byte:02X}>" for byte in range(256)), "▁", *(chr(code) for code in range(33, 127))]
+    merges: list[tuple[str, str]] = []
+    for word in words:
+        for end in range(2, len(word) + 1):
+            pieces.append(word[:end])
+            merges.append((word[: end - 1], word[end - 1]))
+        pieces.append(f"▁{word}")
+        merges.append(("▁", word))
+    vocabulary = {piece: number for number, piece in enumerate(dict.fromkeys(pieces))}
+    folder = write("internvl", tmp_path / "model")
+    special = ["<pad>", *FOLDER_MARKS["internvl"]]
+    made = LlamaTokenizer(vocab=vocabulary, merges=list(dict.fromkeys(merges)), legacy=True, add_bos_token=False)
+    made.add_special_tokens({"additional_special_tokens": special})
+    made.save_pretrained(folder)
+    path = folder / "tokenizer_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"extra_special_tokens": INTERNVL_NAMES}))
+    found = load_processor(str(folder)).tokenizer
+    assert found.tokenize("<|im_start|>user") == ["<|im_start|>", "user"]
+    assert found.tokenize("A") == ["A"]
 
 
 def test_a_special_token_as_an_answer_is_text() -> None:
@@ -178,7 +245,7 @@ def test_special_tokens_in_a_samples_text_are_read_as_text(name: str) -> None:
         [replace(samples[0], prompt=f"{MARKS[name][0]} {samples[0].prompt}"), *samples[1:]],
         Stock(),
     )
-    assert any(note.startswith("1 samples spell out special tokens of the model") for note in found.notes)
+    assert f"1 samples spell out special tokens of the model, read as text: {MARKS[name][0]} in 1" in found.notes
     assert not any("special tokens" in note for note in evaluate(backbone, benchmark, samples, Stock()).notes)
 
 
