@@ -14,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,15 @@ def finish(process: "subprocess.Popen[str]") -> None:
     _, said = process.communicate()
     if process.returncode:
         raise RuntimeError(said)
+
+
+def running() -> dict[Path, bytes]:
+    """The command line of every process, by its file; a process that ends meanwhile has none."""
+    found: dict[Path, bytes] = {}
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with suppress(OSError):
+            found[path] = path.read_bytes()
+    return found
 
 
 def batches(output: Path) -> int:

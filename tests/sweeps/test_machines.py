@@ -25,7 +25,7 @@ from tdrs.configuration import run
 from tdrs.sweep import main_sweep
 
 from . import servers
-from .crash import _timeless
+from .crash import _timeless, running
 
 WHOLE = ["search=coordinate", "preset.tuning=40", "preset.held_out=40", "study.name=pairs", "tracking=none"]
 STEPS = "search.steps=[{key: intervention.dc.weight, label: weight, paper: 1, values: [0.3, 1, 3]}]"
@@ -164,7 +164,7 @@ def test_every_pair_finds_the_same(
 
 def rays_workers() -> list[int]:
     """The processes in which Ray's workers measure."""
-    titles = {path: path.read_bytes() for path in Path("/proc").glob("[0-9]*/cmdline")}
+    titles = running()
     return [int(path.parent.name) for path, title in titles.items() if title.startswith(b"ray::Worker.measure")]
 
 
