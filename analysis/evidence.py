@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 from tdrs.sweeps.trials import COMPLETE, STOCK, Outcome, Trial, check_pair, spelled
 
 from tdrs.benchmarks import DATASETS, Record, pope
+from tdrs.configuration import with_settings
 from tdrs.records import Records
 from tdrs.statistics import Interval, McNemar, holm, mcnemar, sign_flip, smallest_difference
 
@@ -98,6 +99,7 @@ def numbers(outcome: Outcome, records: Records) -> list[Evidence]:
 def _evidence(outcome: Outcome, row: Trial, stock: Trial | None, of: Any) -> Evidence:
     after = of(row)
     is_pope = DATASETS[outcome.named(row.place, "dataset")].real == "pope"
+    rule = str(with_settings(outcome.config, dict(row.place))["dataset"]["rule"])
     one = Evidence(
         trial=row,
         where=where(outcome, row.place),
@@ -107,7 +109,7 @@ def _evidence(outcome: Outcome, row: Trial, stock: Trial | None, of: Any) -> Evi
         p=1.0,
         p_holm=1.0,
         smallest=float("nan"),
-        f1=pope.intervals(after)["f1"] if is_pope else None,
+        f1=pope.intervals(after, rule)["f1"] if is_pope else None,
         f1_difference=None,
     )
     if stock is None or row.difference is None:
@@ -122,5 +124,5 @@ def _evidence(outcome: Outcome, row: Trial, stock: Trial | None, of: Any) -> Evi
         discordant=mcnemar(first, second) if binary else None,
         p=sign_flip(first, second, clusters, weights),
         smallest=smallest_difference(first, second, clusters, weights),
-        f1_difference=pope.f1_difference(before, after) if is_pope else None,
+        f1_difference=pope.f1_difference(before, after, rule) if is_pope else None,
     )

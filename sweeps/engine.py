@@ -105,7 +105,8 @@ class Engine:
         seen: dict[str, dict[str, set[tuple[str, str]]]] = {}
         for (dataset, split, *_), samples in self.samples.items():
             parts = seen.setdefault(type(dataset).__name__, {}).setdefault(split, set())
-            parts |= {(sample.picture.digest, sample.question) for sample in samples}
+            # blank pictures are all alike: there the image's name tells them apart
+            parts |= {(s.image_id if dataset.blank else s.picture.digest, s.question) for s in samples}
         return sum(len(parts.get("tuning", set()) & parts.get("held_out", set())) for parts in seen.values())
 
     def measure(self, requests: Sequence[Request]) -> list[Trial]:
