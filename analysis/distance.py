@@ -13,7 +13,7 @@ import math
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import matplotlib
 
@@ -25,6 +25,8 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from tdrs.analysis.figure import STYLES, redraw, save, span
 from tdrs.sweeps.trials import STOCK, Outcome
+
+from tdrs.configuration import with_settings
 
 TRAINED = 32  # tokens: the longest text the embedded models were trained with
 PLACES = {"between": "text between image and question", "before_image": "the same text before the image"}
@@ -42,8 +44,8 @@ class Point(NamedTuple):
 
 
 class Panel(NamedTuple):
-    """One backbone on one benchmark: a line a method and place of the text; the stock model's accuracy with blank
-    pictures, or nan."""
+    """One backbone on one benchmark, each named with what else the axes set of it: a line a method and place of the
+    text; the stock model's accuracy with blank pictures and no text, or nan."""
 
     backbone: str
     dataset: str
@@ -52,28 +54,46 @@ class Panel(NamedTuple):
 
 
 def numbers(outcome: Outcome) -> list[Panel]:
-    """The figure's numbers, from a finished study. A gap of 0 stands in the lines of both places."""
+    """The figure's numbers, from a finished study. A gap of 0 stands in the lines of both places.
+
+    Rows with blank pictures are in no line.
+    """
     panels: dict[tuple[str, str], Panel] = {}
     for row in outcome.rows:
         if not row.metrics:
             continue
-        backbone, dataset = (outcome.named(row.place, group) for group in ("backbone", "dataset"))
-        panel = panels.setdefault((backbone, dataset), Panel(backbone, dataset, {}, math.nan))
-        if row.place.get("dataset.blank"):
-            if row.name == STOCK:
-                panels[backbone, dataset] = panel._replace(blank=row.score)
+        dataset = with_settings(outcome.config, dict(row.place))["dataset"]
+        names = _names(outcome, row.place)
+        panel = panels.setdefault(names, Panel(*names, {}, math.nan))
+        gap = dataset["gap"]
+        if dataset["blank"]:
+            if row.name == STOCK and not gap:
+                panels[names] = panel._replace(blank=row.score)
             continue
-        gap = row.place["dataset.gap"]
         value, low, high = row.accuracy
         point = Point(gap, value, low, high, row.n)
-        for place in PLACES if gap == 0 else [row.place.get("dataset.filler", "between")]:
+        for place in PLACES if gap == 0 else [dataset["filler"]]:
             panel.lines.setdefault((row.name, place), []).append(point)
     for panel in panels.values():
-        for key in [key for key, line in panel.lines.items() if {point.gap for point in line} == {0}]:
+        far = {key for key, line in panel.lines.items() if any(point.gap for point in line)}
+        near = {(method, "between") for method, _ in panel.lines} if not far else set()
+        for key in set(panel.lines) - far - near:
             del panel.lines[key]  # a place that no text ever stood in
         for line in panel.lines.values():
             line.sort()
-    return list(panels.values())
+    return [panel for panel in panels.values() if panel.lines]
+
+
+def _names(outcome: Outcome, place: Mapping[str, Any]) -> tuple[str, str]:
+    """What tells a place's panel from others: backbone and data set, each with the axes' settings but for the text."""
+    parts = {group: [outcome.named(place, group)] for group in ("backbone", "dataset")}
+    for key, value in place.items():
+        group, _, name = key.partition(".")
+        if key not in ("backbone", "dataset", "dataset.gap", "dataset.filler", "dataset.blank"):
+            known = group in parts and name
+            parts[group if known else "dataset"].append(f"{name if known else key}={value}")
+    backbone, dataset = (", ".join(texts) for texts in parts.values())
+    return backbone, dataset
 
 
 def draw(panels: list[Panel], folder: Path, warning: str = "", stamp: Mapping[str, str] | None = None) -> list[Path]:

@@ -66,11 +66,13 @@ def show_p(p: float) -> str:
 
 
 def where(outcome: Outcome, place: Mapping[str, Any]) -> str:
-    """A place in words: backbone, data set, distance."""
+    """A place in words: backbone, data set, what the axes set, and text or blank pictures, whatever set these."""
     names = [outcome.named(place, group) for group in ("backbone", "dataset")]
-    own = {key: value for key, value in place.items() if key not in ("backbone", "dataset")}
-    if "dataset" not in place and "dataset.gap" not in own and outcome.config["dataset"].get("gap"):
-        own["dataset.gap"] = outcome.config["dataset"]["gap"]
+    dataset = with_settings(outcome.config, dict(place))["dataset"]
+    own = {"dataset.gap": dataset["gap"]} if dataset["gap"] else {}
+    own |= {"dataset.filler": dataset["filler"]} if dataset["gap"] and dataset["filler"] != "between" else {}
+    own |= {"dataset.blank": True} if dataset["blank"] else {}
+    own |= {key: value for key, value in place.items() if key not in ("backbone", "dataset")}
     text = [f"{key.removeprefix('dataset.')} {value}" for key, value in own.items()]
     return ", ".join([*names, *text])
 

@@ -10,6 +10,7 @@ set's pictures, and no model.
 
 import base64
 import io
+import statistics
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -23,13 +24,13 @@ from tdrs.analysis import attention, comparison, decay, distance, sensitivity, t
 from tdrs.analysis.evidence import LEVEL, Evidence, where
 from tdrs.analysis.evidence import numbers as evidence
 from tdrs.analysis.figure import kept, redraw, span
-from tdrs.sweeps.trials import FAILED, PRUNED, STOCK, Outcome, Trial, check_same_samples
+from tdrs.sweeps.trials import COMPLETE, FAILED, PRUNED, STOCK, Outcome, Trial, check_same_samples
 
 from tdrs.benchmarks import Record, Sample
 from tdrs.configuration import with_settings
 from tdrs.environment import environment
 from tdrs.evaluate import plan
-from tdrs.published import Comparison, published
+from tdrs.published import Comparison, checked, compare
 from tdrs.records import Records
 
 NUMBERS = ("tdrs", "torch", "transformers", "tokenizers", "pillow", "numpy", "device")  # what may decide numbers
@@ -112,38 +113,31 @@ def split_line(outcome: Outcome) -> str:
     return f"{text} {chosen}n = {outcome.tuning_n}, from {trials} trials each."
 
 
-def comparisons(outcome: Outcome, found: Sequence[Evidence]) -> list[tuple[str, Comparison | str]]:
+def comparisons(outcome: Outcome, records: Records) -> list[tuple[str, Comparison | str]]:
     """Each place with its stock score beside the published one, or with why there is none."""
-    compared: list[tuple[str, Comparison | str]] = []
-    for one in found:
-        if one.trial.name != STOCK:
-            continue
-        config = with_settings(outcome.config, dict(one.trial.place))
-        known = published(config["backbone"], config["dataset"])
-        if isinstance(known, str):
-            compared.append((one.where, known))
-            continue
-        measured = one.f1 if known.metric == "F1" and one.f1 else one.accuracy
-        compared.append((one.where, Comparison(known, measured, one.trial.n)))
-    return compared
+    return [
+        (
+            where(outcome, row.place),
+            compare(with_settings(outcome.config, row.place), records.read(row.identity).records),
+        )
+        for row in outcome.rows
+        if row.name == STOCK and row.status == COMPLETE
+    ]
 
 
-def verified(outcome: Outcome, found: Sequence[Evidence]) -> list[str]:
+def verified(compared: Sequence[tuple[str, Comparison | str]]) -> list[str]:
     """At how many places weights, prompts and rules were checked by a published score; then a line a place."""
-    compared = comparisons(outcome, found)
-    checked = sum(isinstance(one, Comparison) for _, one in compared)
-    head = f"Weights, prompts and rules were checked against a published score at {checked} of {len(compared)} places"
     lines = [
         (place, one.sentence if isinstance(one, Comparison) else f"not verified: {one}") for place, one in compared
     ]
-    return [head, *(f"{place}: {text}" for place, text in lines)]
+    return [checked([one for _, one in compared]), *(f"{place}: {text}" for place, text in lines)]
 
 
-def off(outcome: Outcome, found: Sequence[Evidence]) -> list[str]:
+def off(compared: Sequence[tuple[str, Comparison | str]]) -> list[str]:
     """Where the stock model is off its published score, a line a place."""
     return [
         f"{place}: {one.sentence}. See what `tdrs.doctor` says."
-        for place, one in comparisons(outcome, found)
+        for place, one in compared
         if isinstance(one, Comparison) and one.off
     ]
 
@@ -164,6 +158,7 @@ def question(outcome: Outcome) -> str:
 def numbers(outcome: Outcome, records: Records, folder: Path) -> Report:
     """All that the page says, from stored records; draws the figures into the folder on the way."""
     found = evidence(outcome, records)
+    compared = comparisons(outcome, records)
     findings: dict[str, list[tuple[str, str]]] = {}
     for one in found:
         if one.difference is not None:
@@ -178,11 +173,11 @@ def numbers(outcome: Outcome, records: Records, folder: Path) -> Report:
         ("study key", outcome.key),
     ]
     settings = {part: config[part] for part in ("intervention", "backbone", "dataset", "search")}
-    compared = sum(one.difference is not None for one in found)
+    rows = sum(one.difference is not None for one in found)
     tests = (
         "Differences are paired: the same samples, questions on one image taken as one cluster; 95 % intervals by a "
         f"percentile bootstrap over images. A row is called better or worse where the sign-flip test over images gives "
-        f"p < {LEVEL:g} after Holm's correction over all {compared} comparisons of this study. “Could have shown” is "
+        f"p < {LEVEL:g} after Holm's correction over all {rows} comparisons of this study. “Could have shown” is "
         "the difference that such a comparison shows four times in five. Intervals are not corrected."
     )
     if any(one.f1 for one in found):
@@ -193,8 +188,8 @@ def numbers(outcome: Outcome, records: Records, folder: Path) -> Report:
     return Report(
         name=outcome.name,
         split=split_line(outcome),
-        verified=verified(outcome, found),
-        off=off(outcome, found),
+        verified=verified(compared),
+        off=off(compared),
         question=question(outcome),
         findings=findings,
         setup=setup,
@@ -297,10 +292,8 @@ def _cost(outcome: Outcome) -> list[str]:
         elif row.metrics and base.get(key):
             rates.setdefault(row.name, []).append(row.seconds / max(row.n, 1) / base[key])
     for name, values in rates.items():
-        middle = sorted(values)[len(values) // 2]
-        lines.append(
-            f"{name}: {middle:.1f} × the stock model's time a sample (median over places, other work beside it)."
-        )
+        ratio = f"{name}: {statistics.median(values):.1f} × the stock model's time a sample"
+        lines.append(f"{ratio} (median over places, other work beside it).")
     return lines
 
 

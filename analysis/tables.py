@@ -16,10 +16,10 @@ from typing import Any, NamedTuple
 from tdrs.analysis.evidence import Evidence, show_p
 from tdrs.analysis.evidence import numbers as evidence
 from tdrs.analysis.figure import redraw
-from tdrs.sweeps.trials import Outcome
+from tdrs.sweeps.trials import Outcome, Request, Trial
 
-from tdrs.benchmarks import DATASETS
-from tdrs.published import NAMESAKES, REPORTED
+from tdrs.configuration import with_settings
+from tdrs.published import reported
 from tdrs.records import Records
 from tdrs.statistics import Interval, McNemar
 
@@ -41,16 +41,11 @@ class Line(NamedTuple):
     of: str
 
 
-def _reported(outcome: Outcome, one: Evidence) -> tuple[float | None, str]:
-    """The paper's number of a row, and whose it is; only for rows at the paper's settings."""
-    backbone, dataset = (outcome.named(one.trial.place, group) for group in ("backbone", "dataset"))
-    family = next((key for key in NAMESAKES if key in backbone), "")
-    known = REPORTED.get((family, DATASETS[dataset].real))
-    name = "T-DRS" if one.trial.name.endswith(", paper") else one.trial.name.split(",")[0]
-    stages = {"stock": 0, "+ SD": 1, "+ SD + DC": 2, "+ SD + DC + reRD": 3, "T-DRS": 3}
-    if known is None or name not in stages or "tuned" in one.trial.name:
-        return None, ""
-    return known.get(stages[name]), NAMESAKES[family]
+def _reported(outcome: Outcome, row: Trial) -> tuple[float | None, str]:
+    """The paper's number of a row, and whose it is; of none whose settings were tuned."""
+    settings = Request(row.name, row.split, row.settings, row.place).merged
+    found = None if row.budget else reported(with_settings(outcome.config, settings))
+    return found or (None, "")
 
 
 def _percent(interval: Interval) -> tuple[float, float, float]:
@@ -61,7 +56,7 @@ def numbers(outcome: Outcome, found: Sequence[Evidence]) -> list[Line]:
     """A line a row of evidence; POPE's F1, which the paper reports, has a line of its own."""
     lines = []
     for one in found:
-        reported, of = _reported(outcome, one)
+        paper, of = _reported(outcome, one.trial)
         line = Line(
             where=one.where,
             row=one.trial.name,
@@ -73,7 +68,7 @@ def numbers(outcome: Outcome, found: Sequence[Evidence]) -> list[Line]:
             p=one.p_holm,
             verdict=one.verdict,
             tuned=one.trial.budget,
-            reported=None if one.f1 else reported,
+            reported=None if one.f1 else paper,
             of=of,
         )
         lines.append(line)
@@ -81,7 +76,7 @@ def numbers(outcome: Outcome, found: Sequence[Evidence]) -> list[Line]:
             change = _percent(one.f1_difference) if one.f1_difference else None
             tests: dict[str, Any] = {"discordant": None, "p": float("nan"), "verdict": ""}
             lines.append(
-                line._replace(measure="F1", value=_percent(one.f1), difference=change, reported=reported, **tests)
+                line._replace(measure="F1", value=_percent(one.f1), difference=change, reported=paper, **tests)
             )
     return lines
 

@@ -26,6 +26,7 @@ from optuna.trial import TrialState, create_trial
 
 from tdrs.configuration import with_settings
 from tdrs.interventions.tdrs import READINGS
+from tdrs.published import Comparison, checked, compare
 from tdrs.records import Records, append_line, read_lines
 from tdrs.settings import SettingError
 from tdrs.tracking import Tracker
@@ -259,7 +260,7 @@ def tags(config: Mapping[str, Any]) -> dict[str, str]:
     return found | {f"reading.{name}": str(value) for name, value in method.items() if name in READINGS}
 
 
-def describe(tracker: Tracker, parent: str, outcome: Outcome) -> None:
+def describe(tracker: Tracker, parent: str, outcome: Outcome, records: Records) -> None:
     """Put an outcome's result, its table and its held-out numbers on the study's run."""
     metrics: dict[str, float] = {}
     for row in outcome.rows:
@@ -270,12 +271,12 @@ def describe(tracker: Tracker, parent: str, outcome: Outcome) -> None:
         if row.difference:
             values = zip(("", "_low", "_high"), row.difference, strict=True)
             metrics |= {f"{name}.difference{end}": value for end, value in values}
-    text = [*_summary(outcome), "", f"`{outcome.command}`", "", "```", *outcome.table(), "```"]
+    text = [*_summary(outcome, records), "", f"`{outcome.command}`", "", "```", *outcome.table(), "```"]
     tracker.describe(parent, "\n".join(text), metrics, [])
 
 
-def _summary(outcome: Outcome) -> list[str]:
-    """The result in three lines: what was compared, the row furthest above the stock model, the one furthest below."""
+def _summary(outcome: Outcome, records: Records) -> list[str]:
+    """The result in lines: what was compared, the rows furthest above and below the stock model, what was checked."""
     rows = [row for row in outcome.rows if row.difference]
     tuned = sum(row.budget > 0 for row in rows)
     lines = [outcome.warning] if outcome.warning else []
@@ -288,6 +289,13 @@ def _summary(outcome: Outcome) -> list[str]:
         value, low, high = (100 * number for number in row.difference)
         name = " ".join([*(str(value) for value in row.place.values()), row.name])
         lines.append(f"{word}: {name}, {value:+.1f} [{low:+.1f}, {high:+.1f}] points, n = {row.n}")
+    compared = [
+        compare(with_settings(outcome.config, row.place), records.read(row.identity).records)
+        for row in outcome.rows
+        if row.name == STOCK and row.status == COMPLETE
+    ]
+    lines.append(checked(compared))
+    lines += [one.sentence for one in compared if isinstance(one, Comparison) and one.off]
     return [f"{line}  " for line in lines]  # two blanks break the line
 
 
@@ -302,5 +310,5 @@ def sync(folder: Path, tracker: Tracker, records: Records) -> int:
         for trial in trials:
             log.add(trial)
         if (folder / "study.json").exists():
-            describe(tracker, log.parent, read_outcome(folder))
+            describe(tracker, log.parent, read_outcome(folder), records)
     return len(trials)

@@ -172,7 +172,7 @@ class Study:
             outcome = replace(outcome, key=self.log.key, command=self.command, environment=measured, overlap=overlap)
             outcome.save(self.folder / "study.json")
             self.log.finish()
-            describe(self.tracker, self.log.parent, outcome)
+            describe(self.tracker, self.log.parent, outcome, self.records)
         return outcome
 
     def attach(self, files: list[Path]) -> None:

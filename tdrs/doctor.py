@@ -31,10 +31,9 @@ from tdrs.configuration import plain, run
 from tdrs.environment import environment
 from tdrs.evaluate import Plan, complete, gib, out_of_memory, plan
 from tdrs.interventions.tdrs import TDRS
-from tdrs.published import Comparison, published
+from tdrs.published import compare
 from tdrs.records import Records
 from tdrs.settings import check_number
-from tdrs.statistics import Interval
 from tdrs.stopping import stoppable
 from tdrs.sweeps.study import Study
 from tdrs.tracking import Tracker
@@ -238,8 +237,11 @@ def _features(
 def _study(study: Study, rates: Mapping[bool, float], size: int, values: Mapping[str, Any]) -> Finding:
     jobs = study.preview.planned.values()
     seconds = sum(len(job.samples) * rates[job.plan.intervention.active] / size for job in jobs)
-    preset, protocol = values["preset"], values["search"]["protocol"]
-    splits = f"{preset['tuning'] or 'all'} tuning and {preset['held_out'] or 'all'} held-out samples"
+    sizes: dict[str, list[int]] = {"tuning": [], "held_out": []}
+    for (_, split, *_), some in study.preview.samples.items():
+        sizes[split].append(len(some))
+    splits = f"{span(sizes['tuning'] or [0])} tuning and {span(sizes['held_out'])} held-out samples"
+    protocol = values["search"]["protocol"]
     units = ((3600, "hours"), (60, "minutes"), (1, "seconds"))
     unit, name = next(unit for unit in units if seconds >= 2 * unit[0] or unit[0] == 1)
     trials = f"{study.preview.asked} trials, {study.preview.asked - len(jobs)} of them done or alike"
@@ -265,15 +267,14 @@ def _score(backbone: Backbone, values: Mapping[str, Any], output: Path) -> Findi
                 complete(planned, samples, lambda: backbone, records, identity, after)
     evaluation = records.read(identity)
     metrics = evaluation.metrics
-    accuracy = Interval(*(metrics[name] for name in ("accuracy", "accuracy_low", "accuracy_high")))
+    accuracy = [metrics[name] for name in ("accuracy", "accuracy_low", "accuracy_high")]
     lines = ["accuracy {:.3f} [{:.3f}, {:.3f}]".format(*accuracy) + f" on {len(samples)} held-out samples"]
-    known = published(values["backbone"], values["dataset"])
-    if isinstance(known, str):
-        return Finding("score", [*lines, f"not verified by a published score: {known}"])
-    measured = planned.dataset.intervals(evaluation.records)["f1"] if known.metric == "F1" else accuracy
-    compared = Comparison(known, measured, len(samples))
+    compared = compare(values, evaluation.records)
+    if isinstance(compared, str):
+        return Finding("score", [*lines, f"not verified by a published score: {compared}"])
+    known = compared.published
     points = "{:+.1f} points off [{:+.1f}, {:+.1f}]".format(*compared.points)
-    shown = "" if known.metric == "accuracy" else f"{known.metric} {measured.value:.3f}; "
+    shown = "" if known.metric == "accuracy" else f"{known.metric} {compared.measured.value:.3f}; "
     lines.append(f"{shown}published: {known.metric} {known.value:.3f} ({known.where}), {points}")
     if compared.off:
         lines.append(

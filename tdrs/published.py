@@ -5,14 +5,16 @@ pictures, precision, rule, weights), and then so may everything that is measured
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
+from tdrs import benchmarks
 from tdrs.backbones.backbone_settings import EMBEDDED
-from tdrs.benchmarks import DATASETS
+from tdrs.benchmarks import DATASETS, Record
 from tdrs.configuration import choice
 from tdrs.settings import SettingError
-from tdrs.statistics import Interval
+from tdrs.statistics import Interval, accuracy_interval
 
 # T-DRS (arXiv 2511.09868), Tables 1 and 2: accuracy in per cent, on POPE F1. Stage 0 is the stock model, 3 all stages.
 NAMESAKES = {"llava": "LLaVA-1.5-7B", "internvl": "InternVL2-8B", "qwen": "Qwen2.5-VL-7B"}
@@ -33,6 +35,7 @@ REPORTED = {
 # Where the paper's stock score is another model's, and what that model's authors report: 79.1 is InternVL2.5-8B's.
 STOCK = {("internvl", "textvqa"): (77.4, "InternVL2-8B's own report")}
 REAL = {"llava_1_5_7b": "llava", "internvl2_8b": "internvl", "qwen2_5_vl_7b": "qwen"}
+RE_WEIGHT = {"pope": 1.0, "other": 0.8}  # the paper's λ_re
 POINTS = 3.0  # further off than this is said
 
 
@@ -97,7 +100,7 @@ def published(backbone: Mapping[str, Any], dataset: Mapping[str, Any]) -> Publis
     known = REPORTED.get((family, kind))
     if not embedded and known is None:
         return f"no score of {name} on {kind} is known"
-    unlike = _unlike("backbone", backbone, ("source",) if embedded else ()) + _unlike("dataset", dataset, ())
+    unlike = _unlike("backbone", backbone) + _unlike("dataset", dataset)
     if unlike:
         return f"none is made with {', '.join(unlike)}"
     if embedded:
@@ -110,6 +113,60 @@ def published(backbone: Mapping[str, Any], dataset: Mapping[str, Any]) -> Publis
     return Published(value / 100, metric, where)
 
 
+def compare(config: Mapping[str, Any], records: Sequence[Record]) -> Comparison | str:
+    """The stock model's records beside the published score of their configuration; or why there is none."""
+    known = published(config["backbone"], config["dataset"])
+    if isinstance(known, str):
+        return known
+    if known.metric == "F1":
+        measured = benchmarks.from_settings(config["dataset"]).intervals(records)["f1"]
+    else:
+        scores, images = [record.score for record in records], [record.image_id for record in records]
+        measured = accuracy_interval(scores, images, [record.weight for record in records])
+    return Comparison(known, measured, len(records))
+
+
+def checked(compared: Sequence[Comparison | str]) -> str:
+    """At how many places of a study a published score checks the way to a number."""
+    count = sum(isinstance(one, Comparison) for one in compared)
+    return f"Weights, prompts and rules were checked against a published score at {count} of {len(compared)} places"
+
+
+def reported(config: Mapping[str, Any]) -> tuple[float, str] | None:
+    """What the paper reports, in per cent, of a configuration, and of which model.
+
+    An embedded model and a twin have the number of the model and the set that they are named after, at any distance. A
+    real model has it under the conditions of a published stock score (`published`). The method must be none, or T-DRS
+    at the paper's settings under either reading of `gain`.
+    """
+    backbone, dataset, method = config["backbone"], config["dataset"], config["intervention"]
+    real = DATASETS[dataset["name"]].real
+    stage = _stage(method, real)
+    if stage is None or dataset["blank"] or _unlike("backbone", backbone) or _unlike("dataset", dataset):
+        return None
+    family = REAL.get(backbone["name"], "")
+    if str(backbone["source"]).startswith("embedded:"):
+        family = next((key for key in NAMESAKES if key in backbone["name"]), "")
+    elif dataset["name"] != real or dataset["gap"]:
+        return None
+    value = REPORTED.get((family, real), {}).get(stage)
+    return None if value is None else (value, NAMESAKES[family])
+
+
+def _stage(method: Mapping[str, Any], real: str) -> int | None:
+    """Which row of the paper's Table 2 a method's settings are, on a benchmark; None if they are none of it."""
+    if method["name"] == "none":
+        return 0
+    if method["name"] != "tdrs":
+        return None
+    paper = choice("intervention", "tdrs") | {"gain": method["gain"]}
+    paper["re"] |= {"weight": RE_WEIGHT.get(real, RE_WEIGHT["other"])}
+    for stage, off in ((3, {}), (2, {"re": None}), (1, {"re": None, "dc": None})):
+        if dict(method) == paper | off:
+            return stage
+    return None
+
+
 # What decides a stock score, beside the model and the data: other values than a choice's own make it another score.
 _DECISIVE = {
     "backbone": ("prompt_style", "max_new_tokens", "system", "transparency", "image"),
@@ -117,13 +174,17 @@ _DECISIVE = {
 }
 
 
-def _unlike(group: str, values: Mapping[str, Any], more: tuple[str, ...]) -> list[str]:
+def _unlike(group: str, values: Mapping[str, Any]) -> list[str]:
     """The settings of a choice that are not the choice's own and decide a score, as `group.name=value`."""
     try:
         own = choice(group, str(values["name"]))
     except SettingError:
         return [f"{group}.name={values['name']}"]
-    names = [name for name in (*_DECISIVE[group], *more) if name in own and values.get(name, own[name]) != own[name]]
+    names = [name for name in _DECISIVE[group] if name in own and values.get(name, own[name]) != own[name]]
+    source = str(values.get("source", ""))
+    # a local folder of a real model is taken for what it is said to be; another hub id is another model
+    if group == "backbone" and source != own["source"] and not Path(source).expanduser().is_dir():
+        names.append("source")
     return [f"{group}.{name}={values[name]}" for name in names]
 
 

@@ -31,6 +31,7 @@ def test_all_is_well_with_the_embedded_default(tmp_path: Path, capsys: pytest.Ca
     assert "16 image tokens a prompt, 16 features a picture: equal" in said
     assert "equal bit for bit" in said
     assert "published: accuracy 1.000 (the card of mini_llava)" in said
+    assert "8 tuning and 12 held-out samples" in said
     assert "all is as it should be" in said
     assert len(list((tmp_path / "records").iterdir())) == 1  # the stock evaluation, kept as any other is
 
@@ -76,6 +77,9 @@ def test_a_score_inside_its_own_interval_is_no_alarm(tmp_path: Path) -> None:
         (["backbone=llava_1_5_7b", "dataset=gqa", "backbone.system=null"], None),
         (["backbone=llava_1_5_7b", "dataset=gqa", "backbone.image.do_pad=false"], None),
         (["backbone=llava_1_5_7b", "dataset=gqa", "backbone.source=embedded:mini_llava"], None),
+        (["backbone=llava_1_5_7b", "dataset=gqa", "backbone.source=llava-hf/llava-1.5-13b-hf"], None),
+        (["backbone=internvl2_8b", "dataset=gqa", "backbone.source=OpenGVLab/InternVL2_5-8B-MPO-hf"], None),
+        (["backbone=internvl2_5_8b_mpo", "dataset=gqa"], None),
         (["dataset=mini_textvqa", "dataset.ocr_tokens=true"], None),
     ],
 )

@@ -112,8 +112,8 @@ def transparency(kind: str, setting: str) -> str:
 
 
 @lru_cache
-def _loaded(source: str, revision: str | None, image: tuple[tuple[str, Any], ...]) -> Any:
-    """A processor to try sizes of pictures with."""
+def _loaded(source: str, revision: str | None, image: tuple[tuple[str, Any], ...], files: tuple[Any, ...]) -> Any:
+    """A processor to try sizes of pictures with, read once until its files change."""
     return load_processor(source, revision, dict(image))
 
 
@@ -128,7 +128,8 @@ def size_fault(source: str, revision: str | None, image: Mapping[str, Any], size
     short, long = min(size), max(size)
     if short >= ORDINARY and long <= LONG * short:
         return ""
-    processor = _loaded(source, revision, tuple(sorted(image.items())))
+    files = sorted((path.name, path.stat().st_mtime_ns, path.stat().st_ino) for path in Path(source).glob("*.json"))
+    processor = _loaded(source, revision, tuple(sorted(image.items())), tuple(files))
     images = processor.image_processor
     edge = dict(images.size).get("shortest_edge", 0) if getattr(images, "do_center_crop", False) else 0
     # LLaVA's own way pads to a square before all else; CLIP's scales the short side up to its own before it crops

@@ -1,19 +1,21 @@
 """From stored records to evidence, tables and the page: right numbers, right words, nothing from the network."""
 
 import csv
+import math
 import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 from mlflow.tracking import MlflowClient
-from tdrs.analysis import evidence, report, tables
+from tdrs.analysis import distance, evidence, report, tables
 from tdrs.sweeps.study import Study
 from tdrs.sweeps.trials import FAILED, Outcome
 
-from tdrs import backbones
+from tdrs import backbones, published
 from tdrs import evaluate as evaluate_module
 from tdrs.benchmarks import mini_textvqa, pope
+from tdrs.configuration import compose, plain
 from tdrs.records import Records
 from tdrs.statistics import holm, mcnemar, sign_flip
 from tdrs.tracking import Tracker
@@ -110,17 +112,122 @@ def test_the_papers_numbers_stand_beside_rows_at_its_settings(tmp_path: Path, pr
     config["search"]["methods"] = {
         "+ SD": {"intervention.dc": None, "intervention.re": None},
         "+ SD + DC, logits": {"intervention.re": None},
-        "T-DRS, weights": {"intervention.gain": "weights"},
+        "by another name": {"intervention.gain": "weights", "intervention.re.weight": {"pope": 1, "other": 0.8}},
+        "T-DRS": {"intervention.re.weight": 0.5},
         "T-DRS, tuned": {"tune": {"intervention.dc.weight": [1, 2]}},
     }
     config["search"]["budget"] = 2
     outcome = Study(config, Tracker("none", tmp_path)).run()
     lines = tables.numbers(outcome, evidence.numbers(outcome, Records(tmp_path / "records")))
     said = [line.reported for line in lines]
-    assert said[:5] == [67.9, 68.1, 68.8, 69.2, None]
-    assert said[5:15] == [None, 85.7, None, 85.8, None, 86.0, None, 86.1, None, None]
-    assert said[15:] == [62.0, None, None, 63.1, None]
+    assert said[:6] == [67.9, 68.1, 68.8, 69.2, None, None]
+    assert said[6:18] == [None, 85.7, None, 85.8, None, 86.0, None, 86.1, None, None, None, None]
+    assert said[18:] == [62.0, None, None, 63.1, None, None]
     assert {line.of for line in lines if line.reported} == {"LLaVA-1.5-7B"}
+
+
+@pytest.mark.parametrize(
+    ("given", "value"),
+    [
+        (["backbone=llava_1_5_7b", "dataset=scienceqa"], (69.2, "LLaVA-1.5-7B")),
+        (["backbone=llava_1_5_7b", "dataset=scienceqa", "intervention=none"], (67.9, "LLaVA-1.5-7B")),
+        (["backbone=llava_1_5_7b", "dataset=scienceqa", "intervention.gain=weights"], (69.2, "LLaVA-1.5-7B")),
+        (["backbone=llava_1_5_7b", "dataset=scienceqa", "intervention.sd_form=full"], None),
+        (["backbone=llava_1_5_7b", "dataset=scienceqa", "intervention.layers=[0]"], None),
+        (["backbone=llava_1_5_7b", "dataset=scienceqa", "dataset.gap=256"], None),
+        (["backbone=llava_1_5_7b", "dataset=scienceqa", "dataset.blank=true"], None),
+        (["backbone=llava_1_5_7b", "dataset=scienceqa", "backbone.system=null"], None),
+        (["backbone=llava_1_5_7b", "dataset=scienceqa", "backbone.source=me/other"], None),
+        (["backbone=llava_1_5_7b", "dataset=pope"], None),  # λ_re is 1 there
+        (["backbone=llava_1_5_7b", "dataset=pope", "intervention.re.weight=1"], (86.1, "LLaVA-1.5-7B")),
+        (["backbone=llava_1_5_7b", "dataset=mini_gqa"], None),
+        (["backbone=mini_llava", "dataset=mini_gqa", "dataset.gap=256"], (63.1, "LLaVA-1.5-7B")),
+        (["backbone=mini_llava", "dataset=mini_gqa", "dataset.rule=official"], None),
+        (["backbone=mini_llava", "dataset=mini_gqa", "intervention=temperature"], None),
+        (["backbone=internvl2_5_8b_mpo", "dataset=scienceqa"], None),
+    ],
+)
+def test_the_papers_numbers_go_by_settings(given: list[str], value: tuple[float, str] | None) -> None:
+    assert published.reported(plain(compose("evaluate", ["intervention=tdrs", *given]))) == value
+
+
+def test_a_place_says_what_a_data_set_brings(tmp_path: Path) -> None:
+    config = configuration(tmp_path)
+    outcome = Outcome("small", "compare", config, [], [])
+    for place, said in (
+        ({}, "mini_llava, mini_scienceqa, gap 4"),
+        ({"dataset": "mini_scienceqa"}, "mini_llava, mini_scienceqa, gap 256"),
+        ({"dataset": "mini_pope"}, "mini_llava, mini_pope"),
+        ({"dataset.gap": 0}, "mini_llava, mini_scienceqa, gap 0"),
+        (
+            {"dataset": "mini_scienceqa", "dataset.filler": "before_image", "batch_size": 3},
+            "mini_llava, mini_scienceqa, gap 256, filler before_image, batch_size 3",
+        ),
+        ({"dataset": "mini_pope", "dataset.blank": True}, "mini_llava, mini_pope, blank True"),
+    ):
+        assert evidence.where(outcome, place) == said
+
+
+def test_the_curves_over_distance_hold_only_like_points(tmp_path: Path, pretended: list[str]) -> None:
+    """Another rule or batch size is another panel; a data set's own distance counts; blank pictures without text."""
+    axes = {
+        "dataset": ["mini_scienceqa", "mini_gqa"],
+        "text": [{"batch_size": 4}, {"dataset.gap": 0}, {"dataset.gap": 8, "dataset.filler": "before_image"}],
+        "dataset.blank": [True, False],
+        "dataset.seed": [0, 1],
+    }
+    config = configuration(tmp_path, "search=compare", axes=axes, methods={"same": METHODS["same"]})
+    outcome = Study(config, Tracker("none", tmp_path)).run()
+    panels = {(panel.backbone, panel.dataset): panel for panel in distance.numbers(outcome)}
+    names = [
+        "mini_scienceqa, batch_size=4, seed=0", "mini_scienceqa, batch_size=4, seed=1",
+        "mini_scienceqa, seed=0", "mini_scienceqa, seed=1",
+        "mini_gqa, batch_size=4, seed=0", "mini_gqa, batch_size=4, seed=1",
+        "mini_gqa, seed=0", "mini_gqa, seed=1",
+    ]  # fmt: skip
+    assert sorted(panels) == sorted(("mini_llava", name) for name in names)
+    scores = {str(row.place | {"row": row.name}): row.score for row in outcome.rows}
+    for (_, name), panel in panels.items():
+        place = {"dataset": name.split(",")[0]}
+        seed = int(name[-1])
+        own = 256 if "scienceqa" in name else 0
+        line = {key: [(p.gap, p.accuracy) for p in points] for key, points in panel.lines.items()}
+        text: dict[str, Any]
+        if "batch_size" in name:
+            text = {"batch_size": 4}
+            assert line["stock", "between"] == [
+                (own, scores[str(place | text | {"dataset.blank": False, "dataset.seed": seed, "row": "stock"})])
+            ]
+            blank = scores[str(place | text | {"dataset.blank": True, "dataset.seed": seed, "row": "stock"})]
+            assert panel.blank == blank if own == 0 else math.isnan(panel.blank)
+        else:
+            assert [gap for gap, _ in line["same", "before_image"]] == [0, 8]
+            text = {"dataset.gap": 0, "dataset.blank": True, "dataset.seed": seed, "row": "stock"}
+            assert panel.blank == scores[str(place | text)]
+    assert distance.draw(list(panels.values()), tmp_path)[0].exists()
+
+
+def test_f1_goes_by_the_rule_of_its_place(
+    tmp_path: Path, pretended: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Half of the answers say neither yes nor no: `official` takes these for no, `lmms_eval` leaves them out."""
+    axes = {"dataset": ["mini_pope"], "dataset.rule": ["official", "lmms_eval"]}
+    config = configuration(tmp_path, "search=compare", axes=axes, methods={"other": METHODS["other"]})
+    config["preset"] = {"tuning": 8, "held_out": 60}
+    outcome = Study(config, Tracker("none", tmp_path)).run()
+    records = Records(tmp_path / "records")
+    found = evidence.numbers(outcome, records)
+    seen = set()
+    for one in found:
+        rule = one.trial.place["dataset.rule"]
+        assert one.f1 == pope.intervals(records.read(one.trial.identity).records, rule)["f1"]
+        assert one.f1 is not None
+        seen.add((one.trial.name, one.f1.value))
+        if one.difference:
+            stock = next(o for o in found if o.trial.name == "stock" and o.trial.place == one.trial.place)
+            before, after = (records.read(o.trial.identity).records for o in (stock, one))
+            assert one.f1_difference == pope.f1_difference(before, after, rule)
+    assert len(seen) == 4  # the rules differ on these answers
 
 
 def test_the_page(tmp_path: Path, pretended: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -196,6 +303,15 @@ def test_splits_that_share_nothing_are_not_marked(tmp_path: Path, pretended: lis
     outcome = made(tmp_path)
     assert outcome.overlap == 0
     assert outcome.warning == ""
+
+
+@pytest.mark.parametrize("dataset", ["mini_scienceqa", "mini_gqa", "mini_textvqa", "mini_pope"])
+def test_blank_pictures_are_told_apart(dataset: str, tmp_path: Path, pretended: list[str]) -> None:
+    """All have the same pixels, and twins ask a few questions again and again."""
+    config = configuration(tmp_path, "search=compare", f"dataset={dataset}", "dataset.blank=true", "dataset.gap=0")
+    config["preset"] = {"tuning": 200, "held_out": 200}
+    config["search"] |= {"axes": {"batch_size": [100]}, "methods": {"tuned": METHODS["tuned"]}, "budget": 1}
+    assert Study(config, Tracker("none", tmp_path)).run().overlap == 0
 
 
 def test_a_stock_score_far_from_the_published_one_is_said_at_the_top(tmp_path: Path, pretended: list[str]) -> None:

@@ -1,6 +1,7 @@
 """The first token of an answer, and special tokens in a sample's text, under each family's tokenizer and template."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,6 +14,7 @@ from transformers import LlamaTokenizer, PreTrainedTokenizerFast
 
 from tdrs import Stock, backbones, benchmarks
 from tdrs.backbones import Backbone
+from tdrs.backbones.backbone_settings import EMBEDDED, BackboneSettings
 from tdrs.backbones.decoding import Watch
 from tdrs.backbones.processors import load_processor
 from tdrs.backbones.tokens import as_text, first_tokens, holds_marks
@@ -318,3 +320,14 @@ def test_every_family_takes_or_refuses_pictures_of_any_size(name: str) -> None:
     assert backbone.settings.accepts((400, 300)) == ""
     if name == "mini_qwen2_5_vl":
         assert "aspect ratio" in backbone.settings.accepts((400, 1))
+
+
+def test_a_processor_that_changes_is_read_anew(tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(EMBEDDED / "mini_qwen2_5_vl", folder)
+    settings = BackboneSettings(name="mine", source=str(folder), device="cpu")
+    assert settings.accepts((28, 28)) == ""
+    for path in folder.glob("*processor_config.json"):
+        path.write_text("{")
+    with pytest.raises(SettingError, match=r"backbone\.source"):
+        settings.accepts((28, 28))

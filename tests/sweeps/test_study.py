@@ -143,6 +143,7 @@ def test_mlflow_has_a_child_a_trial(finished: tuple[Path, Outcome]) -> None:
     assert lines[0].startswith("5 rows beside the stock model on the held-out split, 3 of them tuned")
     assert lines[1].startswith("highest: ")
     assert lines[2].startswith("lowest: ")
+    assert lines[3].startswith("Weights, prompts and rules were checked against a published score at 0 of 1 places")
     assert parent.data.metrics["held_out.logits.tuned.accuracy"] == outcome.rows[2].score
     assert {"commit", "device", "backbone", "dataset", "method", "reading.gain"} <= set(parent.data.tags)
     found = children(output)
