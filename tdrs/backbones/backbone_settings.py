@@ -78,7 +78,7 @@ class BackboneSettings:
             check_choice("source", self.source, [f"embedded:{name}" for name in known])
         elif not self.folder.is_dir() and (self.source.startswith((".", "/", "~")) or self.source.count("/") != 1):
             raise SettingError(
-                "source", self.source, "no such folder, and not a hub id (owner/name); README, “Real models”"
+                "source", self.source, "no such folder, and not a hub id (owner/name); see “A real model” in the README"
             )
         elif self.folder.is_dir() and not (self.folder / "config.json").exists():
             raise SettingError("source", self.source, "the folder has no config.json")

@@ -57,7 +57,7 @@ def test_a_group_is_set_by_the_name_of_its_choice() -> None:
     found = with_settings(config, {"dataset": "mini_pope", "dataset.gap": 4})
     assert found["dataset"] == {**choice("dataset", "mini_pope"), "gap": 4}
     assert config["dataset"]["name"] == "mini_scienceqa"
-    with pytest.raises(SettingError, match="backbone = 'lava': must be one of internvl2_8b, llava_1_5_7b"):
+    with pytest.raises(SettingError, match="backbone = 'lava': must be one of internvl2_5_8b_mpo, internvl2_8b, llava"):
         with_settings(config, {"backbone": "lava"})
 
 
@@ -121,7 +121,7 @@ def test_a_method_with_a_space_is_tuned_at_each_place(tmp_path: Path, pretended:
 
 def test_a_comparison_at_one_distance_is_a_forest(tmp_path: Path) -> None:
     rows = []
-    for place in ({"dataset": "a", "dataset.gap": 4}, {"dataset": "b", "dataset.gap": 4}):
+    for place in ({"dataset": "mini_gqa", "dataset.gap": 4}, {"dataset": "mini_pope", "dataset.gap": 4}):
         metrics = {"accuracy": 0.5, "accuracy_low": 0.4, "accuracy_high": 0.6}
         rows.append(Trial("stock", "held_out", place, {}, "0", 9, metrics))
         for name, low in (("helps", 0.1), ("unclear", -0.1), ("hurts", -0.4)):
@@ -132,7 +132,7 @@ def test_a_comparison_at_one_distance_is_a_forest(tmp_path: Path) -> None:
     panels = comparison.numbers(
         Outcome("t", "compare", {"backbone": {"name": "m"}, "dataset": {"name": "d"}}, [], rows)
     )
-    assert [panel.place for panel in panels] == ["m, a, gap 4", "m, b, gap 4"]
+    assert [panel.place for panel in panels] == ["m, mini_gqa, gap 4", "m, mini_pope, gap 4"]
     assert [row.method for row in panels[1].rows] == ["helps", "unclear", "hurts"]
     assert panels[0].rows[2][2:5] == pytest.approx((-0.3, -0.4, -0.2))
     paths = comparison.draw(panels, tmp_path)
