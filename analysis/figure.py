@@ -15,6 +15,7 @@ from tdrs.sweeps.log import read_outcome, study_folder
 from tdrs.sweeps.trials import Outcome
 
 from tdrs import __version__
+from tdrs.checked_file import Damaged
 from tdrs.settings import SettingError
 
 # Okabe & Ito's palette: told apart by the colour-blind, and by their markers in black and white.
@@ -86,6 +87,9 @@ def redraw(arguments: list[str], draw_from: Callable[[Outcome, Path], list[Path]
     except SettingError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except (Damaged, FileNotFoundError) as error:
+        print(f"error: {error}; the study's own command measures it again", file=sys.stderr)
+        return 1
     for path in written:
         print(path)
     return 0

@@ -10,19 +10,20 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
-import yaml
 from tqdm import tqdm
 
-from tdrs import backbones
+from tdrs import backbones, checked_file
 from tdrs.backbones import Backbone, BackboneSettings
 from tdrs.backbones.features import Features
 from tdrs.benchmarks import Benchmark, Record, Samples
+from tdrs.checked_file import Damaged
 from tdrs.configuration import with_settings
 from tdrs.evaluate import Plan, complete, plan, summary
-from tdrs.records import Records
+from tdrs.records import Evaluation, Records, is_identity
 from tdrs.settings import SettingError, first_line
 from tdrs.statistics import paired_difference
 from tdrs.stopping import Stop
@@ -31,7 +32,6 @@ from .trials import COMPLETE, FAILED, PLANNED, PRUNED, Request, Trial, check_pai
 
 ATTEMPTS = 2  # of a trial that fails, each time a study is started
 WAIT = 0.2  # seconds between two looks at what other workers do
-_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
 @dataclass(frozen=True)
@@ -176,8 +176,8 @@ class Engine:
 
     def _found(self, job: Job) -> Trial | None:
         """The trial if it is over: done, or failed often enough since this study was started."""
-        if self.store.done(job.identity):
-            e = self.store.read(job.identity)
+        e = self._whole(job)
+        if e is not None:
             if job.identity not in self._counted:
                 self._counted.add(job.identity)
                 self.reused += 1
@@ -194,6 +194,17 @@ class Engine:
             return pruned
         attempts, reason = self._failed.get(job.identity, (0, ""))
         return self._trial(job, status=FAILED, reason=reason) if attempts >= ATTEMPTS else None
+
+    def _whole(self, job: Job) -> Evaluation | None:
+        """The evaluation, if it is finished, whole, and of the samples that are asked."""
+        if not self.store.done(job.identity):
+            return None
+        try:
+            evaluation = self.store.read(job.identity)
+        except (Damaged, FileNotFoundError):  # since a moment ago
+            return None
+        asked = [sample.id for sample in job.samples]
+        return evaluation if [record.id for record in evaluation.records] == asked else None
 
     def _run(self, job: Job) -> Trial | None:
         """The trial, run here; None if another worker is at it, or if it failed and may be tried again."""
@@ -308,12 +319,11 @@ class Preview(Engine):
     def seconds(self) -> tuple[float, int]:
         """How long what is planned may take by records of like evaluations, and how many jobs have no like."""
         rates: dict[tuple[str, ...], list[float]] = {}
-        for folder in self.store.folder.glob("*"):
-            if not self.store.done(folder.name):
-                continue
-            evaluation = self.store.read(folder.name)
-            config = yaml.load((folder / "config.yaml").read_text(), _LOADER)
-            rates.setdefault(_kind(config), []).append(evaluation.seconds / max(1, len(evaluation.records)))
+        for folder in filter(lambda folder: is_identity(folder.name), self.store.folder.glob("*")):
+            outline = self.store.outline(folder.name)
+            with suppress(Damaged, OSError, KeyError, TypeError):  # an estimate needs no record of its own
+                kind = _kind(checked_file.read_yaml(folder / "config.yaml"))
+                rates.setdefault(kind, []).append(outline["seconds"] / max(1, outline["n"]))
         total, unknown = 0.0, 0
         for job in self.planned.values():
             like = rates.get(_kind(job.plan.config))

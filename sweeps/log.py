@@ -12,23 +12,23 @@ Trials are written when they are over, so a process that dies leaves none of the
 
 import hashlib
 import json
-import shutil
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import optuna
-import yaml
 from optuna.storages import BaseStorage
-from optuna.trial import TrialState, create_trial
+from optuna.trial import FrozenTrial, TrialState, create_trial
 
+from tdrs import checked_file
+from tdrs.checked_file import Damaged
 from tdrs.configuration import with_settings
 from tdrs.interventions.tdrs import READINGS
 from tdrs.published import Comparison, checked, compare
-from tdrs.records import Records, append_line, read_lines
-from tdrs.settings import SettingError
+from tdrs.records import Records
+from tdrs.settings import SettingError, first_line
 from tdrs.tracking import Tracker
 
 from .protocols import PROTOCOLS
@@ -77,21 +77,36 @@ class Log:
         self._objective = getattr(self._search, "objective", "accuracy")
         self._config = dict(config)
         self.trials: dict[str, Trial] = {}
+        self.checks: list[Callable[[], None]] = []  # each raises LostLease where another process leads the study now
         self._optuna: optuna.Study | None = None
         self._told: set[str] = set()
         self._asked: dict[str, Trial] = {}
 
+    def check(self) -> None:
+        """Raises LostLease unless this process still leads the study; asked before each write."""
+        for check in self.checks:
+            check()
+
     def open(self) -> None:
-        """Read what there is, after the files of a study over other settings are moved out of the way."""
+        """Read what there is, after the files of a study over other settings are moved out of the way.
+
+        Damaged lines are set aside and said.
+        """
         self.folder.mkdir(parents=True, exist_ok=True)
+        self.check()
         self._replace()
-        (self.folder / "config.yaml").write_text(yaml.safe_dump(self._config, sort_keys=False))
-        self.trials = {trial.key: trial for trial in read_trials(self.folder)}
+        checked_file.write_yaml(self.folder / "config.yaml", self._config)
+        path = self.folder / TRIALS
+        lines, faults = checked_file.read_lines(path, self.key)
+        if faults:
+            aside = checked_file.keep_lines(path, lines, self.key)
+            print(f"{path}: {faults[0]}; it is now {aside.name}, {len(lines)} trials are kept", file=sys.stderr)
+        self.trials = read_trials(self.folder, self.key)
         self._open_optuna()
 
     def _replace(self) -> None:
         """Move all files of an earlier study of this name over other settings into a folder of its own."""
-        key = _key_in(self.folder)
+        key = key_in(self.folder)
         # the helpers of this run may have begun their logs, which say nothing of results
         files = [p for p in self.folder.iterdir() if p.name not in ("lock", REPLACED) and not p.match("worker-*.log")]
         if key == self.key or not files:
@@ -115,16 +130,16 @@ class Log:
 
     def finish(self) -> None:
         """Leave the trials that this run asked for; others, as of earlier weights or versions, are moved away."""
+        self.check()
         stale = [trial for key, trial in self.trials.items() if key not in self._asked]
         assert self._optuna
         told = {trial.user_attrs["key"] for trial in self._optuna.get_trials(deepcopy=False)}
         if stale or not told <= set(self._asked):
             place = self._aside(self.key)
             for trial in stale:
-                append_line(place / TRIALS, json.dumps(asdict(trial)))
-            partial = self.folder / f"{TRIALS}.partial"
-            partial.write_text("".join(json.dumps(asdict(trial)) + "\n" for trial in self._asked.values()))
-            partial.replace(self.folder / TRIALS)
+                checked_file.append_line(place / TRIALS, checked_file.seal(asdict(trial), self.key))
+            lines = [checked_file.seal(asdict(trial), self.key) + "\n" for trial in self._asked.values()]
+            checked_file.write(self.folder / TRIALS, "".join(lines).encode())
             self.trials = dict(self._asked)
             if self._storage:
                 optuna.delete_study(study_name=self.name, storage=self._storage)
@@ -138,28 +153,47 @@ class Log:
 
     def _open_optuna(self) -> None:
         """The Optuna study; a damaged journal is made again from the trials."""
+        path = self.folder / "study.journal"
+        checked_file.cut_torn_line(path)
         for attempt in range(2):
             try:
                 self._optuna = load_optuna(self._storage or self.folder, self.name, create=True)
                 if self._storage:
                     self._optuna.set_user_attr("key", self.key)
-                self._told = {
-                    trial.user_attrs["key"]
-                    for trial in self._optuna.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-                }
+                told = self._optuna.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+                if not self._storage:
+                    self._check_told(told)
+                self._told = {trial.user_attrs["key"] for trial in told}
                 return
-            except Exception:  # whatever a torn file makes the library raise
+            except Exception as error:  # whatever a damaged file makes the library raise
                 if attempt or self._storage:
                     raise
-                path = self.folder / "study.journal"
-                shutil.move(path, path.with_suffix(".damaged"))
+                aside = checked_file.set_aside(path)
+                print(f"{path}: {first_line(error)}; it is now {aside.name}, and made again", file=sys.stderr)
+
+    def _check_told(self, told: Sequence[FrozenTrial]) -> None:
+        """Raises Damaged unless the journal's trials are those of the log, each once."""
+        keys = [trial.user_attrs.get("key") for trial in told]
+        if len(set(keys)) < len(keys):
+            raise Damaged("a trial stands there twice")
+        for trial in told:
+            known = self.trials.get(trial.user_attrs.get("key", ""))
+            # one that the log does not have was added before its line was written, or its line was damaged
+            if known is not None and not self._same(known, trial):
+                raise Damaged(f"trial {trial.number} is not the one of {TRIALS}")
+
+    def _same(self, trial: Trial, told: FrozenTrial) -> bool:
+        value = trial.value(self._objective) if trial.metrics else None
+        alike = told.value == value or (told.value is None and value is None)
+        return alike and told.params == self._search.params(trial) and told.user_attrs == _attributes(trial)
 
     def add(self, trial: Trial) -> None:
-        """Write a trial wherever it is missing."""
+        """Write a trial wherever it is missing; raises LostLease if another process leads the study now."""
+        self.check()
         self._asked[trial.key] = trial
         known = self.trials.get(trial.key)
         if known is None or known.status != trial.status:
-            append_line(self.folder / TRIALS, json.dumps(asdict(trial)))
+            checked_file.append_line(self.folder / TRIALS, checked_file.seal(asdict(trial), self.key))
             self.trials[trial.key] = trial
         if isinstance(self._store, Shared):
             self._store.publish(trial.identity)
@@ -173,15 +207,7 @@ class Log:
         assert self._optuna
         params = self._search.params(trial)
         distributions = self._search.distributions()
-        attributes = {
-            "key": trial.key,
-            "identity": trial.identity,
-            "name": trial.name,
-            "place": trial.place,
-            "settings": trial.settings,
-            "pruned": trial.status == PRUNED,
-            "reason": trial.reason,
-        }
+        self.check()
         failed = trial.status == FAILED
         self._optuna.add_trial(
             create_trial(
@@ -189,7 +215,7 @@ class Log:
                 value=None if failed else trial.value(self._objective),
                 params=params,
                 distributions={key: distributions[key] for key in params},
-                user_attrs=attributes,
+                user_attrs=_attributes(trial),
             )
         )
         if not failed:
@@ -215,13 +241,26 @@ class Log:
         )
 
 
-def read_trials(folder: Path) -> list[Trial]:
-    """The trials of a study, in the protocol's order; of one that was tried again, the last line."""
+def _attributes(trial: Trial) -> dict[str, Any]:
+    """What an Optuna trial says of ours, beside parameters and value."""
+    return {
+        "key": trial.key,
+        "identity": trial.identity,
+        "name": trial.name,
+        "place": trial.place,
+        "settings": trial.settings,
+        "pruned": trial.status == PRUNED,
+        "reason": trial.reason,
+    }
+
+
+def read_trials(folder: Path, key: str) -> dict[str, Trial]:
+    """The trials of the study with a key, by their own keys, in the protocol's order; damaged lines are left out."""
     found: dict[str, Trial] = {}
-    for line in read_lines(folder / TRIALS):
-        trial = Trial.of(json.loads(line))
-        found[trial.key] = trial
-    return list(found.values())
+    for line in checked_file.read_lines(folder / TRIALS, key)[0]:
+        trial = Trial.of(line)
+        found[trial.key] = trial  # of one that was tried again, the last line counts
+    return found
 
 
 def read_outcome(folder: Path) -> Outcome:
@@ -229,20 +268,19 @@ def read_outcome(folder: Path) -> Outcome:
 
     Raises:
         FileNotFoundError: it is not finished.
-        SettingError: `study.json` is of another study than `config.yaml`.
+        SettingError: `study.json` is of another study than `config.yaml`, or damaged.
     """
-    outcome = Outcome.read(folder / "study.json")
-    if (outcome.key or study_key(outcome.config)) != _key_in(folder):
-        allowed = f"{folder}/study.json is of another study of this name; run the study again"
-        raise SettingError("study", folder.name, allowed)
-    return outcome
+    try:
+        return Outcome.read(folder / "study.json", key_in(folder))
+    except Damaged as error:
+        raise SettingError("study", folder.name, f"{error}; run the study again") from None
 
 
-def _key_in(folder: Path) -> str:
+def key_in(folder: Path) -> str:
     """The key of the study in a folder; `unknown` if its configuration cannot be read."""
     try:
-        return study_key(yaml.safe_load((folder / "config.yaml").read_text()))
-    except (FileNotFoundError, yaml.YAMLError, AttributeError, KeyError, TypeError):
+        return study_key(checked_file.read_yaml(folder / "config.yaml"))
+    except (FileNotFoundError, Damaged, KeyError, TypeError):
         return "unknown"
 
 
@@ -301,7 +339,7 @@ def _summary(outcome: Outcome, records: Records) -> list[str]:
 
 def sync(folder: Path, tracker: Tracker, records: Records) -> int:
     """Write a study's trials wherever they are missing, from its files; returns how many trials it has."""
-    config = yaml.safe_load((folder / "config.yaml").read_text())
+    config = checked_file.read_yaml(folder / "config.yaml")
     where = config["study"].get("storage", JOURNAL)
     log = Log(folder, config, tracker, records, None if where == JOURNAL else open_storage(where))
     log.open()

@@ -17,7 +17,8 @@ import torch
 
 from tdrs.backbones.features import Features
 from tdrs.evaluate import gib
-from tdrs.records import Lease, Records
+from tdrs.lease import Lease
+from tdrs.records import Records
 from tdrs.settings import SettingError, check_number
 
 from .engine import WAIT, Engine, Job
@@ -172,6 +173,7 @@ class RayEngine(Engine):
         if self._found(job):  # somebody was through with it just now
             lease.release()
             return
+        self.store.mend(job.identity, [sample.id for sample in job.samples])
         self._show(job)
         worker = self._free.pop()
         result = worker.measure.remote(job.request, job.identity, self.store.pack(job.identity))

@@ -21,7 +21,8 @@ from optuna.storages import BaseStorage
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
-from tdrs.records import Lease, Records, machine
+from tdrs.lease import Lease, LostLease, machine
+from tdrs.records import Records
 from tdrs.settings import first_line
 
 T = TypeVar("T")
@@ -58,6 +59,7 @@ class Shared(Records):
         self._whole: set[str] = set()  # evaluations that are in the storage to their end
         self._held: dict[int, int] = {}  # our claims, and their beats
         self._heart: threading.Thread | None = None
+        self._leads = -1  # our claim on the right to lead
 
     def done(self, identity: str) -> bool:
         return super().done(identity) or (self._bring(identity) and super().done(identity))
@@ -94,7 +96,16 @@ class Shared(Records):
             return None
         right = ExitStack()
         right.callback(self._close, ticket)
+        self._leads = ticket
         return right
+
+    def check_lead(self) -> None:
+        """Raises LostLease if another machine has taken the right that `lead` gave."""
+        if self._leads < 0:
+            return
+        trial = self._attempt(lambda: self._storage.get_trial(self._leads))
+        if trial is not None and trial.state != TrialState.RUNNING:
+            raise LostLease("another machine leads this study now; this one stops, what it measured is kept")
 
     def publish(self, identity: str) -> None:
         """Bring what is kept of an evaluation to the storage, if that lacks it."""

@@ -20,7 +20,8 @@ from tqdm import tqdm
 from tdrs.backbones.features import Features
 from tdrs.environment import environment
 from tdrs.evaluate import gib
-from tdrs.records import Records, lock
+from tdrs.lease import Lease
+from tdrs.records import Records
 from tdrs.settings import check_choice
 from tdrs.stopping import Stop
 from tdrs.tracking import Tracker
@@ -137,16 +138,19 @@ class Study:
 
     def _lead(self) -> ExitStack | None:
         """The right to write the study, until it is left; None while another process has it."""
-        held = lock(self.folder / "lock")
-        if held is None:
+        lease = Lease.take(self.folder, self.records.lease_seconds, "lock")
+        if lease is None:
             return None
         with ExitStack() as stack:
-            stack.enter_context(held)
+            stack.enter_context(lease)
+            checks = [lease.check]
             if isinstance(self.records, Shared):
                 right = self.records.lead()
                 if right is None:
                     return None
                 stack.enter_context(right)
+                checks.append(self.records.check_lead)
+            self.log.checks = checks
             return stack.pop_all()
 
     def help(self) -> None:
@@ -170,6 +174,7 @@ class Study:
             overlap = self.engine.overlap if tuned else 0
             measured = _measured(self.records, outcome) or surroundings
             outcome = replace(outcome, key=self.log.key, command=self.command, environment=measured, overlap=overlap)
+            self.log.check()
             outcome.save(self.folder / "study.json")
             self.log.finish()
             describe(self.tracker, self.log.parent, outcome, self.records)

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from tdrs import checked_file
 from tdrs.benchmarks import Record
 from tdrs.records import Counts
 from tdrs.settings import SettingError
@@ -228,17 +229,15 @@ class Outcome:
 
     def save(self, path: Path) -> None:
         """Write it as JSON."""
-        partial = path.with_suffix(".partial")
-        partial.write_text(json.dumps(asdict(self), indent=1))
-        partial.replace(path)
+        checked_file.write_json(path, asdict(self), self.key)
 
     @classmethod
-    def read(cls, path: Path) -> "Outcome":
-        """What `save` wrote."""
-        values = json.loads(path.read_text())
+    def read(cls, path: Path, key: str) -> "Outcome":
+        """What `save` wrote, of the study with this key; raises FileNotFoundError, or Damaged."""
+        values = checked_file.read_json(path, key)
         trials, rows = ([Trial.of(trial) for trial in values[part]] for part in ("trials", "rows"))
         curves = [Curve(**curve) for curve in values["curves"]]
-        return cls(**{**values, "trials": trials, "rows": rows, "curves": curves})
+        return cls(**{**values, "key": key, "trials": trials, "rows": rows, "curves": curves})
 
     def named(self, place: Mapping[str, Any], group: str) -> str:
         """The backbone or the data set of a place, by its name."""

@@ -20,7 +20,9 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from tdrs.checked_file import Damaged
 from tdrs.environment import keep_memory
+from tdrs.lease import LostLease
 from tdrs.settings import SettingError, check_choice
 
 
@@ -111,7 +113,8 @@ def run(
 ) -> int:
     """Compose, then call `function`; returns the exit code.
 
-    0 done, or what `function` returns; 1 the disk is full, or a logit is NaN; 2 a setting is not allowed (one line says
+    0 done, or what `function` returns; 1 the disk is full, a logit is NaN, or another
+    process leads the study now; 2 a setting is not allowed (one line says
     which); 130 stopped by Ctrl-C. `--help` and `--cfg` print.
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
@@ -131,7 +134,7 @@ def run(
     except SettingError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    except FloatingPointError as error:
+    except (FloatingPointError, LostLease, Damaged) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except OSError as error:

@@ -327,6 +327,7 @@ def complete(
         The evaluation, kept in `records`; None if it ended early, or lacks other shards, its batches kept.
     """
     starts = shard_starts(len(samples), planned.batch_size, shard)
+    records.mend(identity, [sample.id for sample in samples], shard)
     known: list[Record] = []
 
     def add(batch: Batch) -> bool:

@@ -5,40 +5,41 @@
                      config.yaml, samples.parquet, result.json     once it is done, result.json last
                      failed.json                                   why the last attempt failed
                      lease                                         who is at work
+                     NAME.damaged-1                                what was not as it was written
 
 A process that dies loses at most the batch it was in: the next one reads the finished batches and goes on. Nothing here
-is ever in a state that is not one of these; files are written under another name and moved into place.
+is ever in a state that is not one of these; files are written under another name and moved into place. Every file has a
+checksum and the evaluation's identity. No number comes from a damaged one: whoever measures the evaluation next sets it
+aside, says so, and measures it again.
 """
 
-import errno
-import fcntl
 import hashlib
 import io
-import json
 import math
-import os
+import re
 import shutil
-import socket
-import threading
+import sys
 import time
 import zipfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
-from io import RawIOBase
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-import yaml
 
+from tdrs import checked_file
 from tdrs.benchmarks import Record
+from tdrs.benchmarks.benchmark import mean_score
+from tdrs.checked_file import Damaged
+from tdrs.lease import Lease
 from tdrs.stopping import Stop
 
 Counts = dict[str, tuple[int, int]]
 _FIELDS = [column.name for column in fields(Record)]
-_DUMPER = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
 _WHOLE = ("config.yaml", "samples.parquet", "result.json")  # result.json last: with it an evaluation is done
+_IDENTITY = re.compile(r"[0-9a-f]{16}")
 
 
 @dataclass(frozen=True)
@@ -85,12 +86,12 @@ class Evaluation:
     environment: dict[str, str] = field(default_factory=dict)
 
     def save(self, folder: Path, config: Mapping[str, Any]) -> None:
-        """Write the three files; `result.json` last, so that a folder with it is complete."""
-        folder.mkdir(parents=True, exist_ok=True)
+        """Write the three files of a folder that is named by the identity; `result.json` last, with their checksums."""
         table = pa.table({name: [getattr(record, name) for record in self.records] for name in _FIELDS})
-        _write(folder / "samples.parquet", lambda path: pq.write_table(table, path))
-        text = yaml.dump(dict(config), Dumper=_DUMPER, sort_keys=False)
-        _write(folder / "config.yaml", lambda path: path.write_text(text))
+        samples = io.BytesIO()
+        pq.write_table(table, samples)
+        checked_file.write(folder / "samples.parquet", samples.getvalue())
+        written = checked_file.write_yaml(folder / "config.yaml", config)
         result = {
             "metrics": {name: None if math.isnan(value) else value for name, value in self.metrics.items()},
             "n": len(self.records),
@@ -99,23 +100,42 @@ class Evaluation:
             "seconds": self.seconds,
             "finished": self.finished,
             "environment": self.environment,
+            "files": {"samples.parquet": checked_file.sha256(samples.getvalue()), "config.yaml": written},
         }
-        _write(folder / "result.json", lambda path: path.write_text(json.dumps(result, indent=2)))
+        checked_file.write_json(folder / "result.json", result, folder.name)
 
     @classmethod
     def read(cls, folder: Path) -> "Evaluation":
-        """What `save` wrote."""
-        result = json.loads((folder / "result.json").read_text())
-        rows = pq.read_table(folder / "samples.parquet").to_pylist()
+        """What `save` wrote.
+
+        Raises:
+            FileNotFoundError: it is not finished.
+            Damaged: a file is not what was written, or the metrics are not those of the rows.
+        """
+        result = checked_file.read_json(folder / "result.json", folder.name)
+        contents = {}
+        for name, digest in result["files"].items():
+            try:
+                contents[name] = (folder / name).read_bytes()
+            except OSError:
+                raise Damaged(f"{name} is missing or cannot be read") from None
+            if checked_file.sha256(contents[name]) != digest:
+                raise Damaged(f"{name} has another content than result.json says")
+        rows = pq.read_table(io.BytesIO(contents["samples.parquet"])).to_pylist()
+        records = [Record(**row) for row in rows]
         metrics = {name: math.nan if value is None else value for name, value in result["metrics"].items()}
+        mean = mean_score(records)
+        if len(records) != result["n"] or not _alike(metrics["accuracy"], mean):
+            found = f"an accuracy of {metrics['accuracy']} on {result['n']} samples"
+            raise Damaged(f"result.json has {found}, its rows {mean} on {len(records)}")
         return cls(
-            records=[Record(**row) for row in rows],
+            records=records,
             metrics=metrics,
             notes=result["notes"],
             clamped=_counts(result["clamped"]),
             seconds=result["seconds"],
             finished=result["finished"],
-            environment=result.get("environment", {}),
+            environment=result["environment"],
         )
 
 
@@ -133,51 +153,27 @@ def _counts(values: Mapping[str, Sequence[int]]) -> Counts:
     return {name: (count, of) for name, (count, of) in values.items()}
 
 
-def read_lines(path: Path) -> list[str]:
-    """The whole lines of a file, none if there is no file; one that a kill or a full disk has torn is left out."""
-    try:
-        return [line for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
-    except FileNotFoundError:
-        return []
+def _alike(first: float, second: float) -> bool:
+    return math.isclose(first, second, abs_tol=1e-9) or (math.isnan(first) and math.isnan(second))
 
 
-def append_line(path: Path, line: str) -> None:
-    """Add a line to a file, which then has it whole or not at all.
-
-    Raises:
-        OSError: it cannot be written; what was there is left.
-    """
-    text = line.encode() + b"\n"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a+b", buffering=0) as file:
-        _cut_torn_line(file)
-        whole = file.tell()
-        try:
-            if file.write(text) != len(text):
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
-        except OSError:
-            file.truncate(whole)
-            raise
+def is_identity(name: object) -> bool:
+    """Whether a text has the form of an evaluation's identity: 16 hexadecimal digits."""
+    return isinstance(name, str) and _IDENTITY.fullmatch(name) is not None
 
 
-def _cut_torn_line(file: RawIOBase) -> None:
-    """Leave whole lines only, and stand at their end."""
-    size = file.seek(0, os.SEEK_END)
-    file.seek(max(0, size - 1))
-    if size and file.read(1) != b"\n":
-        file.seek(0)
-        file.truncate((file.read() or b"").rfind(b"\n") + 1)
-    file.seek(0, os.SEEK_END)
+def _batch(values: Mapping[str, Any]) -> Batch:
+    """The batch of a line."""
+    records = [Record(*row) for row in values["records"]]
+    clamped, marked = _counts(values["clamped"]), values.get("marked") or {}
+    return Batch(values["start"], records, clamped, values["seconds"], values["size"], marked)
 
 
-def _write(path: Path, write: Callable[[Path], Any]) -> None:
-    """Write a file under a name of this process's own, then move it into place."""
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    try:
-        write(partial)
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+def _asks(line: Mapping[str, Any], ids: Sequence[str]) -> bool:
+    """Whether the batch of a line has the samples that stand at its place."""
+    start, at = line["start"], _FIELDS.index("id")
+    asked = [row[at] for row in line["records"]]
+    return bool(asked) and list(ids[start : start + len(asked)]) == asked
 
 
 class Records:
@@ -190,25 +186,44 @@ class Records:
     def __init__(self, folder: Path, lease_seconds: float = 60) -> None:
         self.folder = folder
         self.lease_seconds = lease_seconds
+        self._verified: dict[str, tuple[tuple[int, int, int], ...]] = {}  # the files' status when they were whole
 
     def path(self, identity: str) -> Path:
-        """The folder of an evaluation, whether or not there is one."""
+        """The folder of an evaluation, whether or not there is one; raises ValueError if that is no identity."""
+        if not is_identity(identity):
+            raise ValueError(f"{identity!r} is no identity of an evaluation: 16 hexadecimal digits")
         return self.folder / identity
 
     def done(self, identity: str) -> bool:
-        return (self.path(identity) / "result.json").exists()
+        """Whether an evaluation is finished, and its files are whole."""
+        folder = self.path(identity)
+        try:
+            status = [(folder / name).stat() for name in _WHOLE]
+        except OSError:
+            return False
+        seen = tuple((one.st_mtime_ns, one.st_size, one.st_ino) for one in status)
+        if self._verified.get(identity) != seen:
+            try:
+                Evaluation.read(folder)
+            except (Damaged, FileNotFoundError):
+                return False
+            self._verified[identity] = seen
+        return True
 
     def read(self, identity: str) -> Evaluation:
-        """A finished evaluation; raises FileNotFoundError if it is not finished."""
+        """A finished evaluation; raises FileNotFoundError if it is not finished, Damaged if a file is not whole."""
         return Evaluation.read(self.path(identity))
 
-    def environment(self, identity: str) -> dict[str, str]:
-        """Where a finished evaluation was measured; empty if that was not kept, or it is not finished."""
+    def outline(self, identity: str) -> dict[str, Any]:
+        """What `result.json` of an evaluation says, without its samples; empty if it is not there, or is damaged."""
         try:
-            result = json.loads((self.path(identity) / "result.json").read_text())
-        except FileNotFoundError:
+            return checked_file.read_json(self.path(identity) / "result.json", identity)
+        except (FileNotFoundError, Damaged):
             return {}
-        return dict(result.get("environment", {}))
+
+    def environment(self, identity: str) -> dict[str, str]:
+        """Where a finished evaluation was measured; empty if it is not finished."""
+        return dict(self.outline(identity).get("environment", {}))
 
     def finish(self, identity: str, evaluation: Evaluation, config: Mapping[str, Any]) -> None:
         """Keep a finished evaluation; its batches are no longer needed."""
@@ -219,29 +234,69 @@ class Records:
         for shard in folder.glob("shard-*"):
             shutil.rmtree(shard, ignore_errors=True)
 
-    def batches(self, identity: str) -> list[Batch]:
-        """The finished batches of an evaluation, those of its shards among them, by their first sample."""
-        found: dict[int, Batch] = {}
+    def _batch_files(self, identity: str) -> list[Path]:
         folder = self.path(identity)
-        for path in (folder / "batches.jsonl", *sorted(folder.glob("shard-*/batches.jsonl"))):
-            for line in read_lines(path):
-                values = json.loads(line)
-                start = values["start"]
-                if start not in found:  # else it is one that two workers brought
-                    records = [Record(*row) for row in values["records"]]
-                    clamped, marked = _counts(values["clamped"]), values.get("marked") or {}
-                    found[start] = Batch(start, records, clamped, values["seconds"], values["size"], marked)
+        return [folder / "batches.jsonl", *sorted(folder.glob("shard-*/batches.jsonl"))]
+
+    def batches(self, identity: str) -> list[Batch]:
+        """The finished batches of an evaluation, those of its shards among them, by their first sample.
+
+        Damaged ones are left out.
+        """
+        found: dict[int, Batch] = {}
+        for path in self._batch_files(identity):
+            for values in checked_file.read_lines(path, identity)[0]:
+                found.setdefault(values["start"], _batch(values))  # a second one is brought by another worker
         return [found[start] for start in sorted(found)]
 
     def append(self, identity: str, batch: Batch, shard: str | None = None) -> None:
-        """Keep a batch, of a shard apart from others; a torn line at the end of the file is overwritten.
+        """Keep a batch, of a shard apart from others; nothing if another worker has finished the evaluation meanwhile.
 
         Raises:
             OSError: it cannot be written, for example because the disk is full; what was there is left.
         """
+        if (self.path(identity) / "result.json").exists():
+            return
         rows = [[getattr(record, name) for name in _FIELDS] for record in batch.records]
         values = vars(batch) | {"records": rows}
-        append_line(self._place(identity, shard) / "batches.jsonl", json.dumps(values))
+        checked_file.append_line(self._place(identity, shard) / "batches.jsonl", checked_file.seal(values, identity))
+
+    def mend(self, identity: str, ids: Sequence[str], shard: str | None = None) -> None:
+        """Set aside what is damaged of an evaluation, or not of these samples, and say so; the caller has claimed it.
+
+        Damaged batches of other shards are left where they are, since others may be writing there.
+
+        Args:
+            ids: of its samples, in their order.
+        """
+        folder = self.path(identity)
+        try:
+            if [record.id for record in self.read(identity).records] != list(ids):
+                raise Damaged("samples.parquet has other samples than are asked")
+        except FileNotFoundError:
+            pass
+        except Damaged as error:
+            self._set_aside([folder / name for name in _WHOLE], error)
+        try:
+            checked_file.read_json(folder / "failed.json", identity)
+        except FileNotFoundError:
+            pass
+        except Damaged as error:
+            self._set_aside([folder / "failed.json"], error)
+        path = self._place(identity, shard) / "batches.jsonl"
+        lines, faults = checked_file.read_lines(path, identity)
+        good = [line for line in lines if _asks(line, ids)]
+        if len(good) < len(lines):
+            faults.append(f"{len(lines) - len(good)} batches have other samples than are asked")
+        if faults:
+            aside = checked_file.keep_lines(path, good, identity)
+            print(f"{path}: {faults[0]}; it is now {aside.name}, {len(good)} batches are kept", file=sys.stderr)
+
+    @staticmethod
+    def _set_aside(paths: Sequence[Path], error: Damaged) -> None:
+        moved = [checked_file.set_aside(path).name for path in reversed(paths) if path.exists()]
+        if moved:
+            print(f"{paths[0].parent}: {error}; set aside as {', '.join(moved)}", file=sys.stderr)
 
     def _place(self, identity: str, shard: str | None) -> Path:
         """The folder that a worker writes batches into."""
@@ -251,15 +306,13 @@ class Records:
     def fail(self, identity: str, reason: str, attempts: int, trace: str) -> None:
         """Keep why an evaluation failed."""
         failure = Failure(reason, attempts, time.time(), trace)
-        folder = self.path(identity)
-        folder.mkdir(parents=True, exist_ok=True)
-        _write(folder / "failed.json", lambda path: path.write_text(json.dumps(asdict(failure))))
+        checked_file.write_json(self.path(identity) / "failed.json", asdict(failure), identity)
 
     def failure(self, identity: str) -> Failure | None:
-        """Why the last attempt at an evaluation failed; None if none did."""
+        """Why the last attempt at an evaluation failed; None if none did, or if that is not known."""
         try:
-            return Failure(**json.loads((self.path(identity) / "failed.json").read_text()))
-        except FileNotFoundError:
+            return Failure(**checked_file.read_json(self.path(identity) / "failed.json", identity))
+        except (FileNotFoundError, Damaged, TypeError):
             return None
 
     def pack(self, identity: str) -> bytes:
@@ -267,10 +320,10 @@ class Records:
         folder = self.path(identity)
         names = _WHOLE if self.done(identity) else ("failed.json",)
         files = {name: (folder / name).read_bytes() for name in names if (folder / name).exists()}
-        batches = [folder / "batches.jsonl", *sorted(folder.glob("shard-*/batches.jsonl"))]
-        lines = sorted({line for path in batches for line in read_lines(path)}, key=lambda x: json.loads(x)["start"])
+        kept = [line for path in self._batch_files(identity) for line in checked_file.read_lines(path, identity)[0]]
+        lines = sorted({(line["start"], checked_file.seal(line, identity)) for line in kept})
         if lines and not self.done(identity):
-            files["batches.jsonl"] = "".join(lines).encode()
+            files["batches.jsonl"] = "".join(f"{line}\n" for _, line in lines).encode()
         packed = io.BytesIO()
         with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as archive:
             for name, content in files.items():
@@ -293,15 +346,11 @@ class Records:
             raise ValueError(f"what was brought of {identity} is damaged: {error}") from None
         batches = files.pop("batches.jsonl", None)
         if batches:  # apart from those of this machine, under a name that equal ones have, too
-            self._keep(folder / f"shard-{hashlib.sha256(batches).hexdigest()[:12]}" / "batches.jsonl", batches)
+            name = f"shard-{hashlib.sha256(batches).hexdigest()[:12]}"
+            checked_file.write(folder / name / "batches.jsonl", batches)
         for name in ("failed.json", *_WHOLE):
             if name in files:
-                self._keep(folder / name, files[name])
-
-    @staticmethod
-    def _keep(path: Path, content: bytes) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        _write(path, lambda partial: partial.write_bytes(content))
+                checked_file.write(folder / name, files[name])
 
     def wait_for(self, identity: str, stop: Stop, shard: str | None = None) -> "Lease":
         """The right to run an evaluation, when whoever has it is through; raises KeyboardInterrupt if asked to stop."""
@@ -314,90 +363,3 @@ class Records:
         """The right to run an evaluation, or a shard of it, to be released; None if another process, here or elsewhere,
         has it."""
         return Lease.take(self._place(identity, shard), self.lease_seconds)
-
-
-def lock(path: Path) -> TextIO | None:
-    """A file, created if need be and locked until it is closed or the process ends; None if another process has it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    file = path.open("a+")
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        file.close()
-        return None
-    return file
-
-
-def machine() -> str:
-    """This machine, or container: processes here see each other's file locks."""
-    try:
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-        return f"{socket.gethostname()} {boot} {os.stat('/proc/self/ns/pid').st_ino}"
-    except OSError:
-        return socket.gethostname()
-
-
-class Lease:
-    """A claim on a folder: a file lock, which ends with the process, and a deadline for those who cannot see the lock.
-
-    The holder moves the deadline on while it lives. A worker that dies on this machine is replaced at once, one on
-    another machine that shares the folder when its deadline has passed. Two workers on one evaluation would only waste
-    time: their batches are equal.
-
-    Attributes:
-        ending: called before the folder is given back.
-    """
-
-    def __init__(self, file: TextIO, seconds: float) -> None:
-        self.ending: Callable[[], None] = lambda: None
-        self._file = file
-        self._seconds = seconds
-        self._over = threading.Event()
-        self._renew()
-        self._thread = threading.Thread(target=self._keep, daemon=True)
-        self._thread.start()
-
-    @classmethod
-    def take(cls, folder: Path, seconds: float) -> "Lease | None":
-        """The lease of a folder, or None if somebody alive has it."""
-        file = lock(folder / "lease")
-        if file is None:
-            return None
-        file.seek(0)
-        try:
-            held = json.loads(file.read() or "{}")
-        except ValueError:
-            held = {}
-        if held and held["machine"] != machine() and held["deadline"] > time.time():
-            file.close()
-            return None
-        return cls(file, seconds)
-
-    def _renew(self) -> None:
-        values = {"machine": machine(), "process": os.getpid(), "deadline": time.time() + self._seconds}
-        self._file.seek(0)
-        self._file.truncate()
-        self._file.write(json.dumps(values))
-        self._file.flush()
-
-    def _keep(self) -> None:
-        while not self._over.wait(self._seconds / 4):
-            try:
-                self._renew()
-            except OSError:  # a full disk: the lock still holds here
-                continue
-
-    def release(self) -> None:
-        """Give the folder back."""
-        self.ending()
-        self._over.set()
-        self._thread.join()
-        self._file.seek(0)
-        self._file.truncate()
-        self._file.close()
-
-    def __enter__(self) -> "Lease":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.release()

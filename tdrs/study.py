@@ -22,11 +22,13 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-import yaml
 from tqdm import tqdm
 
+from tdrs import checked_file
+from tdrs.checked_file import Damaged
 from tdrs.configuration import choice, with_settings
-from tdrs.records import Records, lock
+from tdrs.lease import Lease
+from tdrs.records import Records
 from tdrs.settings import SettingError, check_choice
 from tdrs.sweeps.log import REPLACED, read_outcome, read_trials, study_folder, study_key, sync
 from tdrs.sweeps.storage import JOURNAL
@@ -45,8 +47,11 @@ class Kept:
         self.output = output
         self.folder = study_folder(output, name)
         self.records = Records(output / "records")
-        self.config: dict[str, Any] = yaml.safe_load((self.folder / "config.yaml").read_text())
-        self.trials = read_trials(self.folder)
+        try:
+            self.config = checked_file.read_yaml(self.folder / "config.yaml")
+        except Damaged as error:
+            raise SettingError("study", name, f"{error}; run the study again, or `study check`") from None
+        self.trials = list(read_trials(self.folder, self.key).values())
 
     @property
     def key(self) -> str:
@@ -60,15 +65,13 @@ class Kept:
     @property
     def identities(self) -> set[str]:
         """The evaluations of its trials, also of those that were replaced."""
-        return {trial.identity for folder in (self.folder, *self.replaced) for trial in read_trials(folder)}
+        folders = {self.folder: self.key} | {path: path.name.partition("-")[0] for path in self.replaced}
+        return {trial.identity for path, key in folders.items() for trial in read_trials(path, key).values()}
 
     @property
     def running(self) -> bool:
         """Whether a process on this machine leads it."""
-        held = lock(self.folder / "lock")
-        if held:
-            held.close()
-        return held is None
+        return Lease.taken(self.folder, self.records.lease_seconds, "lock")
 
     @property
     def state(self) -> str:
@@ -85,7 +88,13 @@ def _all(output: Path) -> list[Kept]:
 
 
 def _list(output: Path) -> None:
-    studies = _all(output)
+    studies, faults = [], []
+    for path in sorted(study_folder(output, "").glob("*/config.yaml")):
+        try:
+            studies.append(Kept(output, path.parent.name))
+        except SettingError as error:
+            faults.append(f"{path.parent.name}: {error.allowed}")
+    print("".join(f"{fault}\n" for fault in faults), end="", file=sys.stderr)
     if not studies:
         print(f"no study in {output}; the first:  python -m tdrs.sweep +experiment=sqa_ablation")
         return

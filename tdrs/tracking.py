@@ -25,6 +25,7 @@ from mlflow.tracking import MlflowClient
 from mlflow.utils.time import get_current_time_millis
 from sqlalchemy.exc import SQLAlchemyError
 
+from tdrs.lease import LostLease
 from tdrs.records import Evaluation
 from tdrs.settings import SettingError, check_choice, first_line
 
@@ -179,8 +180,12 @@ class Tracker:
         except KeyboardInterrupt:
             status = "KILLED"
             raise
+        except LostLease:  # the run is another process's now
+            status = ""
+            raise
         finally:
-            self._attempt(lambda client: client.set_terminated(parent, status))
+            if status:
+                self._attempt(lambda client: client.set_terminated(parent, status))
             guard.communicate("ended" if self.client else "")
 
     def _begin(self, client: MlflowClient, name: str, key: str, title: str, tags: Mapping[str, str]) -> str:

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -10,9 +11,13 @@ from pathlib import Path
 
 import pytest
 
+from tdrs import lease as lease_module
 from tdrs import records as records_module
 from tdrs.benchmarks import Record
-from tdrs.records import Batch, Evaluation, Lease, Records, append_line, read_lines
+from tdrs.lease import Lease, LostLease
+from tdrs.records import Batch, Evaluation, Records
+
+A, B = "a" * 16, "b" * 16
 
 
 def batch(start: int, count: int = 2) -> Batch:
@@ -24,33 +29,33 @@ def batch(start: int, count: int = 2) -> Batch:
 
 def test_batches_are_read_back_bit_for_bit(tmp_path: Path) -> None:
     store = Records(tmp_path)
-    assert store.batches("a") == []
+    assert store.batches(A) == []
     for start in (0, 2):
-        store.append("a", batch(start))
-    assert store.batches("a") == [batch(0), batch(2)]
+        store.append(A, batch(start))
+    assert store.batches(A) == [batch(0), batch(2)]
 
 
 def test_a_torn_line_is_left_out_and_overwritten(tmp_path: Path) -> None:
     store = Records(tmp_path)
-    store.append("a", batch(0))
-    path = tmp_path / "a" / "batches.jsonl"
+    store.append(A, batch(0))
+    path = tmp_path / A / "batches.jsonl"
     whole = path.read_bytes()
-    store.append("a", batch(2))
+    store.append(A, batch(2))
     for length in (1, 20, len(whole) - 1):
         path.write_bytes(whole + whole[:length])
-        assert store.batches("a") == [batch(0)]
-        store.append("a", batch(2))
-        assert store.batches("a") == [batch(0), batch(2)]
+        assert store.batches(A) == [batch(0)]
+        store.append(A, batch(2))
+        assert store.batches(A) == [batch(0), batch(2)]
     path.write_bytes(whole[:9])
-    store.append("a", batch(0))
-    assert store.batches("a") == [batch(0)]
+    store.append(A, batch(0))
+    assert store.batches(A) == [batch(0)]
 
 
 def test_a_batch_that_two_workers_brought_counts_once(tmp_path: Path) -> None:
     store = Records(tmp_path)
     for start in (0, 0, 2, 0, 2, 4):
-        store.append("a", batch(start))
-    assert [b.start for b in store.batches("a")] == [0, 2, 4]
+        store.append(A, batch(start))
+    assert [b.start for b in store.batches(A)] == [0, 2, 4]
 
 
 def test_a_full_disk_leaves_what_was_there(tmp_path: Path) -> None:
@@ -58,43 +63,43 @@ def test_a_full_disk_leaves_what_was_there(tmp_path: Path) -> None:
     code = """
 import resource, signal, sys
 from pathlib import Path
-from tests.test_records import batch
+from tests.test_records import A, batch
 from tdrs.records import Records
 store = Records(Path(sys.argv[1]))
-store.append("a", batch(0))
-size = (Path(sys.argv[1]) / "a" / "batches.jsonl").stat().st_size
+store.append(A, batch(0))
+size = (Path(sys.argv[1]) / A / "batches.jsonl").stat().st_size
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (size + 50, size + 50))
 try:
-    store.append("a", batch(2))
+    store.append(A, batch(2))
 except OSError as error:
     print("refused", error.errno)
-assert store.batches("a") == [batch(0)]
+assert store.batches(A) == [batch(0)]
 """
     done = subprocess.run(
         [sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=True, cwd=os.getcwd()
     )
     assert done.stdout.startswith("refused")
-    assert (tmp_path / "a" / "batches.jsonl").read_bytes().count(b"\n") == 1
+    assert (tmp_path / A / "batches.jsonl").read_bytes().count(b"\n") == 1
 
 
 def evaluation() -> Evaluation:
-    return Evaluation(batch(0).records, {"accuracy": 0.5, "f1": math.nan}, ["note"], {"dc.w_min": (1, 4)}, 1.5, 99.0)
+    return Evaluation(batch(0).records, {"accuracy": 0.05, "f1": math.nan}, ["note"], {"dc.w_min": (1, 4)}, 1.5, 99.0)
 
 
 def test_a_finished_evaluation(tmp_path: Path) -> None:
     store = Records(tmp_path)
-    store.append("a", batch(0))
-    store.fail("a", "RuntimeError: x", 1, "trace")
-    assert store.failure("a").reason == "RuntimeError: x"
-    assert not store.done("a")
-    store.finish("a", evaluation(), {"x": 1})
-    assert store.done("a")
-    found = store.read("a")
+    store.append(A, batch(0))
+    store.fail(A, "RuntimeError: x", 1, "trace")
+    assert store.failure(A).reason == "RuntimeError: x"
+    assert not store.done(A)
+    store.finish(A, evaluation(), {"x": 1})
+    assert store.done(A)
+    found = store.read(A)
     assert math.isnan(found.metrics.pop("f1"))
-    assert found == Evaluation(**{**vars(evaluation()), "metrics": {"accuracy": 0.5}})
-    assert store.failure("a") is None
-    assert sorted(p.name for p in (tmp_path / "a").iterdir()) == ["config.yaml", "result.json", "samples.parquet"]
+    assert found == Evaluation(**{**vars(evaluation()), "metrics": {"accuracy": 0.05}})
+    assert store.failure(A) is None
+    assert sorted(p.name for p in (tmp_path / A).iterdir()) == ["config.yaml", "result.json", "samples.parquet"]
 
 
 def test_a_file_is_whole_or_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -103,60 +108,134 @@ def test_a_file_is_whole_or_not_there(tmp_path: Path, monkeypatch: pytest.Monkey
 
     monkeypatch.setattr(records_module.pq, "write_table", full)
     store = Records(tmp_path)
-    store.append("a", batch(0))
+    store.append(A, batch(0))
     with pytest.raises(OSError, match="No space left"):
-        store.finish("a", evaluation(), {})
-    assert not store.done("a")
-    assert store.batches("a") == [batch(0)]
-    assert [p.name for p in (tmp_path / "a").iterdir()] == ["batches.jsonl"]
-
-
-def test_lines(tmp_path: Path) -> None:
-    path = tmp_path / "x" / "lines"
-    assert read_lines(path) == []
-    append_line(path, "one")
-    append_line(path, "two")
-    assert read_lines(path) == ["one\n", "two\n"]
+        store.finish(A, evaluation(), {})
+    assert not store.done(A)
+    assert store.batches(A) == [batch(0)]
+    assert [p.name for p in (tmp_path / A).iterdir()] == ["batches.jsonl"]
 
 
 def test_a_lease_is_held_by_one(tmp_path: Path) -> None:
     store = Records(tmp_path)
-    first = store.claim("a")
+    first = store.claim(A)
     assert first is not None
-    assert store.claim("a") is None
-    assert store.claim("b") is not None
+    assert store.claim(A) is None
+    assert store.claim(B) is not None
     first.release()
-    with store.claim("a") as again:
+    with store.claim(A) as again:
         assert again is not None
 
 
 def test_a_worker_killed_here_is_replaced_at_once(tmp_path: Path) -> None:
-    code = "import sys, time; from pathlib import Path; from tdrs.records import Lease\n"
+    code = "import sys, time; from pathlib import Path; from tdrs.lease import Lease\n"
     code += "Lease.take(Path(sys.argv[1]), 1000); print('held', flush=True); time.sleep(100)"
-    holder = subprocess.Popen([sys.executable, "-c", code, str(tmp_path / "a")], stdout=subprocess.PIPE, text=True)
+    holder = subprocess.Popen([sys.executable, "-c", code, str(tmp_path / A)], stdout=subprocess.PIPE, text=True)
     assert holder.stdout.readline() == "held\n"
-    assert Records(tmp_path).claim("a") is None
+    assert Records(tmp_path).claim(A) is None
     holder.kill()
     holder.wait()
-    lease = Records(tmp_path).claim("a")
+    lease = Records(tmp_path).claim(A)
     assert lease is not None
     lease.release()
 
 
-def test_a_worker_elsewhere_is_replaced_when_its_deadline_has_passed(tmp_path: Path) -> None:
+def test_a_worker_elsewhere_is_replaced_when_its_lease_is_touched_no_more(tmp_path: Path) -> None:
     """Its lock cannot be seen from here: on a shared folder all there is, is what it wrote."""
-    (tmp_path / "a").mkdir()
-    held = {"machine": "elsewhere", "process": 1, "deadline": time.time() + 0.4}
-    (tmp_path / "a" / "lease").write_text(json.dumps(held))
-    store = Records(tmp_path)
-    assert store.claim("a") is None
+    path = tmp_path / A / "lease"
+    path.parent.mkdir()
+    path.write_text(json.dumps({"machine": "elsewhere", "process": 1, "token": "x"}))
+    store = Records(tmp_path, lease_seconds=0.4)
+    end = time.monotonic() + 0.8
+    while time.monotonic() < end:  # it is touched
+        os.utime(path)
+        assert store.claim(A) is None
+        time.sleep(0.05)
+    assert Lease.taken(tmp_path / A, 0.4)
     time.sleep(0.5)
-    with store.claim("a") as lease:
+    with store.claim(A) as lease:
         assert lease is not None
+        assert json.loads(path.read_text())["token"] != "x"
 
 
-def test_the_holder_moves_its_deadline_on(tmp_path: Path) -> None:
-    with Lease.take(tmp_path / "a", 0.4):
-        first = json.loads((tmp_path / "a" / "lease").read_text())["deadline"]
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"machine": "elsewhere", "process": 1, "deadline": 9e12}', "", "\0" * 40, "[]", "null", "{", "[" * 100000,
+        '{"machine": null, "process": "x", "token": 1}', '{"machine": "elsewhere", "process": 1e999, "token": "x"}',
+    ],
+)  # fmt: skip
+def test_a_lease_of_no_known_form_stops_nobody(tmp_path: Path, text: str) -> None:
+    path = tmp_path / A / "lease"
+    path.parent.mkdir()
+    path.write_text(text)
+    lease = Records(tmp_path).claim(A)
+    assert lease is not None
+    lease.release()
+
+
+def test_a_lease_that_was_left_long_ago_stops_nobody(tmp_path: Path) -> None:
+    path = tmp_path / A / "lease"
+    path.parent.mkdir()
+    path.write_text(json.dumps({"machine": "elsewhere", "process": 1, "token": "x"}))
+    os.utime(path, (time.time() - 700, time.time() - 700))
+    assert not Lease.taken(tmp_path / A, 60)
+    lease = Records(tmp_path).claim(A)
+    assert lease is not None
+    lease.release()
+
+
+def test_the_holder_touches_its_lease(tmp_path: Path) -> None:
+    with Lease.take(tmp_path / A, 0.4):
+        first = (tmp_path / A / "lease").stat().st_mtime_ns
         time.sleep(0.35)
-        assert json.loads((tmp_path / "a" / "lease").read_text())["deadline"] > first
+        assert (tmp_path / A / "lease").stat().st_mtime_ns > first
+
+
+@pytest.fixture
+def _no_locks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file system that grants every lock."""
+    monkeypatch.setattr(lease_module.fcntl, "flock", lambda *_: None)
+
+
+@pytest.mark.usefixtures("_no_locks")
+def test_where_no_lock_works_one_has_the_lease(tmp_path: Path) -> None:
+    code = "import fcntl, sys, time; from pathlib import Path; from tdrs.lease import Lease\n"
+    code += "fcntl.flock = lambda *_: None\n"
+    code += "lease = Lease.take(Path(sys.argv[1]), 0.4)\nprint('held', flush=True)\ntime.sleep(100)"
+    holder = subprocess.Popen([sys.executable, "-c", code, str(tmp_path / A)], stdout=subprocess.PIPE, text=True)
+    assert holder.stdout.readline() == "held\n"
+    end = time.monotonic() + 0.8
+    while time.monotonic() < end:
+        assert Lease.take(tmp_path / A, 0.4) is None
+        time.sleep(0.05)
+    holder.send_signal(signal.SIGSTOP)  # a machine that sleeps
+    end = time.monotonic() + 5
+    while (taken := Lease.take(tmp_path / A, 0.4)) is None:
+        assert time.monotonic() < end
+        time.sleep(0.05)
+    holder.send_signal(signal.SIGCONT)
+    time.sleep(0.5)
+    taken.check()  # the one that woke has touched nothing
+    assert Lease.take(tmp_path / A, 0.4) is None  # not in this process either
+    holder.kill()
+    holder.wait()
+    taken.release()
+
+
+@pytest.mark.usefixtures("_no_locks")
+def test_who_has_lost_its_lease_knows(tmp_path: Path) -> None:
+    path = tmp_path / "lock"
+    first = Lease.take(tmp_path, 60, "lock")
+    first.check()
+    path.write_text(json.dumps({"machine": "elsewhere and more", "process": 7, "token": "x"}))
+    with pytest.raises(LostLease, match=r"process 7 on elsewhere has .* now; this one stops"):
+        first.check()
+    first.release()
+    assert json.loads(path.read_text())["token"] == "x"  # it is the other's
+    path.unlink()
+    again = Lease.take(tmp_path, 60, "lock")
+    path.unlink()
+    with pytest.raises(LostLease, match="another process"):
+        again.check()
+    again.release()

@@ -8,14 +8,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import yaml
 from tdrs.analysis import attention, decay
 from tdrs.analysis.figure import kept
 from tdrs.analysis.watch import Unedited, watch
 from tdrs.sweeps.log import study_key
 from tdrs.sweeps.trials import Outcome, Trial
 
-from tdrs import DC, TDRS, __version__, backbones, benchmarks
+from tdrs import DC, TDRS, __version__, backbones, benchmarks, checked_file
 from tdrs.configuration import compose, plain, with_settings
 from tdrs.evaluate import plan
 from tdrs.settings import SettingError
@@ -34,7 +33,7 @@ def outcome(output: Path, name: str) -> Outcome:
     found = Outcome("s", "compare", config, [], [stock], key=study_key(config), environment={"tdrs": __version__})
     folder = output / "studies" / "s"
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    checked_file.write_yaml(folder / "config.yaml", config)
     found.save(folder / "study.json")
     return found
 

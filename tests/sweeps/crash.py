@@ -68,7 +68,7 @@ def _timeless(value: Any) -> Any:
         return {
             k: _timeless(v)
             for k, v in value.items()
-            if k not in ("seconds", "finished", "output", "command", "workers")
+            if k not in ("seconds", "finished", "output", "command", "workers", "key", "sha256")
         }
     return [_timeless(item) for item in value] if isinstance(value, list) else value
 

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from tdrs.analysis import comparison, distance
 from tdrs.sweeps import compare
+from tdrs.sweeps.log import read_outcome
 from tdrs.sweeps.methods import Method, places
 from tdrs.sweeps.study import Study
 from tdrs.sweeps.trials import FAILED, Outcome, Request, Trial, check_same_samples
@@ -82,7 +83,7 @@ def test_a_finished_comparison_and_its_figure(
         assert stock.difference is None
         assert edited.difference is not None
         assert edited.difference[0] == pytest.approx(edited.score - stock.score)
-    assert Outcome.read(tmp_path / "studies" / "small" / "study.json") == found
+    assert read_outcome(tmp_path / "studies" / "small") == found
     assert len(found.table()) == 2 + 8 * 3
 
     panels = distance.numbers(found)

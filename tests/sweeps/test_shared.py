@@ -11,13 +11,15 @@ from optuna.trial import TrialState
 from tdrs.sweeps import shared
 from tdrs.sweeps.shared import Shared
 
-from tdrs.records import Evaluation, Lease, Records
-from tests.test_records import batch
+from tdrs.lease import Lease
+from tdrs.records import Evaluation, Records
+from tests.test_records import A, B, batch
 
 
 def evaluation(samples: int = 4) -> Evaluation:
     records = batch(0, samples).records
-    return Evaluation(records, {"accuracy": 0.5}, ["a note"], {"dc.w_min": (1, 4)}, 2.5, time.time())
+    mean = sum(record.score for record in records) / samples
+    return Evaluation(records, {"accuracy": mean}, ["a note"], {"dc.w_min": (1, 4)}, 2.5, time.time())
 
 
 @pytest.fixture(autouse=True)
@@ -47,95 +49,95 @@ def publications(storage: InMemoryStorage) -> list[str]:
 
 def test_what_one_measures_all_have(storage: InMemoryStorage, tmp_path: Path) -> None:
     here, there = workers(storage, tmp_path)
-    assert not there.done("a")
-    lease = here.claim("a")
+    assert not there.done(A)
+    lease = here.claim(A)
     assert lease
     with lease:
-        assert there.claim("a") is None
-        here.finish("a", evaluation(), {"batch_size": 2})
-        assert not there.done("a")  # it is brought when the claim ends
-    assert there.done("a")
-    assert there.read("a") == here.read("a")
+        assert there.claim(A) is None
+        here.finish(A, evaluation(), {"batch_size": 2})
+        assert not there.done(A)  # it is brought when the claim ends
+    assert there.done(A)
+    assert there.read(A) == here.read(A)
     for name in ("config.yaml", "samples.parquet", "result.json"):
-        assert (there.path("a") / name).read_bytes() == (here.path("a") / name).read_bytes()
-    with claimed(there, "a"):
+        assert (there.path(A) / name).read_bytes() == (here.path(A) / name).read_bytes()
+    with claimed(there, A):
         pass
-    assert publications(storage) == ["a"]
+    assert publications(storage) == [A]
 
 
 def test_one_that_is_stopped_is_gone_on_with(storage: InMemoryStorage, tmp_path: Path) -> None:
     here, there = workers(storage, tmp_path)
-    with claimed(here, "a"):
-        here.append("a", batch(0))
-        here.append("a", batch(2))
-    with claimed(there, "a"):
-        assert there.batches("a") == [batch(0), batch(2)]
-        there.append("a", batch(4))
-    assert here.batches("a") == [batch(0), batch(2), batch(4)]
-    with claimed(here, "a"):
+    with claimed(here, A):
+        here.append(A, batch(0))
+        here.append(A, batch(2))
+    with claimed(there, A):
+        assert there.batches(A) == [batch(0), batch(2)]
+        there.append(A, batch(4))
+    assert here.batches(A) == [batch(0), batch(2), batch(4)]
+    with claimed(here, A):
         pass
     assert len(publications(storage)) == 2  # nothing new, nothing brought
 
 
 def test_a_failure_is_known_to_all(storage: InMemoryStorage, tmp_path: Path) -> None:
     here, there = workers(storage, tmp_path)
-    with claimed(here, "a"):
-        here.fail("a", "OutOfMemory", 2, "trace")
-    failure = there.failure("a")
+    with claimed(here, A):
+        here.fail(A, "OutOfMemory", 2, "trace")
+    failure = there.failure(A)
     assert failure
     assert (failure.reason, failure.attempts) == ("OutOfMemory", 2)
 
 
 def test_a_claim_lives_while_it_beats(storage: InMemoryStorage, tmp_path: Path) -> None:
     here, there = workers(storage, tmp_path, seconds=0.4)
-    lease = here.claim("a")
+    lease = here.claim(A)
     assert lease
     end = time.monotonic() + 1.2
     while time.monotonic() < end:
-        assert there.claim("a") is None
+        assert there.claim(A) is None
         time.sleep(0.05)
     here._held.clear()  # as if its process had died
-    assert there.claim("a") is None
+    assert there.claim(A) is None
     time.sleep(0.5)
-    taken = there.claim("a")
+    taken = there.claim(A)
     assert taken
-    here.finish("a", evaluation(), {})
+    here.finish(A, evaluation(), {})
     lease.release()  # it lived after all: what it found is taken all the same
-    assert there.done("a")
+    assert there.done(A)
     taken.release()
 
 
 def test_a_process_that_died_here_is_replaced_at_once(storage: InMemoryStorage, tmp_path: Path) -> None:
     """Its lock went with it, so its claim is void, however short ago it beat."""
     dead = Shared(tmp_path, storage, "work")
-    lease = dead.claim("a")
+    lease = dead.claim(A)
     assert lease
     lease._over.set()
     lease._file.close()
-    assert Shared(tmp_path / "elsewhere", storage, "work").claim("a") is None
-    with claimed(Shared(tmp_path, storage, "work"), "a"):
+    assert Shared(tmp_path / "elsewhere", storage, "work").claim(A) is None
+    with claimed(Shared(tmp_path, storage, "work"), A):
         pass
 
 
 def test_large_ones_go_in_parts(storage: InMemoryStorage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shared, "PART", 100)
     here, there = workers(storage, tmp_path)
-    with claimed(here, "a"):
-        here.finish("a", evaluation(100), {})
+    with claimed(here, A):
+        here.finish(A, evaluation(100), {})
     assert len(publications(storage)) > 10
-    assert there.done("a")
-    assert there.read("a") == here.read("a")
+    assert there.done(A)
+    assert there.read(A) == here.read(A)
 
 
 def test_what_was_measured_before_is_brought_by_who_leads(storage: InMemoryStorage, tmp_path: Path) -> None:
     here, there = workers(storage, tmp_path)
-    Records(tmp_path / "0").finish("a", evaluation(), {})
-    assert not there.done("a")
+    Records(tmp_path / "0").finish(A, evaluation(), {})
+    assert not there.done(A)
     for _ in range(2):
-        here.publish("a")
-    assert there.done("a")
-    there.publish("a")
-    assert publications(storage) == ["a"]
+        here.publish(A)
+    assert there.done(A)
+    there.publish(A)
+    assert publications(storage) == [A]
 
 
 def test_one_leads(storage: InMemoryStorage, tmp_path: Path) -> None:
@@ -151,15 +153,15 @@ def test_without_its_storage_a_worker_goes_on(
     storage: InMemoryStorage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     here, _ = workers(storage, tmp_path)
-    with claimed(here, "a"):
-        here.finish("a", evaluation(), {})
+    with claimed(here, A):
+        here.finish(A, evaluation(), {})
 
         def gone(*_: object, **__: object) -> None:
             raise ConnectionError("connection refused\nmore")
 
         for name in ("create_new_trial", "get_all_trials", "set_trial_state_values"):
             monkeypatch.setattr(storage, name, gone)
-    for identity in ("b", "c"):
+    for identity in (B, "c" * 16):
         with claimed(here, identity):
             here.finish(identity, evaluation(), {})
         assert here.done(identity)
@@ -171,16 +173,16 @@ def test_damaged_parts_are_said_and_left(
     storage: InMemoryStorage, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     here, there = workers(storage, tmp_path)
-    values = {"identity": "a", "digest": "0", "part": 0, "of": 1, "done": False, "content": "aGVsbG8="}
+    values = {"identity": A, "digest": "0", "part": 0, "of": 1, "done": False, "content": "aGVsbG8="}
     here._add(TrialState.COMPLETE, values)
-    assert not there.done("a")
-    assert "what was brought of a is damaged" in capsys.readouterr().err
+    assert not there.done(A)
+    assert f"what was brought of {A} is damaged" in capsys.readouterr().err
 
 
 def test_nobody_measures_what_another_one_does(storage: InMemoryStorage, tmp_path: Path) -> None:
     """Four workers, as fast as they can, on the same evaluations in the same order."""
     measured: list[str] = []
-    names = [f"e{n}" for n in range(25)]
+    names = [f"{n:016x}" for n in range(25)]
 
     def work(records: Shared) -> None:
         left = list(names)

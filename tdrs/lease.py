@@ -1,0 +1,211 @@
+"""Who works on a folder: a file lock that ends with its process, and a token for those whom no lock reaches.
+
+Processes of one machine see each other's locks, and one that dies is replaced at once. Machines that share a folder may
+not, and some file systems grant every lock. So the holder also writes a token into the file and touches it while it
+lives; who finds the file untouched for long enough, by its own watch, replaces the token. A holder that was paused for
+so long finds another token there, and must stop (`check`): one folder never has two that write.
+"""
+
+import fcntl
+import json
+import os
+import socket
+import threading
+import time
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+from typing import TextIO
+
+ABANDONED = 10  # a lease that was not touched for so many times its seconds is void at first sight
+SETTLE = 0.1  # seconds in which two processes that take a lease at once overwrite each other's token
+
+
+class LostLease(RuntimeError):
+    """Another process has replaced this one, which must write nothing more. The message is one line."""
+
+
+def lock(path: Path) -> TextIO | None:
+    """A file, created if need be and locked until it is closed or the process ends; None if another process has it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    file = path.open("a+", encoding="utf-8", errors="replace")
+    if _flock(file):
+        return file
+    file.close()
+    return None
+
+
+def _flock(file: TextIO) -> bool:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
+
+
+def _locks_work(path: Path) -> bool:
+    """Whether the file system refuses a second lock of a file that this process has locked."""
+    with path.open(encoding="utf-8", errors="replace") as file:
+        return not _flock(file)
+
+
+def machine() -> str:
+    """This machine, or container: processes here see each other's file locks."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="utf-8").strip()
+        return f"{socket.gethostname()} {boot} {os.stat('/proc/self/ns/pid').st_ino}"
+    except OSError:
+        return socket.gethostname()
+
+
+_own: set[str] = set()  # tokens that this process holds
+_watched: dict[Path, tuple[str, int, float]] = {}  # token, time of the last touch, and since when both are as they are
+
+
+def _holder(path: Path) -> dict[str, str | int]:
+    """What the file of a lease says of its holder; empty if there is none, or if it says nothing that is known."""
+    try:
+        found = json.loads(path.read_bytes())
+        return {"machine": str(found["machine"]), "process": int(found["process"]), "token": str(found["token"])}
+    except (OSError, ValueError, TypeError, KeyError, OverflowError, RecursionError):
+        return {}
+
+
+def _process_lives(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except (ProcessLookupError, OverflowError, ValueError):
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def _alive(path: Path, holder: dict[str, str | int], seconds: float) -> bool:
+    """Whether the holder that a file names lives, as far as one can tell without its lock."""
+    if not holder:
+        return False
+    token, here = str(holder["token"]), holder["machine"] == machine()
+    if here and holder["process"] == os.getpid():
+        return token in _own
+    if here and not _process_lives(int(holder["process"])):
+        return False
+    touched = path.stat().st_mtime_ns
+    if time.time() - touched / 1e9 > ABANDONED * seconds:
+        return False
+    now = time.monotonic()
+    known = _watched.get(path)
+    if known is None or known[:2] != (token, touched):
+        _watched[path] = token, touched, now
+        return True
+    return now - known[2] < seconds
+
+
+class Lease:
+    """A claim on a folder, to be released.
+
+    Two workers on one evaluation would only waste time: their batches are equal. Two that write a study's log would
+    write its runs twice, so these call `check` before each write.
+
+    Attributes:
+        ending: called before the folder is given back.
+    """
+
+    def __init__(self, path: Path, file: TextIO, seconds: float) -> None:
+        self.ending: Callable[[], None] = lambda: None
+        self._path = path
+        self._file = file
+        self._seconds = seconds
+        self._token = uuid.uuid4().hex
+        self._over = threading.Event()
+        self._write(json.dumps({"machine": machine(), "process": os.getpid(), "token": self._token}))
+        _own.add(self._token)
+        self._thread = threading.Thread(target=self._touch, daemon=True)
+
+    @classmethod
+    def take(cls, folder: Path, seconds: float, name: str = "lease") -> "Lease | None":
+        """The lease of a folder, or None if somebody alive has it.
+
+        Args:
+            seconds: after so long without a touch the holder counts as dead.
+            name: of its file.
+        """
+        path = folder / name
+        file = lock(path)
+        if file is None:
+            return None
+        holder, locked = _holder(path), _locks_work(path)
+        here = bool(holder) and holder["machine"] == machine()
+        if not (here and locked) and _alive(path, holder, seconds):
+            file.close()
+            return None
+        lease = cls(path, file, seconds)
+        if not locked:
+            time.sleep(SETTLE)
+            if not lease.holds:
+                lease._forget()
+                return None
+        lease._thread.start()
+        return lease
+
+    @classmethod
+    def taken(cls, folder: Path, seconds: float, name: str = "lease") -> bool:
+        """Whether somebody alive has the lease of a folder; nothing is written."""
+        path = folder / name
+        if not path.exists():
+            return False
+        file = lock(path)
+        if file is None:
+            return True
+        with file:
+            holder = _holder(path)
+            here = bool(holder) and holder["machine"] == machine()
+            return not (here and _locks_work(path)) and _alive(path, holder, seconds)
+
+    @property
+    def holds(self) -> bool:
+        """Whether the folder still has this one's token."""
+        return _holder(self._path).get("token") == self._token
+
+    def check(self) -> None:
+        """Raises LostLease if another process has replaced this one."""
+        if self.holds:
+            return
+        holder = _holder(self._path)
+        who = f"process {holder['process']} on {str(holder['machine']).split()[0]}" if holder else "another process"
+        raise LostLease(f"{who} has {self._path.parent} now; this one stops, what it measured is kept")
+
+    def _write(self, text: str) -> None:
+        self._file.seek(0)
+        self._file.truncate()
+        self._file.write(text)
+        self._file.flush()
+
+    def _touch(self) -> None:
+        while not self._over.wait(self._seconds / 4):
+            try:
+                if self.holds:
+                    os.utime(self._path)
+            except OSError:  # the folder is gone, or the disk is read-only now
+                continue
+
+    def _forget(self) -> None:
+        _own.discard(self._token)
+        self._file.close()
+
+    def release(self) -> None:
+        """Give the folder back."""
+        try:
+            self.ending()
+        finally:
+            self._over.set()
+            self._thread.join()
+            if self.holds:
+                self._write("")
+            self._forget()
+
+    def __enter__(self) -> "Lease":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.release()
