@@ -1,6 +1,5 @@
 """What every figure of a study needs: colours and markers, its files, what was measured for it, and its command."""
 
-import json
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -14,7 +13,7 @@ from matplotlib.figure import Figure
 from tdrs.sweeps.log import read_outcome, study_folder
 from tdrs.sweeps.trials import Outcome
 
-from tdrs import __version__
+from tdrs import __version__, checked_file
 from tdrs.checked_file import Damaged
 from tdrs.settings import SettingError
 
@@ -40,22 +39,19 @@ def save(canvas: Figure, folder: Path, name: str, stamp: Mapping[str, str] | Non
 
 def keep(path: Path, outcome: Outcome, values: Mapping[str, Any]) -> None:
     """Keep numbers that were measured with the study's model, under the study's key and its first evaluation."""
-    path.write_text(json.dumps({**_owner(outcome), **values}))
+    checked_file.write_json(path, {"evaluation": outcome.rows[0].identity, **values}, outcome.key)
 
 
 def kept(path: Path, outcome: Outcome) -> dict[str, Any] | None:
-    """What `keep` wrote; None if there is nothing, or it is of another study, model, version or data."""
+    """What `keep` wrote; None if there is nothing, or it is of another study, model, version or data, which is said."""
     try:
-        values = json.loads(path.read_text())
-    except (FileNotFoundError, ValueError):  # none, or a damaged one
+        values = checked_file.read_json(path, outcome.key)
+    except FileNotFoundError:
         return None
-    owner = _owner(outcome)
-    mine = {name: values.pop(name, None) for name in owner} == owner
-    return values if mine else None
-
-
-def _owner(outcome: Outcome) -> dict[str, str]:
-    return {"study": outcome.key, "evaluation": outcome.rows[0].identity}
+    except Damaged as error:
+        print(f"{path.parent}: {error}; it is not shown", file=sys.stderr)
+        return None
+    return values if values.pop("evaluation") == outcome.rows[0].identity else None
 
 
 def span(numbers: Iterable[int]) -> str:

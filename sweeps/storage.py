@@ -18,6 +18,7 @@ from optuna.storages.journal import JournalFileBackend
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError, IntegrityError, ProgrammingError
 
+from tdrs.checked_file import Damaged
 from tdrs.settings import SettingError, first_line
 
 JOURNAL = "journal"
@@ -83,9 +84,15 @@ def load_optuna(storage: BaseStorage | Path, name: str, create: bool = False) ->
 
     Args:
         storage: or the study's folder, for the journal in it.
+
+    Raises:
+        Damaged: the journal is another study's.
     """
     if isinstance(storage, Path):
         storage = JournalStorage(JournalFileBackend(str(storage / "study.journal")))
+        others = set(optuna.get_all_study_names(storage)) - {name}
+        if others:
+            raise Damaged(f"belongs to the study {min(others)[:40]}")
     if create:
         return optuna.create_study(storage=storage, study_name=name, direction="maximize", load_if_exists=True)
     return optuna.load_study(storage=storage, study_name=name)

@@ -153,10 +153,12 @@ def append_line(path: Path, line: str) -> None:
 
 
 def cut_torn_line(path: Path) -> None:
-    """Take away what a kill has left of a line at a file's end; nothing without a file."""
+    """Take away what a kill has left of a JSON object at a file's end; nothing without a file, or where it is no such."""
     try:
-        with path.open("r+b", buffering=0) as file:
-            _cut_torn_line(file)
+        torn = path.read_bytes().rpartition(b"\n")[2]
+        if torn.startswith(b"{"):
+            with path.open("r+b", buffering=0) as file:
+                _cut_torn_line(file)
     except FileNotFoundError:
         return
 

@@ -127,7 +127,7 @@ def test_only_what_was_measured_for_the_study_is_shown(
     outcome(tmp_path, "mini_internvl")
     found.save(tmp_path / "studies" / "s" / "study.json")
     assert decay.main(["study=s", f"output={tmp_path}"]) == 2
-    assert "is of another study of this name; run the study again" in capsys.readouterr().err
+    assert "study.json belongs to" in capsys.readouterr().err
 
 
 def test_a_sample_must_be_one_of_the_studys(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
 
 from tdrs import Stock, backbones, benchmarks
 from tdrs.backbones import Backbone
@@ -103,3 +105,47 @@ def test_tokens_of_a_batch_are_prepared_once(mini_llava: Backbone, monkeypatch: 
     blank = replace(samples[0], picture=samples[0].picture.blank())
     fresh.answer([blank, *samples[1:]], "scienceqa")
     assert asked == [4, 4, 4]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    "damage",
+    ["bit", "zeros", "dtype", "shape", "cut", "empty", "nul", "another picture", "another model", "no checksum"],
+)
+def test_damaged_features_are_set_aside(
+    damage: str, dtype: torch.dtype, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model, other = (Features(tmp_path, 1 << 30).of({"weights": name}) for name in "ab")
+    assert model is not None
+    assert other is not None
+    tensor = torch.arange(24, dtype=dtype).reshape(4, 6)
+    model.put("picture", tensor)
+    assert torch.equal(model.get("picture"), tensor)
+    path = model._path("picture")
+    whole = path.read_bytes()
+    with safe_open(path, "pt") as file:
+        metadata = file.metadata()
+    if damage == "bit":
+        path.write_bytes(whole[:-3] + bytes([whole[-3] ^ 1]) + whole[-2:])
+    elif damage == "zeros":
+        save_file({"features": torch.zeros_like(tensor)}, path, metadata)
+    elif damage == "dtype":
+        save_file({"features": tensor.to(torch.float16)}, path, metadata)
+    elif damage == "shape":
+        save_file({"features": tensor.reshape(6, 4)}, path, metadata)
+    elif damage in ("cut", "empty", "nul"):
+        path.write_bytes({"cut": whole[:-5], "empty": b"", "nul": bytes(len(whole))}[damage])
+    elif damage == "another picture":
+        model.put("other", tensor + 1)
+        path.write_bytes(model._path("other").read_bytes())
+    elif damage == "another model":
+        other.put("picture", tensor + 1)
+        path.write_bytes(other._path("picture").read_bytes())
+    else:
+        save_file({"features": tensor}, path)
+    assert model.get("picture") is None
+    assert "it is now picture.safetensors.damaged-1" in capsys.readouterr().err
+    assert not path.exists()
+    model.put("picture", tensor)
+    assert torch.equal(model.get("picture"), tensor)
+    assert capsys.readouterr().err == ""

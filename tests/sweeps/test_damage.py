@@ -1,0 +1,208 @@
+"""Every kept file of a study, damaged in every way: it is set aside and said, and the study ends as it would have."""
+
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from tdrs.sweeps.study import Study
+from tdrs.sweeps.trials import Outcome
+
+from tdrs import checked_file
+from tdrs.checked_file import ASIDE, Damaged
+from tdrs.records import Records
+from tdrs.study import main as study_command
+from tdrs.tracking import Tracker
+
+from . import pretend
+from .pretend import configuration
+from .test_study import timeless
+
+SPACE = {"intervention.tau": [0.5, 0.8, 1.0]}
+OVERRIDES = ("search=grid", "intervention=temperature", "tracking=none")
+
+
+def run(output: Path, name: str = "small", space: Any = SPACE) -> Outcome:
+    config = configuration(output, *OVERRIDES, f"study.name={name}", space=space, controls={})
+    return Study(config, Tracker("none", output)).run()
+
+
+@pytest.fixture(scope="module")
+def kept(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, Outcome]]:
+    """Two finished studies; of one evaluation only its batches and a failure are there."""
+    output = tmp_path_factory.mktemp("kept") / "outputs"
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        pretend.pretend(monkeypatch)
+        outcome = run(output)
+        run(output, "other", {"intervention.tau": [0.2, 0.3]})
+        records = Records(output / "records")
+        identity = outcome.trials[1].identity
+        evaluation = records.read(identity)
+        for path in records.path(identity).glob("*"):
+            path.unlink()
+        for start in (0, 4):
+            records.append(identity, pretend.Batch(start, evaluation.records[start : start + 4], {}, 1e-4, 4))
+        records.fail(identity, "RuntimeError: x", 1, "trace")
+        yield output, outcome
+
+
+def _rows(change: Callable[[pa.Table], pa.Table], path: Path) -> None:
+    pq.write_table(change(pq.read_table(path)), path)
+
+
+def _swap(path: Path) -> None:
+    """Two rows, two lines, or the two halves of the only line change places."""
+    if path.suffix == ".parquet":
+        _rows(lambda table: table.take([1, 0, *range(2, len(table))]), path)
+        return
+    lines = path.read_bytes().splitlines(keepends=True)
+    half = len(lines[0]) // 2
+    swapped = [lines[1], lines[0], *lines[2:]] if len(lines) > 1 else [lines[0][half:], lines[0][:half]]
+    path.write_bytes(b"".join(swapped))
+
+
+def _less(path: Path) -> None:
+    """A row, a line, or the first value less."""
+    if path.suffix == ".parquet":
+        _rows(lambda table: table.slice(1), path)
+        return
+    lines = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(b"".join(lines[1:]) if len(lines) > 1 else b"{" + lines[0].partition(b", ")[2])
+
+
+def _flip(path: Path) -> None:
+    """A score, or the first digit after the first quarter."""
+    if path.suffix == ".parquet":
+
+        def flip(table: pa.Table) -> pa.Table:
+            scores = table.column("score").to_pylist()
+            at = table.schema.get_field_index("score")
+            return table.set_column(at, "score", pa.array([1 - scores[0], *scores[1:]], pa.float64()))
+
+        _rows(flip, path)
+        return
+    content = bytearray(path.read_bytes())
+    at = next(n for n in range(len(content) // 4, len(content)) if chr(content[n]).isdigit())
+    content[at] = ord(str((int(chr(content[at])) + 1) % 10))
+    path.write_bytes(bytes(content))
+
+
+def _other(path: Path) -> None:
+    """The same file of another record, or another study's."""
+    others = sorted(p for p in path.parent.parent.glob(f"*/{path.name}") if p.parent != path.parent)
+    studies = path.parents[2] / "studies" / "other"
+    path.write_bytes((others[0] if others else studies / "trials.jsonl").read_bytes())
+
+
+DAMAGES: dict[str, Callable[[Path], Any]] = {
+    "cut": lambda path: path.write_bytes(path.read_bytes()[: 2 * path.stat().st_size // 3]),
+    "garbled": lambda path: path.write_bytes(path.read_bytes()[:40] + b"\xff\x80{[" + path.read_bytes()[45:]),
+    "empty": lambda path: path.write_bytes(b""),
+    "nul": lambda path: path.write_bytes(bytes(path.stat().st_size)),
+    "of another": _other,
+    "reordered": _swap,
+    "a row less": _less,
+    "a value flipped": _flip,
+}
+FILES = [
+    "record/result.json", "record/samples.parquet", "record/config.yaml", "partial/batches.jsonl",
+    "partial/failed.json", "study/config.yaml", "study/trials.jsonl", "study/study.json", "study/study.journal",
+]  # fmt: skip
+# What a kill leaves too, or whole lines in another order, or fewer: nothing wrong is in it, and nothing is said.
+LINES = ("partial/batches.jsonl", "study/trials.jsonl", "study/study.journal")
+QUIET = {(file, damage) for file in LINES for damage in ("cut", "empty", "reordered", "a row less")}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+@pytest.mark.parametrize("file", FILES)
+def test_a_damaged_file_is_set_aside_and_measured_again(
+    file: str,
+    damage: str,
+    kept: tuple[Path, Outcome],
+    tmp_path: Path,
+    pretended: list[str],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    output, outcome = tmp_path / "outputs", kept[1]
+    shutil.copytree(kept[0], output)
+    folders = {
+        "record": output / "records" / outcome.trials[2].identity,
+        "partial": output / "records" / outcome.trials[1].identity,
+        "study": output / "studies" / "small",
+    }
+    place, name = file.split("/")
+    path = folders[place] / name
+    before = path.read_bytes()
+    DAMAGES[damage](path)
+    assert path.read_bytes() != before
+    others = {p: p.read_bytes() for p in output.rglob("*") if p.is_file() and p.parent not in folders.values()}
+    for words in (["list"], ["show", "small"], ["show", "other"], ["best", "small"]):
+        assert study_command([*words, f"output={output}"]) in (0, 2)
+    capsys.readouterr()
+    again = run(output)
+    said = capsys.readouterr().err
+    assert timeless(again) == timeless(outcome)
+    assert {p: p.read_bytes() for p in others} == others  # nothing else is touched
+    if (file, damage) not in QUIET and name != "study.json":  # which is written at each end
+        assert name in said or "had other settings" in said
+        assert [p for p in output.rglob("*") if ASIDE in p.name or p.name == "replaced"]
+    assert timeless(run(output)) == timeless(outcome)
+    assert capsys.readouterr().err == ""  # it is whole again
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_result_is_not_shown(
+    damage: str, kept: tuple[Path, Outcome], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "outputs"
+    shutil.copytree(kept[0], output)
+    DAMAGES[damage](output / "studies" / "small" / "study.json")
+    assert study_command(["show", "small", f"output={output}"]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("error: study = 'small': study.json ")
+    assert len(said.splitlines()) == 1
+
+
+def test_metrics_are_those_of_the_rows(kept: tuple[Path, Outcome], tmp_path: Path) -> None:
+    """Whoever writes a checksum over a wrong accuracy is not believed either."""
+    shutil.copytree(kept[0] / "records", tmp_path / "records")
+    records, identity = Records(tmp_path / "records"), kept[1].trials[2].identity
+    path = records.path(identity) / "result.json"
+    result = checked_file.read_json(path, identity)
+    result["metrics"]["accuracy"] = 0.99
+    checked_file.write_json(path, result, identity)
+    assert not records.done(identity)
+    with pytest.raises(Damaged, match=r"has an accuracy of 0\.99 on 8 samples, its rows"):
+        records.read(identity)
+
+
+def test_bad_records_of_others_stop_no_study(
+    kept: tuple[Path, Outcome], tmp_path: Path, pretended: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The estimate of time looks at all records there are."""
+    output = tmp_path / "outputs"
+    shutil.copytree(kept[0], output)
+    done = sorted(path.parent for path in output.glob("records/*/result.json"))
+    for number, folder in enumerate(done):
+        DAMAGES[list(DAMAGES)[number % 8]](folder / ("result.json", "config.yaml", "samples.parquet")[number % 3])
+    (output / "records" / "notes.txt").write_text("mine")
+    (output / "records" / ("c" * 16)).mkdir()
+    config = configuration(output, *OVERRIDES, "study.name=third", space={"intervention.tau": [0.4]}, controls={})
+    study = Study(config, Tracker("none", output))
+    assert "trials asked for" in study.cost()
+    assert study.run().rows[-1].status == "complete"
+
+
+def test_a_journals_torn_line_is_cut(kept: tuple[Path, Outcome], tmp_path: Path, pretended: list[str]) -> None:
+    output = tmp_path / "outputs"
+    shutil.copytree(kept[0], output)
+    path = output / "studies" / "small" / "study.journal"
+    whole = path.read_bytes()
+    path.write_bytes(whole + whole[: len(whole.splitlines()[0]) // 2])
+    run(output)
+    assert [json.loads(line) for line in path.read_bytes().splitlines()]
+    assert path.read_bytes().startswith(whole)
