@@ -153,7 +153,7 @@ def append_line(path: Path, line: str) -> None:
 
 
 def cut_torn_line(path: Path) -> None:
-    """Take away what a kill has left of a JSON object at a file's end; nothing without a file, or where it is no such."""
+    """Take away what a kill has left of a line of JSON at the end of a file, where there is one."""
     try:
         torn = path.read_bytes().rpartition(b"\n")[2]
         if torn.startswith(b"{"):
