@@ -15,7 +15,7 @@ from tdrs.sweeps.log import read_outcome, study_folder
 from tdrs.sweeps.trials import Outcome
 
 from tdrs import __version__
-from tdrs.settings import SettingError
+from tdrs.settings import SettingError, folder_named
 
 # Okabe & Ito's palette: told apart by the colour-blind, and by their markers in black and white.
 STYLES = (
@@ -39,13 +39,13 @@ def save(canvas: Figure, folder: Path, name: str, stamp: Mapping[str, str] | Non
 
 def keep(path: Path, outcome: Outcome, values: Mapping[str, Any]) -> None:
     """Keep numbers that were measured with the study's model, under the study's key and its first evaluation."""
-    path.write_text(json.dumps({**_owner(outcome), **values}))
+    path.write_text(json.dumps({**_owner(outcome), **values}), encoding="utf-8")
 
 
 def kept(path: Path, outcome: Outcome) -> dict[str, Any] | None:
     """What `keep` wrote; None if there is nothing, or it is of another study, model, version or data."""
     try:
-        values = json.loads(path.read_text())
+        values = json.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, ValueError):  # none, or a damaged one
         return None
     owner = _owner(outcome)
@@ -70,9 +70,9 @@ def redraw(arguments: list[str], draw_from: Callable[[Outcome, Path], list[Path]
         draw_from: from what a study found and its folder to the files written.
     """
     given = dict(argument.partition("=")[::2] for argument in arguments)
-    output = Path(given.get("output", "outputs"))
-    folder = study_folder(output, given.get("study", ""))
     try:
+        output = folder_named("output", given.get("output", "outputs"))
+        folder = study_folder(output, given.get("study", ""))
         if "study" not in given or not (folder / "study.json").exists():
             have = sorted(p.parent.name for p in study_folder(output, "").glob("*/study.json"))
             raise SettingError(

@@ -312,7 +312,7 @@ class Preview(Engine):
             if not self.store.done(folder.name):
                 continue
             evaluation = self.store.read(folder.name)
-            config = yaml.load((folder / "config.yaml").read_text(), _LOADER)
+            config = yaml.load((folder / "config.yaml").read_text(encoding="utf-8"), _LOADER)
             rates.setdefault(_kind(config), []).append(evaluation.seconds / max(1, len(evaluation.records)))
         total, unknown = 0.0, 0
         for job in self.planned.values():

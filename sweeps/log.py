@@ -85,7 +85,7 @@ class Log:
         """Read what there is, after the files of a study over other settings are moved out of the way."""
         self.folder.mkdir(parents=True, exist_ok=True)
         self._replace()
-        (self.folder / "config.yaml").write_text(yaml.safe_dump(self._config, sort_keys=False))
+        (self.folder / "config.yaml").write_text(yaml.safe_dump(self._config, sort_keys=False), encoding="utf-8")
         self.trials = {trial.key: trial for trial in read_trials(self.folder)}
         self._open_optuna()
 
@@ -123,7 +123,9 @@ class Log:
             for trial in stale:
                 append_line(place / TRIALS, json.dumps(asdict(trial)))
             partial = self.folder / f"{TRIALS}.partial"
-            partial.write_text("".join(json.dumps(asdict(trial)) + "\n" for trial in self._asked.values()))
+            partial.write_text(
+                "".join(json.dumps(asdict(trial)) + "\n" for trial in self._asked.values()), encoding="utf-8"
+            )
             partial.replace(self.folder / TRIALS)
             self.trials = dict(self._asked)
             if self._storage:
@@ -241,7 +243,7 @@ def read_outcome(folder: Path) -> Outcome:
 def _key_in(folder: Path) -> str:
     """The key of the study in a folder; `unknown` if its configuration cannot be read."""
     try:
-        return study_key(yaml.safe_load((folder / "config.yaml").read_text()))
+        return study_key(yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8")))
     except (FileNotFoundError, yaml.YAMLError, AttributeError, KeyError, TypeError):
         return "unknown"
 
@@ -301,7 +303,7 @@ def _summary(outcome: Outcome, records: Records) -> list[str]:
 
 def sync(folder: Path, tracker: Tracker, records: Records) -> int:
     """Write a study's trials wherever they are missing, from its files; returns how many trials it has."""
-    config = yaml.safe_load((folder / "config.yaml").read_text())
+    config = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
     where = config["study"].get("storage", JOURNAL)
     log = Log(folder, config, tracker, records, None if where == JOURNAL else open_storage(where))
     log.open()

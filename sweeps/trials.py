@@ -229,13 +229,13 @@ class Outcome:
     def save(self, path: Path) -> None:
         """Write it as JSON."""
         partial = path.with_suffix(".partial")
-        partial.write_text(json.dumps(asdict(self), indent=1))
+        partial.write_text(json.dumps(asdict(self), indent=1), encoding="utf-8")
         partial.replace(path)
 
     @classmethod
     def read(cls, path: Path) -> "Outcome":
         """What `save` wrote."""
-        values = json.loads(path.read_text())
+        values = json.loads(path.read_text(encoding="utf-8"))
         trials, rows = ([Trial.of(trial) for trial in values[part]] for part in ("trials", "rows"))
         curves = [Curve(**curve) for curve in values["curves"]]
         return cls(**{**values, "trials": trials, "rows": rows, "curves": curves})

@@ -90,7 +90,7 @@ class Evaluation:
         table = pa.table({name: [getattr(record, name) for record in self.records] for name in _FIELDS})
         _write(folder / "samples.parquet", lambda path: pq.write_table(table, path))
         text = yaml.dump(dict(config), Dumper=_DUMPER, sort_keys=False)
-        _write(folder / "config.yaml", lambda path: path.write_text(text))
+        _write(folder / "config.yaml", lambda path: path.write_text(text, encoding="utf-8"))
         result = {
             "metrics": {name: None if math.isnan(value) else value for name, value in self.metrics.items()},
             "n": len(self.records),
@@ -100,12 +100,12 @@ class Evaluation:
             "finished": self.finished,
             "environment": self.environment,
         }
-        _write(folder / "result.json", lambda path: path.write_text(json.dumps(result, indent=2)))
+        _write(folder / "result.json", lambda path: path.write_text(json.dumps(result, indent=2), encoding="utf-8"))
 
     @classmethod
     def read(cls, folder: Path) -> "Evaluation":
         """What `save` wrote."""
-        result = json.loads((folder / "result.json").read_text())
+        result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
         rows = pq.read_table(folder / "samples.parquet").to_pylist()
         metrics = {name: math.nan if value is None else value for name, value in result["metrics"].items()}
         return cls(
@@ -136,7 +136,7 @@ def _counts(values: Mapping[str, Sequence[int]]) -> Counts:
 def read_lines(path: Path) -> list[str]:
     """The whole lines of a file, none if there is no file; one that a kill or a full disk has torn is left out."""
     try:
-        return [line for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
+        return [line for line in path.read_text(encoding="utf-8").splitlines(keepends=True) if line.endswith("\n")]
     except FileNotFoundError:
         return []
 
@@ -205,7 +205,7 @@ class Records:
     def environment(self, identity: str) -> dict[str, str]:
         """Where a finished evaluation was measured; empty if that was not kept, or it is not finished."""
         try:
-            result = json.loads((self.path(identity) / "result.json").read_text())
+            result = json.loads((self.path(identity) / "result.json").read_text(encoding="utf-8"))
         except FileNotFoundError:
             return {}
         return dict(result.get("environment", {}))
@@ -253,12 +253,12 @@ class Records:
         failure = Failure(reason, attempts, time.time(), trace)
         folder = self.path(identity)
         folder.mkdir(parents=True, exist_ok=True)
-        _write(folder / "failed.json", lambda path: path.write_text(json.dumps(asdict(failure))))
+        _write(folder / "failed.json", lambda path: path.write_text(json.dumps(asdict(failure)), encoding="utf-8"))
 
     def failure(self, identity: str) -> Failure | None:
         """Why the last attempt at an evaluation failed; None if none did."""
         try:
-            return Failure(**json.loads((self.path(identity) / "failed.json").read_text()))
+            return Failure(**json.loads((self.path(identity) / "failed.json").read_text(encoding="utf-8")))
         except FileNotFoundError:
             return None
 
@@ -319,7 +319,7 @@ class Records:
 def lock(path: Path) -> TextIO | None:
     """A file, created if need be and locked until it is closed or the process ends; None if another process has it."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    file = path.open("a+")
+    file = path.open("a+", encoding="utf-8")
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
@@ -331,7 +331,7 @@ def lock(path: Path) -> TextIO | None:
 def machine() -> str:
     """This machine, or container: processes here see each other's file locks."""
     try:
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="utf-8").strip()
         return f"{socket.gethostname()} {boot} {os.stat('/proc/self/ns/pid').st_ino}"
     except OSError:
         return socket.gethostname()

@@ -5,6 +5,7 @@ import types
 import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, fields, is_dataclass
+from pathlib import Path
 from typing import Any, TypeVar
 
 T = TypeVar("T")
@@ -25,6 +26,20 @@ class SettingError(ValueError):
 def first_line(error: BaseException) -> str:
     """What an error says, in one line of at most 200 characters; its type where it says nothing."""
     return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+
+
+def folder_named(name: str, value: object) -> Path:
+    """The folder that a setting names; `~` is the user's home.
+
+    Raises:
+        SettingError: it is no text, or there is no such home.
+    """
+    if not isinstance(value, str) or not value:
+        raise SettingError(name, value, "must be a folder")
+    try:
+        return Path(value).expanduser()
+    except RuntimeError:  # a user without a home, or no such user
+        raise SettingError(name, value, "there is no such home folder; write it out") from None
 
 
 def check_choice(name: str, value: object, choices: Sequence[str]) -> None:

@@ -25,9 +25,10 @@ import pyarrow.parquet as pq
 import yaml
 from tqdm import tqdm
 
+from tdrs.command import command
 from tdrs.configuration import choice, with_settings
 from tdrs.records import Records, lock
-from tdrs.settings import SettingError, check_choice
+from tdrs.settings import SettingError, check_choice, folder_named
 from tdrs.sweeps.log import REPLACED, read_outcome, read_trials, study_folder, study_key, sync
 from tdrs.sweeps.storage import JOURNAL
 from tdrs.sweeps.trials import FAILED, PRUNED, STOCK, Request, Trial, spelled
@@ -45,7 +46,7 @@ class Kept:
         self.output = output
         self.folder = study_folder(output, name)
         self.records = Records(output / "records")
-        self.config: dict[str, Any] = yaml.safe_load((self.folder / "config.yaml").read_text())
+        self.config: dict[str, Any] = yaml.safe_load((self.folder / "config.yaml").read_text(encoding="utf-8"))
         self.trials = read_trials(self.folder)
 
     @property
@@ -162,7 +163,7 @@ def _export(study: Kept) -> None:
     folder.mkdir(exist_ok=True)
     metrics = sorted({name for trial in study.trials for name in trial.metrics})
     keys = sorted({key for trial in study.trials for key in {**trial.place, **trial.settings}})
-    with (folder / "trials.csv").open("w", newline="") as file:
+    with (folder / "trials.csv").open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         head = ["study_key", "number", "name", "split", "status", "reason", "identity", "n", "seconds"]
         writer.writerow([*head, *keys, *metrics])
@@ -245,7 +246,7 @@ def main(arguments: Sequence[str]) -> int:
         check_choice("verb", words[0], VERBS)
         for key in given:
             check_choice("option", key, ("output", "tracking.uri"))
-        output = Path(given.get("output", "outputs"))
+        output = folder_named("output", given.get("output", "outputs"))
         if words[0] == "list":
             _list(output)
             return 0
@@ -269,4 +270,4 @@ def main(arguments: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(command(lambda: main(sys.argv[1:])))

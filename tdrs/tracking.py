@@ -81,7 +81,7 @@ class Tracker:
         """Make the local store if there is none: one process alone, and it is whole or not there."""
         self._root.mkdir(parents=True, exist_ok=True)
         store, new = self._root / "mlflow.db", self._root / "mlflow.db.new"
-        with (self._root / "mlflow.lock").open("a") as lock:
+        with (self._root / "mlflow.lock").open("a", encoding="utf-8") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             if not store.exists():
                 new.unlink(missing_ok=True)
