@@ -19,6 +19,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from tdrs.addresses import check_password, check_tracking
 from tdrs.command import command
 from tdrs.environment import keep_memory
 from tdrs.settings import SettingError, check_choice, folder_named
@@ -45,9 +46,21 @@ def compose(entry: str, overrides: Sequence[str]) -> DictConfig:
             OmegaConf.resolve(config)
             if "output" in config:
                 config.output = str(folder_named("output", config.output))
+            _check_addresses("", plain(config))
         except (HydraException, OmegaConfBaseException) as error:
             raise _one_line(str(error), overrides) from error
     return config
+
+
+def _check_addresses(name: str, value: object) -> None:
+    """Raises SettingError for a password in any setting, and for an unknown form of `tracking.uri`."""
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            _check_addresses(f"{name}.{key}" if name else str(key), inner)
+    elif name == "tracking.uri":
+        check_tracking(value)
+    elif isinstance(value, str) and "://" in value:
+        check_password(name, value, "PGUSER and PGPASSWORD, or what its library reads")
 
 
 def choice(group: str, name: str) -> dict[str, Any]:

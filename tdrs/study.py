@@ -208,7 +208,8 @@ def _delete(study: Kept, yes: bool, tracking: dict[str, Any]) -> None:
     shutil.rmtree(study.folder)
     if study.config["study"].get("storage", JOURNAL) != JOURNAL:
         print(f"its trials in {study.config['study']['storage']} are kept: other machines may need them")
-    print(f"deleted, with {runs} runs in MLflow (`mlflow gc` frees their space); evaluations of other studies are kept")
+    told = f"with {runs} runs in MLflow (`mlflow gc` frees their space)"
+    print(f"deleted, {'but for its runs in MLflow' if tracker.down else told}; evaluations of other studies are kept")
 
 
 class _Busy:
@@ -223,9 +224,10 @@ class _Busy:
 def _sync(study: Kept, tracking: dict[str, Any]) -> int:
     if study.running:
         raise SettingError("study", study.name, "is running, and logs by itself")
-    with open_tracker(tracking, study.output) as tracker:
+    with open_tracker(tracking, study.output, repair=True) as tracker:
         count = sync(study.folder, tracker, study.records)
         if tracker.down:
+            print("\n".join(tracker.later(study.name)), file=sys.stderr)
             return 1
         print(f"{count} trials of {study.name} are in Optuna and MLflow")
         print("\n".join(tracker.next_steps(study.name)))
@@ -255,7 +257,8 @@ def main(arguments: Sequence[str]) -> int:
         study = Kept(output, words[1])
         tracking = dict(study.config["tracking"])
         if tracking["name"] == "none" or "tracking.uri" in given:
-            tracking = {"name": "mlflow", "uri": given.get("tracking.uri")}
+            uri = given.get("tracking.uri")
+            tracking = {"name": "mlflow", "uri": None if uri == "null" else uri}
         verbs: dict[str, Callable[[], int | None]] = {
             "show": lambda: _show(study),
             "best": lambda: _best(study),
