@@ -28,6 +28,7 @@ from tdrs.analysis.figure import keep, kept, redraw, save
 from tdrs.analysis.watch import Unedited, subject, watch
 from tdrs.sweeps.trials import Outcome
 
+from tdrs.command import command
 from tdrs.interventions import Method
 from tdrs.interventions.tdrs import TDRS
 from tdrs.settings import SettingError, check_choice
@@ -161,4 +162,4 @@ def main(arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(command(lambda: main(sys.argv[1:])))

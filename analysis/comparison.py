@@ -20,6 +20,8 @@ from tdrs.analysis.evidence import where
 from tdrs.analysis.figure import STYLES, redraw, save
 from tdrs.sweeps.trials import STOCK, Outcome
 
+from tdrs.command import command
+
 COLUMNS = 4  # panels a row
 
 
@@ -84,7 +86,7 @@ def draw(panels: list[Panel], folder: Path, warning: str = "", stamp: Mapping[st
     how = "tuned rows chosen on the tuning split" if tuned else "settings given beforehand"
     canvas.suptitle(warning or f"Held-out split, {how}", fontsize=11)
     table = folder / "comparison.md"
-    table.write_text(markdown(panels))
+    table.write_text(markdown(panels), encoding="utf-8")
     return [*save(canvas, folder, "comparison", stamp), table]
 
 
@@ -115,4 +117,5 @@ def markdown(panels: list[Panel]) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(redraw(sys.argv[1:], lambda found, folder: draw(numbers(found), folder, found.warning, found.stamp)))
+    drawn = lambda found, folder: draw(numbers(found), folder, found.warning, found.stamp)  # noqa: E731
+    sys.exit(command(lambda: redraw(sys.argv[1:], drawn)))

@@ -31,6 +31,7 @@ from tdrs.analysis.watch import Unedited, subject, watch
 from tdrs.sweeps.trials import Outcome
 
 from tdrs.attention.call import Call
+from tdrs.command import command
 from tdrs.interventions import Method
 from tdrs.interventions.tdrs import DC, RE, TDRS
 
@@ -190,4 +191,4 @@ def main(arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(command(lambda: main(sys.argv[1:])))

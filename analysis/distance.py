@@ -26,6 +26,7 @@ from matplotlib.patches import Patch
 from tdrs.analysis.figure import STYLES, redraw, save, span
 from tdrs.sweeps.trials import STOCK, Outcome
 
+from tdrs.command import command
 from tdrs.configuration import with_settings
 
 TRAINED = 32  # tokens: the longest text the embedded models were trained with
@@ -126,7 +127,7 @@ def draw(panels: list[Panel], folder: Path, warning: str = "", stamp: Mapping[st
     title = f"Accuracy against distance, {what}: held-out split, n = {size}; 95 % intervals"
     canvas.suptitle(warning or title, fontsize=11)
     tables = folder / "distance.md"
-    tables.write_text("\n".join(f"## {name}\n\n{markdown(panels, name)}\n" for name in backbones))
+    tables.write_text("\n".join(f"## {name}\n\n{markdown(panels, name)}\n" for name in backbones), encoding="utf-8")
     return [*save(canvas, folder, "distance", stamp), tables]
 
 
@@ -195,4 +196,5 @@ def markdown(panels: list[Panel], backbone: str) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(redraw(sys.argv[1:], lambda found, folder: draw(numbers(found), folder, found.warning, found.stamp)))
+    drawn = lambda found, folder: draw(numbers(found), folder, found.warning, found.stamp)  # noqa: E731
+    sys.exit(command(lambda: redraw(sys.argv[1:], drawn)))

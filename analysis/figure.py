@@ -15,7 +15,7 @@ from tdrs.sweeps.trials import Outcome
 
 from tdrs import __version__, checked_file
 from tdrs.checked_file import Damaged
-from tdrs.settings import SettingError
+from tdrs.settings import SettingError, folder_named
 
 # Okabe & Ito's palette: told apart by the colour-blind, and by their markers in black and white.
 STYLES = (
@@ -67,9 +67,9 @@ def redraw(arguments: list[str], draw_from: Callable[[Outcome, Path], list[Path]
         draw_from: from what a study found and its folder to the files written.
     """
     given = dict(argument.partition("=")[::2] for argument in arguments)
-    output = Path(given.get("output", "outputs"))
-    folder = study_folder(output, given.get("study", ""))
     try:
+        output = folder_named("output", given.get("output", "outputs"))
+        folder = study_folder(output, given.get("study", ""))
         if "study" not in given or not (folder / "study.json").exists():
             have = sorted(p.parent.name for p in study_folder(output, "").glob("*/study.json"))
             raise SettingError(

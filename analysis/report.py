@@ -27,6 +27,7 @@ from tdrs.analysis.figure import kept, redraw, span
 from tdrs.sweeps.trials import COMPLETE, FAILED, PRUNED, STOCK, Outcome, Trial, check_same_samples
 
 from tdrs.benchmarks import Record, Sample
+from tdrs.command import command
 from tdrs.configuration import with_settings
 from tdrs.environment import environment
 from tdrs.evaluate import plan
@@ -351,15 +352,17 @@ def _thumbnail(sample: Sample) -> str:
 def draw(report: Report, folder: Path) -> list[Path]:
     """Write `report.html`, `report.md` and the tables into a folder; returns their paths."""
     paths = [folder / "report.html", folder / "report.md"]
-    page = files("tdrs.analysis").joinpath("report.html").read_text()
+    page = files("tdrs.analysis").joinpath("report.html").read_text(encoding="utf-8")
     templates = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
     by_place = tables.by_place(report.lines)
     places = {place: [tables.cells(line) for line in lines] for place, lines in by_place.items()}
     heads = {place: tables.heads(lines) for place, lines in by_place.items()}
-    figures = [(title, "<svg" + path.read_text().partition("<svg")[2]) for title, path in report.figures]
+    figures = [
+        (title, "<svg" + path.read_text(encoding="utf-8").partition("<svg")[2]) for title, path in report.figures
+    ]
     given = {"report": report, "places": places, "heads": heads, "figures": figures}
-    paths[0].write_text(templates.from_string(page).render(**given))
-    paths[1].write_text(markdown(report))
+    paths[0].write_text(templates.from_string(page).render(**given), encoding="utf-8")
+    paths[1].write_text(markdown(report), encoding="utf-8")
     return paths + tables.draw(report.lines, folder, report.warning, report.stamp)
 
 
@@ -399,4 +402,4 @@ def main(arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(command(lambda: main(sys.argv[1:])))

@@ -22,6 +22,8 @@ from tdrs.analysis.evidence import where
 from tdrs.analysis.figure import STYLES, redraw, save
 from tdrs.sweeps.trials import STOCK, Outcome
 
+from tdrs.command import command
+
 TICKS_ABOVE = 0.01  # below it a symmetric-log axis is linear, so that 0 has a place
 
 
@@ -166,4 +168,4 @@ def main(arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(command(lambda: main(sys.argv[1:])))

@@ -18,6 +18,7 @@ from tdrs.analysis.evidence import numbers as evidence
 from tdrs.analysis.figure import redraw
 from tdrs.sweeps.trials import Outcome, Request, Trial
 
+from tdrs.command import command
 from tdrs.configuration import with_settings
 from tdrs.published import reported
 from tdrs.records import Records
@@ -90,10 +91,10 @@ def draw(lines: list[Line], folder: Path, warning: str = "", stamp: Mapping[str,
     whose = ", ".join((stamp or {}).values())
     key = (stamp or {}).get("Identifier", "")
     paths = [folder / f"table.{kind}" for kind in ("md", "tex", "csv")]
-    paths[0].write_text(markdown(lines, warning) + (f"\n<!-- {whose} -->\n" if whose else ""))
-    paths[1].write_text((f"% {whose}\n" if whose else "") + latex(lines, warning))
+    paths[0].write_text(markdown(lines, warning) + (f"\n<!-- {whose} -->\n" if whose else ""), encoding="utf-8")
+    paths[1].write_text((f"% {whose}\n" if whose else "") + latex(lines, warning), encoding="utf-8")
     head = "place row n measure value low high difference difference_low difference_high gained lost mcnemar_p p_holm"
-    with paths[2].open("w", newline="") as file:
+    with paths[2].open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         if warning:
             writer.writerow([f"# {warning}"])
@@ -178,4 +179,4 @@ def main(arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(command(lambda: main(sys.argv[1:])))

@@ -349,4 +349,7 @@ def sync(folder: Path, tracker: Tracker, records: Records) -> int:
             log.add(trial)
         if (folder / "study.json").exists():
             describe(tracker, log.parent, read_outcome(folder), records)
+            kinds = (".html", ".md", ".tex", ".csv", ".png", ".svg")  # as `Study.attach` logs them
+            files = [path for path in sorted(folder.iterdir()) if path.suffix in kinds]
+            tracker.describe(log.parent, None, {}, [*files, folder / "study.json", folder / "config.yaml"])
     return len(trials)

@@ -18,6 +18,7 @@ from optuna.storages.journal import JournalFileBackend
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError, IntegrityError, ProgrammingError
 
+from tdrs.addresses import check_password
 from tdrs.checked_file import Damaged
 from tdrs.settings import SettingError, first_line
 
@@ -36,9 +37,7 @@ def check_storage(value: object) -> None:
         url = None
     if url is None or url.get_backend_name() not in ("postgresql", "grpc"):
         raise SettingError("study.storage", value, ALLOWED)
-    if url.password:
-        shown = url.render_as_string(hide_password=True)
-        raise SettingError("study.storage", shown, "must have no password, records would show it: use PGPASSWORD")
+    check_password("study.storage", str(value), "PGUSER and PGPASSWORD")
     if url.get_backend_name() == "grpc" and not (url.host and url.port):
         raise SettingError("study.storage", value, ALLOWED)
 

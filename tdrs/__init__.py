@@ -1,5 +1,8 @@
 """tdrs: does this inference-time edit of a vision-language model's attention help, and how sure are we?"""
 
+import tdrs.command  # noqa: F401 - before torch: it chooses how the threads of a command wait
+
+# isort: split
 from tdrs.attention.intervene import intervene
 from tdrs.interventions.key_bias import KeyBias
 from tdrs.interventions.method import Method

@@ -31,11 +31,12 @@ from tdrs.attention.call import IMAGE, TEXT, Call
 from tdrs.attention.core import Intervention, blocked, reference
 from tdrs.attention.intervene import intervene
 from tdrs.backbones import Backbone
+from tdrs.command import command
 from tdrs.configuration import choice, compose, plain
 from tdrs.environment import environment, keep_memory
 from tdrs.evaluate import evaluate
 from tdrs.interventions import METHODS
-from tdrs.settings import SettingError, check_choice, first_line
+from tdrs.settings import SettingError, check_choice, first_line, folder_named
 from tdrs.sweeps.engine import Job
 from tdrs.sweeps.study import Study
 from tdrs.sweeps.trials import Request
@@ -230,7 +231,9 @@ def attention(given: Mapping[str, str], folder: Path) -> None:
     for row in model:
         print(f"  {row['way']:16}prefill {row['prefill_ratio']:5.2f}    decode {row['decode_ratio']:5.2f}")
     path = folder / "attention.json"
-    path.write_text(json.dumps({"attention": rows, "model": model, "environment": environment()}, indent=1))
+    path.write_text(
+        json.dumps({"attention": rows, "model": model, "environment": environment()}, indent=1), encoding="utf-8"
+    )
     for written in [path, *speed.draw(speed.numbers(rows), folder)]:
         print(written)
 
@@ -279,7 +282,7 @@ def sweep(given: Mapping[str, str], folder: Path) -> None:
         "loop_seconds": loop, "ratio": loop / engine, "framework_share": (engine - measuring) / engine,
         "saved_seconds": parts, "environment": environment(),
     }  # fmt: skip
-    (folder / f"sweep_{experiment}.json").write_text(json.dumps(result, indent=1))
+    (folder / f"sweep_{experiment}.json").write_text(json.dumps(result, indent=1), encoding="utf-8")
     print(f"{experiment}: {len(asked)} trials, {len(unique)} evaluations")
     print(f"  plain loop {loop:7.0f} s   {3600 * len(asked) / loop:6.0f} trials an hour")
     print(f"  engine     {engine:7.0f} s   {3600 * len(asked) / engine:6.0f} trials an hour, {loop / engine:.2f} ×")
@@ -331,7 +334,7 @@ def main(arguments: Sequence[str]) -> int:
         for key in ("lengths", "rounds"):
             if not all(part.isdigit() and int(part) for part in given.get(key, "1").split(",")):
                 raise SettingError(key, given[key], "must be whole numbers of at least 1")
-        folder = Path(given.get("output", "outputs")) / "benchmark"
+        folder = folder_named("output", given.get("output", "outputs")) / "benchmark"
         folder.mkdir(parents=True, exist_ok=True)
         keep_memory()  # as all commands
         run(given, folder)
@@ -342,4 +345,4 @@ def main(arguments: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(command(lambda: main(sys.argv[1:])))

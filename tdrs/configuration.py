@@ -4,7 +4,6 @@ The folder `conf/` is installed as `tdrs/conf`; entry modules compose `evaluate.
 """
 
 import copy
-import errno
 import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -20,10 +19,10 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from tdrs.checked_file import Damaged
+from tdrs.addresses import check_password, check_tracking
+from tdrs.command import command
 from tdrs.environment import keep_memory
-from tdrs.lease import LostLease
-from tdrs.settings import SettingError, check_choice
+from tdrs.settings import SettingError, check_choice, folder_named
 
 
 def folder() -> Path:
@@ -45,9 +44,23 @@ def compose(entry: str, overrides: Sequence[str]) -> DictConfig:
         try:
             config = hydra_compose(entry, list(overrides))
             OmegaConf.resolve(config)
+            if "output" in config:
+                config.output = str(folder_named("output", config.output))
+            _check_addresses("", plain(config))
         except (HydraException, OmegaConfBaseException) as error:
             raise _one_line(str(error), overrides) from error
     return config
+
+
+def _check_addresses(name: str, value: object) -> None:
+    """Raises SettingError for a password in any setting, and for an unknown form of `tracking.uri`."""
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            _check_addresses(f"{name}.{key}" if name else str(key), inner)
+    elif name == "tracking.uri":
+        check_tracking(value)
+    elif isinstance(value, str) and "://" in value:
+        check_password(name, value, "PGUSER and PGPASSWORD, or what its library reads")
 
 
 def choice(group: str, name: str) -> dict[str, Any]:
@@ -111,37 +124,21 @@ def plain(config: DictConfig) -> Any:
 def run(
     entry: str, function: Callable[[DictConfig], int | None], usage: str, arguments: Sequence[str] | None = None
 ) -> int:
-    """Compose, then call `function`; returns the exit code.
-
-    0 done, or what `function` returns; 1 the disk is full, a logit is NaN, or another
-    process leads the study now; 2 a setting is not allowed (one line says
-    which); 130 stopped by Ctrl-C. `--help` and `--cfg` print.
-    """
+    """Compose, then call `function`; returns the exit code, as `command` does. `--help` and `--cfg` print."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
-    if "--help" in arguments or "-h" in arguments:
-        print(usage.strip())
-        for group in sorted(path.name for path in folder().iterdir() if path.is_dir() and path.name[0] != "_"):
-            options = sorted(path.stem for path in (folder() / group).glob("*.yaml"))
-            print(f"  {group:13} {', '.join(options)}")
-        return 0
-    try:
+
+    def work() -> int | None:
+        if "--help" in arguments or "-h" in arguments:
+            print(usage.strip())
+            for group in sorted(path.name for path in folder().iterdir() if path.is_dir() and path.name[0] != "_"):
+                options = sorted(path.stem for path in (folder() / group).glob("*.yaml"))
+                print(f"  {group:13} {', '.join(options)}")
+            return 0
         config = compose(entry, [argument for argument in arguments if argument != "--cfg"])
         if "--cfg" in arguments:
             print(OmegaConf.to_yaml(config, resolve=True), end="")
             return 0
         keep_memory()
-        return function(config) or 0
-    except SettingError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except (FloatingPointError, LostLease, Damaged) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except OSError as error:
-        if error.errno != errno.ENOSPC:
-            raise
-        print(f"error: {error}; what was finished is kept, and the same command continues from there", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("stopped; what was finished is kept, and the same command continues from there", file=sys.stderr)
-        return 130
+        return function(config)
+
+    return command(work)

@@ -54,7 +54,7 @@ def keep_memory() -> None:
 def _processor() -> str:
     """The CPU's name."""
     try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
         return platform.processor() or platform.machine()
     return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.machine())
@@ -66,9 +66,11 @@ def _commit() -> str:
         return ""
 
     def git(*words: str) -> str:
-        return subprocess.run(
-            ["git", "-C", str(root), *words], capture_output=True, text=True, check=False
-        ).stdout.strip()
+        command = ["git", "-C", str(root), *words]
+        try:
+            return subprocess.run(command, capture_output=True, text=True, errors="replace", check=False).stdout.strip()
+        except OSError:  # no git
+            return ""
 
     return git("rev-parse", "--short=12", "HEAD") + (
         "+" if git("status", "--porcelain", "--untracked-files=no") else ""

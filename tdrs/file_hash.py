@@ -53,7 +53,7 @@ def _line(key: str, found: str) -> str:
 def _remembered(kept: Path, key: str) -> str | None:
     """The hash that a file of the cache holds; None if there is none, or it is damaged."""
     try:
-        text = kept.read_text()
+        text = kept.read_text(encoding="utf-8")
     except (OSError, ValueError):
         return None
     found = text[: len(key)]
@@ -65,7 +65,7 @@ def _remember(kept: Path, found: str) -> None:
     partial = kept.with_name(f"{kept.name}.{os.getpid()}.partial")
     try:
         kept.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_text(_line(kept.name, found))
+        partial.write_text(_line(kept.name, found), encoding="utf-8")
         partial.replace(kept)
     except OSError:
         return

@@ -193,7 +193,7 @@ def _on_the_card(name: str, dataset: Mapping[str, Any]) -> Published | None:
     card = EMBEDDED / name / "README.md"
     rows = [
         [cell.strip() for cell in line.strip("|").split("|")]
-        for line in card.read_text().splitlines()
+        for line in card.read_text(encoding="utf-8").splitlines()
         if line.startswith("| ")
     ]
     at = next((n for n, row in enumerate(rows) if row[0] == f"`{dataset['name']}`"), None)

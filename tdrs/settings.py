@@ -1,10 +1,12 @@
 """Settings: checked values, and errors of one line that name the setting, its value and what is allowed."""
 
 import math
+import re
 import types
 import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, fields, is_dataclass
+from pathlib import Path
 from typing import Any, TypeVar
 
 T = TypeVar("T")
@@ -15,16 +17,37 @@ class SettingError(ValueError):
 
     def __init__(self, name: str, value: object, allowed: str) -> None:
         self.name, self.value, self.allowed = name, value, allowed
-        super().__init__(f"{name} = {value!r}: {allowed}")
+        super().__init__(hidden(f"{name} = {value!r}: {allowed}"))
 
     def under(self, prefix: str) -> "SettingError":
         """The same error with the path of the enclosing setting in front of the name."""
         return SettingError(f"{prefix}.{self.name}", self.value, self.allowed)
 
 
+def hidden(text: str) -> str:
+    """A text without the passwords of the addresses in it."""
+    at, colon = "(?:@|%40)", "(?::|%3a)"
+    text = re.sub(rf"(?i)(//[^/?#@:\s\[]*?{colon})(?!\d+(?:[/?#]|$))[^\s]*(?={at})", r"\1***", text)
+    return re.sub(r"(?i)(\w*(?:password|passwd|pwd|secret|token)\w*=)[^&\s'\"]+", r"\1***", text)
+
+
 def first_line(error: BaseException) -> str:
     """What an error says, in one line of at most 200 characters; its type where it says nothing."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+    return hidden((str(error).strip() or type(error).__name__).splitlines()[0])[:200]
+
+
+def folder_named(name: str, value: object) -> Path:
+    """The folder that a setting names; `~` is the user's home.
+
+    Raises:
+        SettingError: it is no text, or there is no such home.
+    """
+    if not isinstance(value, str) or not value:
+        raise SettingError(name, value, "must be a folder")
+    try:
+        return Path(value).expanduser()
+    except RuntimeError:  # a user without a home, or no such user
+        raise SettingError(name, value, "there is no such home folder; write it out") from None
 
 
 def check_choice(name: str, value: object, choices: Sequence[str]) -> None:

@@ -26,10 +26,11 @@ from tqdm import tqdm
 
 from tdrs import checked_file
 from tdrs.checked_file import Damaged
+from tdrs.command import command
 from tdrs.configuration import choice, with_settings
 from tdrs.lease import Lease
 from tdrs.records import Records
-from tdrs.settings import SettingError, check_choice
+from tdrs.settings import SettingError, check_choice, folder_named
 from tdrs.sweeps.log import REPLACED, read_outcome, read_trials, study_folder, study_key, sync
 from tdrs.sweeps.storage import JOURNAL
 from tdrs.sweeps.trials import FAILED, PRUNED, STOCK, Request, Trial, spelled
@@ -171,7 +172,7 @@ def _export(study: Kept) -> None:
     folder.mkdir(exist_ok=True)
     metrics = sorted({name for trial in study.trials for name in trial.metrics})
     keys = sorted({key for trial in study.trials for key in {**trial.place, **trial.settings}})
-    with (folder / "trials.csv").open("w", newline="") as file:
+    with (folder / "trials.csv").open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         head = ["study_key", "number", "name", "split", "status", "reason", "identity", "n", "seconds"]
         writer.writerow([*head, *keys, *metrics])
@@ -216,7 +217,8 @@ def _delete(study: Kept, yes: bool, tracking: dict[str, Any]) -> None:
     shutil.rmtree(study.folder)
     if study.config["study"].get("storage", JOURNAL) != JOURNAL:
         print(f"its trials in {study.config['study']['storage']} are kept: other machines may need them")
-    print(f"deleted, with {runs} runs in MLflow (`mlflow gc` frees their space); evaluations of other studies are kept")
+    told = f"with {runs} runs in MLflow (`mlflow gc` frees their space)"
+    print(f"deleted, {'but for its runs in MLflow' if tracker.down else told}; evaluations of other studies are kept")
 
 
 class _Busy:
@@ -231,9 +233,10 @@ class _Busy:
 def _sync(study: Kept, tracking: dict[str, Any]) -> int:
     if study.running:
         raise SettingError("study", study.name, "is running, and logs by itself")
-    with open_tracker(tracking, study.output) as tracker:
+    with open_tracker(tracking, study.output, repair=True) as tracker:
         count = sync(study.folder, tracker, study.records)
         if tracker.down:
+            print("\n".join(tracker.later(study.name)), file=sys.stderr)
             return 1
         print(f"{count} trials of {study.name} are in Optuna and MLflow")
         print("\n".join(tracker.next_steps(study.name)))
@@ -254,7 +257,7 @@ def main(arguments: Sequence[str]) -> int:
         check_choice("verb", words[0], VERBS)
         for key in given:
             check_choice("option", key, ("output", "tracking.uri"))
-        output = Path(given.get("output", "outputs"))
+        output = folder_named("output", given.get("output", "outputs"))
         if words[0] == "list":
             _list(output)
             return 0
@@ -263,7 +266,8 @@ def main(arguments: Sequence[str]) -> int:
         study = Kept(output, words[1])
         tracking = dict(study.config["tracking"])
         if tracking["name"] == "none" or "tracking.uri" in given:
-            tracking = {"name": "mlflow", "uri": given.get("tracking.uri")}
+            uri = given.get("tracking.uri")
+            tracking = {"name": "mlflow", "uri": None if uri == "null" else uri}
         verbs: dict[str, Callable[[], int | None]] = {
             "show": lambda: _show(study),
             "best": lambda: _best(study),
@@ -278,4 +282,4 @@ def main(arguments: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(command(lambda: main(sys.argv[1:])))

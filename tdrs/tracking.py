@@ -3,33 +3,46 @@
 A study is a parent run, its trials are children, each written when it is over. Only swept settings are params; the
 whole configuration and the samples are artifacts. A run is found again by its key, so logging twice writes once. A
 store that cannot be reached stops nothing: the records are complete, and `python -m tdrs.study sync` writes the rest.
+It also repairs: runs that lost their files get them again, and a damaged `mlflow.db` is replaced by a new one.
 """
 
 import fcntl
 import json
 import logging
 import os
+import shlex
+import sqlite3
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
+from urllib.parse import quote
 
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")  # a server that is down is told from a slow one at once
-os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "15")
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "6")
+os.environ.setdefault("PGCONNECT_TIMEOUT", "10")
 
 from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 from mlflow.utils.time import get_current_time_millis
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy import create_engine
+from sqlalchemy.pool import NullPool
 
+from tdrs.addresses import DATABASES, check_tracking
 from tdrs.lease import LostLease
 from tdrs.records import Evaluation
-from tdrs.settings import SettingError, check_choice, first_line
+from tdrs.settings import check_choice, first_line
+from tdrs.stopping import uninterrupted
 
 KINDS = ("mlflow", "none")
+PATIENCE = 15  # seconds until a store that does not answer counts as down
+_FILES = ("config.yaml", "result.json", "samples.parquet")  # of an evaluation
+_GONE = ("RESOURCE_DOES_NOT_EXIST", "INVALID_STATE", "INVALID_PARAMETER_VALUE")  # deleted by somebody meanwhile
 T = TypeVar("T")
 for _name in ("mlflow", "alembic"):  # creating the store is no news
     logging.getLogger(_name).setLevel(logging.WARNING)
@@ -56,92 +69,193 @@ class Tracker:
         kind: `mlflow`, or `none`, which logs nothing.
         output: the folder whose `mlflow.db` is the store.
         uri: another store, e.g. a server's address.
+        repair: whether a damaged or older `mlflow.db` is repaired, and runs that lost their files get them again.
 
     Attributes:
         down: why logging stopped; "" while it works.
     """
 
-    def __init__(self, kind: str, output: Path, uri: str | None = None) -> None:
+    def __init__(self, kind: str, output: Path, uri: str | None = None, repair: bool = False) -> None:
         self.client: MlflowClient | None = None
         self.down = ""
-        self._root = output.resolve()
+        self._output = output
         self._local = uri is None
-        self._uri = uri or f"sqlite:///{self._root}/mlflow.db"
+        self._uri = uri or ""
+        self._repair = repair
         self._known: dict[str, dict[str, tuple[str, str]]] = {}  # of each parent: key → run and status
         self._experiments: dict[str, str] = {}
         if kind == "mlflow":
-            if self._local:
-                try:
-                    self._create()
-                except (MlflowException, SQLAlchemyError, OSError) as error:
-                    self._give_up(error)
-                    return
-            self.client = MlflowClient(tracking_uri=self._uri)
+            try:
+                self.client = self._open() if self._local else _within(PATIENCE, self._open)
+            except Exception as error:  # whatever a store makes its libraries raise
+                self._give_up(error)
+
+    def _open(self) -> MlflowClient:
+        """The client of a store that answers."""
+        if self._local:
+            self._root = self._output.resolve()
+            self._store = self._root / "mlflow.db"
+            self._uri = database_uri(self._store)
+            self._create()
+            if self._repair:
+                self._mend()
+            self._relocate()
+        elif self._uri.startswith(DATABASES):  # MLflow itself would try for minutes
+            engine = create_engine(self._uri, poolclass=NullPool)
+            if engine.url.get_backend_name() != "sqlite":
+                engine.connect().close()
+            elif Path(engine.url.database or "").exists():
+                with engine.connect() as connection:
+                    connection.exec_driver_sql("begin immediate")
+        client = MlflowClient(tracking_uri=self._uri)
+        client.search_experiments(max_results=1)
+        return client
 
     def _create(self) -> None:
         """Make the local store if there is none: one process alone, and it is whole or not there."""
         self._root.mkdir(parents=True, exist_ok=True)
-        store, new = self._root / "mlflow.db", self._root / "mlflow.db.new"
-        with (self._root / "mlflow.lock").open("a") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            if not store.exists():
+        new = self._root / "mlflow.db.new"
+        with (self._root / "mlflow.lock").open("a", encoding="utf-8") as lock:
+            _take(lock.fileno())
+            if not self._store.exists() or not self._store.stat().st_size:
                 new.unlink(missing_ok=True)
-                MlflowClient(tracking_uri=f"sqlite:///{new}").search_experiments(max_results=1)
-                new.replace(store)
+                MlflowClient(tracking_uri=database_uri(new)).search_experiments(max_results=1)
+                new.replace(self._store)
+
+    def _mend(self) -> None:
+        """Bring an older local store up to date; put a damaged one aside and begin a new one."""
+        try:
+            with closing(sqlite3.connect(self._store, timeout=5)) as database:
+                (said,) = database.execute("pragma quick_check(1)").fetchone()
+                database.execute("select version_num from alembic_version").fetchone()
+        except sqlite3.OperationalError as error:
+            if "no such table" not in str(error):  # locked, or not to be read
+                raise
+            said = "ok"
+        except sqlite3.DatabaseError as error:
+            said = str(error)
+        if said != "ok":
+            aside = _unused(self._root / "mlflow.db.damaged")
+            for end in ("-journal", "-wal", "-shm", ""):
+                with suppress(FileNotFoundError):
+                    Path(f"{self._store}{end}").rename(f"{aside}{end}")
+            self._create()
+            print(
+                f"mlflow.db was damaged ({said}); it is now {aside}, and this study's runs are in a new one: "
+                "sync the other studies, too",
+                file=sys.stderr,
+            )
+            return
+        command = [sys.executable, "-m", "mlflow", "db", "upgrade", self._uri]
+        try:
+            MlflowClient(tracking_uri=self._uri).search_experiments(max_results=1)
+        except Exception as error:
+            done = subprocess.run(command, capture_output=True, check=False)
+            if done.returncode:
+                raise OSError(
+                    f"{first_line(error).rstrip('.')}; it cannot be upgraded: install the MLflow that made it, or move "
+                    f"{self._store} away"
+                ) from error
+            print(f"{self._store} was made by an older MLflow and is upgraded", file=sys.stderr)
+
+    def _relocate(self) -> None:
+        """Point the local store at this folder's artifacts, wherever it stood before: MLflow keeps absolute places."""
+        mark = "/mlartifacts/"
+        here = self._root.as_uri() + mark
+        with closing(sqlite3.connect(self._store, timeout=5)) as database, database:
+            database.execute("begin immediate")  # a store that is locked, or read-only, says so at once
+            rows = database.execute("select experiment_id, artifact_location from experiments").fetchall()
+            for number, place in rows:
+                if not str(place).startswith("file:") or mark not in place:
+                    continue
+                new = here + place.rpartition(mark)[2]
+                database.execute(
+                    "update runs set artifact_uri = ? || '/' || run_uuid || '/artifacts' where experiment_id = ? "
+                    "and artifact_uri like 'file:%' and artifact_uri != ? || '/' || run_uuid || '/artifacts'",
+                    (new, number, new),
+                )
+                if new != place:
+                    database.execute(
+                        "update experiments set artifact_location = ? where experiment_id = ?", (new, number)
+                    )
 
     def _give_up(self, error: Exception) -> None:
         """Go on without a store, and say so."""
         self.down = first_line(error)
         self.client = None
-        print(f"tracking stopped ({self.down}); the study goes on, and its records are kept", file=sys.stderr)
+        print(f"tracking stopped ({self.down}); the records are complete without it", file=sys.stderr)
 
     def _attempt(self, action: Callable[[MlflowClient], T]) -> T | None:
         """What an action returns; None without a store, or when this one fails, which is said once."""
-        if not self.client:
-            return None
-        try:
-            return action(self.client)
-        except (MlflowException, SQLAlchemyError, OSError) as error:
-            self._give_up(error)
-            return None
+        for attempt in range(2):
+            if not self.client:
+                break
+            try:
+                with uninterrupted():
+                    return action(self.client)
+            except Exception as error:  # whatever a store makes its libraries raise
+                if attempt or not isinstance(error, MlflowException) or error.error_code not in _GONE:
+                    self._give_up(error)
+                self._known.clear()  # somebody may have deleted what was there
+                self._experiments.clear()
+        return None
 
     def next_steps(self, experiment: str) -> list[str]:
         """What to type and open to look at an experiment's runs; nothing without a store."""
         found = self._attempt(lambda client: self._experiment(client, experiment))
         page = f"#/experiments/{found}/runs?workflowType=machine_learning"
         if self.down:
-            return [f"tracking was unavailable; later:  python -m tdrs.study sync {experiment}"]
+            return self.later(experiment)
         if not found:
             return []
         if not self._local:
             return [f"runs:    {self._uri.rstrip('/')}/{page}"]
-        ui = f"mlflow ui --host 127.0.0.1 --backend-store-uri {self._uri}"
+        ui = f"mlflow ui --host 127.0.0.1 --backend-store-uri {shlex.quote(self._uri)}"
         return [f"next:    {ui}", f"         then open http://127.0.0.1:5000/{page}"]
 
-    def _experiment(self, client: MlflowClient, name: str) -> str:
+    def later(self, experiment: str) -> list[str]:
+        """What to do where the store was down: what repairs it, or writes the runs to another one."""
+        if experiment == "evaluate":
+            return ["tracking was unavailable; later, the same command finds the records and logs the run"]
+        sync = f"python -m tdrs.study sync {shlex.quote(experiment)} output={shlex.quote(str(self._output))}"
+        if self._local:
+            return [f"tracking was unavailable; this repairs it:  {sync}"]
+        return [
+            f"tracking was unavailable; when it answers again:  {sync}",
+            f"         or, into {self._output}/mlflow.db:  {sync} tracking.uri=null",
+        ]
+
+    def _find(self, client: MlflowClient, name: str) -> str:
+        """The number of an experiment, "" if there is none; one that was deleted is restored, with its runs."""
         if name not in self._experiments:
             found = client.get_experiment_by_name(name)
-            self._experiments[name] = (
-                found.experiment_id
-                if found
-                else client.create_experiment(
-                    name,
-                    artifact_location=(self._root / "mlartifacts" / name).as_uri() if self._local else None,
-                    tags={"mlflow.experimentKind": "custom_model_development"},  # opens at its runs, not at LLM traces
-                )
-            )
+            if not found:
+                return ""
+            if found.lifecycle_stage == "deleted":
+                client.restore_experiment(found.experiment_id)
+                print(f"the experiment {name} was deleted in MLflow; it is restored", file=sys.stderr)
+            self._experiments[name] = found.experiment_id
         return self._experiments[name]
+
+    def _experiment(self, client: MlflowClient, name: str) -> str:
+        found = self._find(client, name)
+        if not found:
+            found = self._experiments[name] = client.create_experiment(
+                name,
+                artifact_location=(self._root / "mlartifacts" / name).as_uri() if self._local else None,
+                tags={"mlflow.experimentKind": "custom_model_development"},  # opens at its runs, not at LLM traces
+            )
+        return found
 
     def _children(self, client: MlflowClient, experiment: str, parent: str) -> dict[str, tuple[str, str]]:
         """By key the runs under a parent ("" for those under none), with their statuses."""
         if parent not in self._known:
+            number = self._find(client, experiment)
             where = f"tags.`mlflow.parentRunId` = '{parent}'" if parent else ""
             found: dict[str, tuple[str, str]] = {}
             token = None
-            while True:
-                page = client.search_runs(
-                    [self._experiment(client, experiment)], where, max_results=1000, page_token=token
-                )
+            while number:
+                page = client.search_runs([number], where, max_results=1000, page_token=token)
                 for run in page:
                     if "key" in run.data.tags and (parent or "mlflow.parentRunId" not in run.data.tags):
                         found[run.data.tags["key"]] = (run.info.run_id, run.info.status)
@@ -161,18 +275,12 @@ class Tracker:
             name: the experiment.
             key: what it is found by when the study goes on.
         """
-        parent = self._attempt(lambda client: self._begin(client, name, key, title, tags)) or ""
-        if not parent:
+        with uninterrupted():  # a run that is begun has its guard
+            parent = self._attempt(lambda client: self._begin(client, name, key, title, tags)) or ""
+            guard = _guard(self._uri, parent) if parent else None
+        if not guard:
             yield parent
             return
-        guard = subprocess.Popen(
-            [sys.executable, "-c", _GUARD, self._uri, parent],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            start_new_session=True,
-            text=True,
-        )
         status = "FAILED"
         try:
             yield parent
@@ -186,7 +294,12 @@ class Tracker:
         finally:
             if status:
                 self._attempt(lambda client: client.set_terminated(parent, status))
-            guard.communicate("ended" if self.client else "")
+            assert guard.stdin
+            with suppress(OSError), guard.stdin:
+                guard.stdin.write("ended" if self.client else "")  # else it ends what runs, when the store answers
+            if self.client:
+                with suppress(subprocess.TimeoutExpired):
+                    guard.wait(PATIENCE)
 
     def _begin(self, client: MlflowClient, name: str, key: str, title: str, tags: Mapping[str, str]) -> str:
         known = self._children(client, name, "").get(key)
@@ -219,12 +332,21 @@ class Tracker:
             data: the samples: data set, split, a hash of their content, how many.
         """
 
+        status = "FAILED" if error else "FINISHED"
+
+        def missing(client: MlflowClient) -> bool:
+            run, before = self._children(client, experiment, parent).get(key, ("", ""))
+            whole = before == status
+            if whole and folder and self._repair:
+                whole = set(_FILES) <= {file.path for file in client.list_artifacts(run)}
+            return not whole
+
+        if not self._attempt(missing):
+            return
+        evaluation = Evaluation.read(folder) if folder else None
+
         def write(client: MlflowClient) -> None:
             known = self._children(client, experiment, parent)
-            status = "FAILED" if error else "FINISHED"
-            if known.get(key, ("", ""))[1] == status:
-                return
-            evaluation = Evaluation.read(folder) if folder else None
             end = int(1000 * evaluation.finished) if evaluation else get_current_time_millis()
             start = end - int(1000 * evaluation.seconds) if evaluation else end
             values = {**tags, "key": key, "mlflow.source.name": "tdrs"}
@@ -247,7 +369,7 @@ class Tracker:
                 made = Dataset(name_, digest[:12], "tdrs", json.dumps(source), profile=json.dumps({"num_rows": n}))
                 client.log_inputs(run, [DatasetInput(made, [InputTag("mlflow.data.context", split)])])
             if folder:
-                for file in ("config.yaml", "result.json", "samples.parquet"):
+                for file in _FILES:
                     client.log_artifact(run, str(folder / file))
             client.set_terminated(run, status, end)
             known[key] = (run, status)
@@ -283,6 +405,9 @@ class Tracker:
         """Delete parent runs by their keys, with their children; returns how many runs that were."""
 
         def remove(client: MlflowClient) -> int:
+            there = client.get_experiment_by_name(experiment)
+            if not there or there.lifecycle_stage == "deleted":
+                return 0
             parents = [run for key, (run, _) in self._children(client, experiment, "").items() if key in keys]
             runs = [run for parent in parents for run, _ in self._children(client, experiment, parent).values()]
             for run in [*runs, *parents]:
@@ -290,6 +415,73 @@ class Tracker:
             return len(runs) + len(parents)
 
         return self._attempt(remove) or 0
+
+
+def database_uri(path: Path) -> str:
+    """The address of an SQLite file, whatever letters its path has."""
+    if not set("?#%") & set(str(path)):
+        return f"sqlite:///{path}"
+    return f"sqlite:///file:{quote(str(path))}?uri=true"
+
+
+def _within(seconds: float, action: Callable[[], T]) -> T:
+    """What an action returns.
+
+    Raises:
+        TimeoutError: it takes longer; it is left to itself.
+    """
+    found: list[T] = []
+    failed: list[BaseException] = []
+
+    def work() -> None:
+        try:
+            found.append(action())
+        except BaseException as error:
+            failed.append(error)
+
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+    thread.join(seconds)
+    if failed:
+        raise failed[0]
+    if not found:
+        raise TimeoutError(f"no answer within {seconds:g} seconds")
+    return found[0]
+
+
+def _take(lock: int) -> None:
+    """Lock a file; raises TimeoutError if another process has it for a minute."""
+    end = time.monotonic() + 60
+    while True:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        except BlockingIOError:
+            if time.monotonic() > end:
+                raise TimeoutError("another process holds mlflow.lock") from None
+            time.sleep(0.1)
+
+
+def _guard(uri: str, parent: str) -> "subprocess.Popen[str]":
+    """The process that ends a study's runs if this one cannot."""
+    return subprocess.Popen(
+        [sys.executable, "-c", _GUARD, uri, parent],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+        text=True,
+    )
+
+
+def _unused(path: Path) -> Path:
+    """A path that nothing has, the given one or with a number."""
+    number = 1
+    found = path
+    while found.exists():
+        number += 1
+        found = path.with_name(f"{path.name}-{number}")
+    return found
 
 
 def _running(evaluation: Evaluation | None, points: int = 20) -> list[tuple[int, float]]:
@@ -304,14 +496,12 @@ def _running(evaluation: Evaluation | None, points: int = 20) -> list[tuple[int,
 
 
 @contextmanager
-def open_tracker(settings: Mapping[str, Any], output: Path) -> Iterator[Tracker]:
-    """The store that `tracking` settings describe.
+def open_tracker(settings: Mapping[str, Any], output: Path, repair: bool = False) -> Iterator[Tracker]:
+    """The store that `tracking` settings describe; `repair` as in `Tracker`.
 
     Raises:
-        SettingError: `tracking.name` is unknown, or `tracking.uri` no text.
+        SettingError: `tracking.name` is unknown, or `tracking.uri` no address.
     """
     check_choice("tracking.name", settings.get("name"), KINDS)
-    uri = settings.get("uri")
-    if uri is not None and not isinstance(uri, str):
-        raise SettingError("tracking.uri", uri, "must be an address, or null")
-    yield Tracker(settings["name"], output, uri)
+    check_tracking(settings.get("uri"))
+    yield Tracker(settings["name"], output, settings.get("uri"), repair)

@@ -33,6 +33,7 @@ from transformers import (
 from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import GotOcr2ImageProcessorPil
 
 from tdrs.backbones.processors import InternVLImagesOnly, save_processor
+from tdrs.command import command
 from tdrs.settings import SettingError
 
 TOKENIZER = "OpenGVLab/InternVL2_5-8B-MPO-hf"  # same vocabulary; its weights are not needed
@@ -206,7 +207,11 @@ class Original:
 
     def __init__(self, folder: Path) -> None:
         index = folder / "model.safetensors.index.json"
-        files = json.loads(index.read_text())["weight_map"].values() if index.exists() else ["model.safetensors"]
+        files = (
+            json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()
+            if index.exists()
+            else ["model.safetensors"]
+        )
         self._paths = [folder / name for name in sorted(set(files))]
         missing = [path.name for path in self._paths if not path.exists()]
         if missing:
@@ -275,7 +280,7 @@ def check_weights(original: Original, config: InternVLConfig) -> dict[str, int]:
 def check_tokenizer(tokenizer: Any, source: Path) -> None:
     """Raises SettingError unless the tokenizer gives every special token of the original the original's number."""
     try:
-        known = json.loads((source / "tokenizer_config.json").read_text())["added_tokens_decoder"]
+        known = json.loads((source / "tokenizer_config.json").read_text(encoding="utf-8"))["added_tokens_decoder"]
     except (OSError, KeyError) as error:
         raise SettingError("SOURCE", str(source), "has no tokenizer_config.json that lists special tokens") from error
     for number, token in known.items():
@@ -303,7 +308,7 @@ def convert(source: Path, target: Path, tokenizer: str = TOKENIZER) -> Path:
         todo = "must be a folder, or a hub id that can be had: `hf download OpenGVLab/InternVL2_5-8B-MPO-hf token*`"
         raise SettingError("tokenizer", tokenizer, todo) from error
     check_tokenizer(made, source)
-    original = json.loads((source / "config.json").read_text())
+    original = json.loads((source / "config.json").read_text(encoding="utf-8"))
     ends: list[int] = [made.get_vocab()[token] for token in (IMAGE, END)]
     config = native_config(original, ends[0], ends[1])
     weights = Original(source)
@@ -366,7 +371,7 @@ def _write_weights(weights: Original, config: InternVLConfig, sizes: Mapping[str
                 bar.update(sizes[part.name])
         flush()
     index = {"metadata": {"total_size": sum(sizes.values())}, "weight_map": dict(sorted(places.items()))}
-    (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n")
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -389,4 +394,4 @@ def main(arguments: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(command(lambda: main(sys.argv[1:])))

@@ -178,5 +178,5 @@ def save_processor(processor: Any, folder: Path) -> None:
         own["image_seq_length"] = processor.image_seq_length
     processor.tokenizer.save_pretrained(folder)
     processor.image_processor.save_pretrained(folder)
-    (folder / "processor_config.json").write_text(json.dumps(own, indent=2) + "\n")
-    (folder / "chat_template.jinja").write_text(processor.chat_template)
+    (folder / "processor_config.json").write_text(json.dumps(own, indent=2) + "\n", encoding="utf-8")
+    (folder / "chat_template.jinja").write_text(processor.chat_template, encoding="utf-8")

@@ -165,7 +165,7 @@ def train(name: str, recipe: Recipe, folder: Path) -> Path:
     decoder: Any = partial(_decode, model.model.language_model)
     if recipe.steps > 200:  # compiling takes half a minute
         decoder = torch.compile(decoder, dynamic=False)
-    log = (folder / "log.jsonl").open("a")
+    log = (folder / "log.jsonl").open("a", encoding="utf-8")
     saved = time.monotonic()
 
     def save(step: int) -> None:

@@ -1,0 +1,76 @@
+"""Addresses of stores: a password in one would be shown by files and messages, so it is refused and never printed."""
+
+import re
+from importlib.metadata import entry_points
+from urllib.parse import unquote, urlsplit
+
+from sqlalchemy.engine import make_url
+from sqlalchemy.exc import ArgumentError
+
+from tdrs.settings import SettingError, hidden
+
+DATABASES = ("sqlite", "postgresql", "mysql", "mssql")
+SCHEMES = ("http", "https", *DATABASES, "file", "databricks", "databricks-uc", "uc")
+
+
+def check_password(name: str, value: str, instead: str) -> None:
+    """Raises SettingError if an address has a password, also percent-encoded or in its query.
+
+    Args:
+        instead: the environment variables that can hold it.
+    """
+    plain = value
+    for _ in range(3):
+        plain = unquote(plain)
+    web = plain.lower().startswith(("http:", "https:"))
+    if hidden(plain) != plain or (web and re.search(r"//[^/?#]*@", plain)):
+        shown = f"{value.partition('://')[0]}://***" if "://" in value else "***"
+        raise SettingError(name, shown, f"must have no password, records would show it: use {instead}")
+
+
+def check_tracking(value: object) -> None:
+    """Raises SettingError unless `value` is null or an address that MLflow may know; nothing is opened."""
+    name = "tracking.uri"
+    if value is None:
+        return
+    if not isinstance(value, str) or not value.strip():
+        raise SettingError(name, value, "must be an address, or null")
+    check_password(name, value, "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or PGUSER and PGPASSWORD")
+    scheme = value.partition(":")[0].lower() if ":" in value else ("databricks" if value == "databricks" else "file")
+    known = (*SCHEMES, *(point.name for point in entry_points(group="mlflow.tracking_store")))
+    if scheme.partition("+")[0] not in known:
+        raise SettingError(
+            name, value, f"must begin with {', '.join(f'{one}:' for one in SCHEMES[:7])}, or be a folder"
+        )
+    if scheme in ("http", "https"):
+        _check_web(name, value)
+    elif scheme.partition("+")[0] in DATABASES:
+        _check_database(name, value)
+    elif scheme == "file" and value.removeprefix("file://").startswith("~"):
+        raise SettingError(name, value, "write the home folder out")
+
+
+def _check_web(name: str, value: str) -> None:
+    try:
+        parts = urlsplit(value)
+        good = bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        good = False
+    if not good or re.search(r"\s", value):
+        raise SettingError(name, value, "must be http://HOST:PORT")
+
+
+def _check_database(name: str, value: str) -> None:
+    try:
+        url = make_url(value)
+        if url.get_backend_name() == "sqlite" and (url.database or ":memory:").startswith((":memory:", "~")):
+            raise SettingError(name, value, "must be sqlite:////FOLDER/NAME.db, the home folder written out")
+        url.get_dialect().import_dbapi()
+    except (ArgumentError, ValueError) as error:
+        if isinstance(error, SettingError):
+            raise
+        raise SettingError(name, value, "must be a database's address, such as postgresql://HOST/NAME") from None
+    except ImportError as error:
+        raise SettingError(name, value, f"needs a package that is not installed: {error.name}") from None
+    except Exception as error:  # SQLAlchemy has an error of its own for a driver it does not know
+        raise SettingError(name, value, f"must be a database's address: {error}") from None

@@ -1,0 +1,121 @@
+"""What all commands have in common: how they start, where their words go, and how they end.
+
+`tdrs/__init__.py` imports this module before any other, so that a command can set what libraries read once, when they
+are loaded. Nothing is set where tdrs is imported as a library.
+"""
+
+import errno
+import io
+import os
+import re
+import signal
+import sys
+import threading
+from collections.abc import Callable
+from typing import TextIO, cast
+
+from tdrs.checked_file import Damaged
+from tdrs.lease import LostLease
+from tdrs.settings import SettingError, first_line
+
+_WAITING = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
+
+
+def is_command() -> bool:
+    """Whether Python was started as `python -m tdrs.…` and is still looking for that module.
+
+    Until the module is found, sys.argv[0] is "-m", and the module's name is the word before the arguments.
+    """
+    word = sys.orig_argv[-len(sys.argv)] if sys.argv[:1] == ["-m"] else ""
+    return re.fullmatch(r"(-\w*m)?tdrs(\.[\w.]+)?", word) is not None
+
+
+def prepare() -> None:
+    """Set what has to be set before torch is imported; child processes inherit it."""
+    if not any(name in os.environ for name in _WAITING):
+        # By default a thread without work spins for milliseconds, on a core that other programs could use.
+        os.environ["OMP_WAIT_POLICY"] = "PASSIVE"  # GNU and LLVM read it
+        os.environ["KMP_BLOCKTIME"] = "0"  # Intel's
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # nothing is begun yet that a traceback could be about
+    _open_streams()
+
+
+class _Output(io.FileIO):
+    """An output whose reader may go away: from then on words go nowhere, and the work goes on."""
+
+    def write(self, data: object) -> int:
+        try:
+            return super().write(data)  # type: ignore[arg-type]
+        except OSError as error:
+            if error.errno not in (errno.EPIPE, errno.EIO):  # EIO: the terminal was closed
+                raise
+        nothing = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nothing, self.fileno())
+        os.close(nothing)
+        return memoryview(data).nbytes  # type: ignore[arg-type]
+
+
+def _open_streams() -> None:
+    """Let stdout and stderr take every letter, and outlive their readers; one that is closed goes nowhere."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
+        elif stream is getattr(sys, f"__{name}__") and isinstance(stream, io.TextIOWrapper):
+            stream.flush()
+            output = io.BufferedWriter(_Output(stream.fileno(), "wb", closefd=False))
+            made = io.TextIOWrapper(
+                cast(io.BytesIO, output),
+                encoding=stream.encoding,
+                errors="replace" if name == "stdout" else "backslashreplace",
+                line_buffering=stream.line_buffering,
+                write_through=stream.write_through,
+            )
+            setattr(sys, name, made)
+
+
+def _say(stream: TextIO, text: str) -> None:
+    """Print a last line; a stream that cannot be written is no error here."""
+    try:
+        print(text, file=stream, flush=True)
+    except OSError:
+        return
+
+
+def command(work: Callable[[], int | None]) -> int:
+    """Do a command's work; returns the exit code. Errors that a user can do something about are one line.
+
+    0 done, or what `work` returns; 1 a file cannot be read or written, is damaged, a logit is NaN, or another process
+    leads the study now; 2 a setting is not allowed; 130 stopped by Ctrl-C.
+    """
+    kept = "what was finished is kept, and the same command continues from there"
+    _open_streams()
+    if threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGINT) is signal.SIG_DFL:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        for word in sys.argv:
+            if re.search("[\ud800-\udfff]", word):
+                raise SettingError("command line", word, "has bytes that are no text in this terminal's encoding")
+        code = work() or 0
+        sys.stdout.flush()
+        return code
+    except SettingError as error:
+        _say(sys.stderr, f"error: {error}")
+        return 2
+    except (FloatingPointError, LostLease) as error:
+        _say(sys.stderr, f"error: {error}")
+        return 1
+    except Damaged as error:
+        _say(sys.stderr, f"error: {error}; the study's own command measures it again")
+        return 1
+    except OSError as error:
+        _say(sys.stderr, f"error: {first_line(error)}" + (f"; {kept}" if error.errno == errno.ENOSPC else ""))
+        return 1
+    except KeyboardInterrupt:
+        _say(sys.stderr, f"stopped; {kept}")
+        return 130
+
+
+if is_command():
+    prepare()
