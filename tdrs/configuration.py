@@ -16,12 +16,15 @@ from typing import Any
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from tdrs.environment import keep_memory
 from tdrs.settings import SettingError, check_choice
+
+_MAPPINGS = ("axes", "controls", "methods", "space")  # of `search`: null is none
 
 
 def folder() -> Path:
@@ -41,11 +44,35 @@ def compose(entry: str, overrides: Sequence[str]) -> DictConfig:
     """
     with initialize_config_dir(str(folder()), version_base="1.3"):
         try:
-            config = hydra_compose(entry, list(overrides))
-            OmegaConf.resolve(config)
+            config = hydra_compose(entry, _replacing(overrides))
+            OmegaConf.to_container(config, resolve=True)  # raises where a reference leads nowhere
         except (HydraException, OmegaConfBaseException) as error:
             raise _one_line(str(error), overrides) from error
+    for name in _MAPPINGS:
+        if OmegaConf.select(config, f"search.{name}", default={}) is None:
+            config.search[name] = {}
     return config
+
+
+def _replacing(overrides: Sequence[str]) -> list[str]:
+    """The overrides, with which a mapping of `search` replaces the one that is there; Hydra would merge the two.
+
+    Raises:
+        SettingError: an empty mapping would be merged into another one, and so change nothing.
+    """
+    found: list[str] = []
+    for text in overrides:
+        one = OverridesParser.create().parse_override(text)
+        key = one.key_or_group
+        if not isinstance(one.value(), dict) or one.is_delete():
+            found.append(text)
+        elif key.startswith("search.") and not one.is_add():
+            found += [f"{'++' if one.is_force_add() else ''}{key}=null", text]
+        elif one.value():
+            found.append(text)
+        else:
+            raise SettingError(key, {}, f"an empty mapping changes nothing; ~{key} takes what is there away")
+    return found
 
 
 def choice(group: str, name: str) -> dict[str, Any]:
