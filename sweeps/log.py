@@ -28,7 +28,7 @@ from tdrs.configuration import with_settings
 from tdrs.interventions.tdrs import READINGS
 from tdrs.published import Comparison, checked, compare
 from tdrs.records import Records, append_line, read_lines
-from tdrs.settings import SettingError
+from tdrs.settings import SettingError, first_line
 from tdrs.tracking import Tracker
 
 from .protocols import PROTOCOLS
@@ -40,9 +40,16 @@ REPLACED, TRIALS = "replaced", "trials.jsonl"
 _NOT_DECISIVE = ("output", "tracking", "study", "workers", "features_gib", "dry_run")
 
 
+def studies_folder(output: Path) -> Path:
+    """Where all studies are kept."""
+    return output / "studies"
+
+
 def study_folder(output: Path, name: str) -> Path:
-    """Where a study is kept."""
-    return output / "studies" / name
+    """Where a study is kept; raises SettingError if its name is none of a folder there."""
+    if name in ("", ".", "..") or "/" in name or "\0" in name:
+        raise SettingError("study", name, "must be the name of one folder: without a slash, and not . or ..")
+    return studies_folder(output) / name
 
 
 class Log:
@@ -216,10 +223,18 @@ class Log:
 
 
 def read_trials(folder: Path) -> list[Trial]:
-    """The trials of a study, in the protocol's order; of one that was tried again, the last line."""
+    """The trials of a study, in the protocol's order; of one that was tried again, the last line.
+
+    Raises:
+        SettingError: a line is no trial.
+    """
     found: dict[str, Trial] = {}
-    for line in read_lines(folder / TRIALS):
-        trial = Trial.of(json.loads(line))
+    for number, line in enumerate(read_lines(folder / TRIALS), start=1):
+        try:
+            trial = Trial.of(json.loads(line))
+        except (ValueError, KeyError, TypeError, AttributeError) as error:  # a SettingError is a ValueError
+            allowed = f"line {number} of {folder / TRIALS} is no trial ({first_line(error)})"
+            raise SettingError("study", folder.name, allowed) from None
         found[trial.key] = trial
     return list(found.values())
 

@@ -24,6 +24,7 @@ from omegaconf.errors import OmegaConfBaseException
 from tdrs.environment import keep_memory
 from tdrs.settings import SettingError, check_choice
 
+typed: list[str] = []  # the arguments of the command that `run` runs
 _MAPPINGS = ("axes", "controls", "methods", "space")  # of `search`: null is none
 
 
@@ -71,8 +72,13 @@ def _replacing(overrides: Sequence[str]) -> list[str]:
         elif one.value():
             found.append(text)
         else:
-            raise SettingError(key, {}, f"an empty mapping changes nothing; ~{key} takes what is there away")
+            raise SettingError(key, {}, "an empty mapping changes nothing; give settings, or null where it may be off")
     return found
+
+
+def choices(group: str) -> list[str]:
+    """The names of a group's choices."""
+    return sorted(path.stem for path in (folder() / group).glob("*.yaml"))
 
 
 def choice(group: str, name: str) -> dict[str, Any]:
@@ -81,8 +87,7 @@ def choice(group: str, name: str) -> dict[str, Any]:
     Raises:
         SettingError: the group has no such choice.
     """
-    known = sorted(path.stem for path in (folder() / group).glob("*.yaml"))
-    check_choice(group, name, known)
+    check_choice(group, name, choices(group))
     return copy.deepcopy(_choice(group, name))
 
 
@@ -142,11 +147,11 @@ def run(
     which); 130 stopped by Ctrl-C. `--help` and `--cfg` print.
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
+    typed[:] = arguments
     if "--help" in arguments or "-h" in arguments:
         print(usage.strip())
         for group in sorted(path.name for path in folder().iterdir() if path.is_dir() and path.name[0] != "_"):
-            options = sorted(path.stem for path in (folder() / group).glob("*.yaml"))
-            print(f"  {group:13} {', '.join(options)}")
+            print(f"  {group:13} {', '.join(choices(group))}")
         return 0
     try:
         config = compose(entry, [argument for argument in arguments if argument != "--cfg"])

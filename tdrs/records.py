@@ -17,6 +17,7 @@ import io
 import json
 import math
 import os
+import re
 import shutil
 import socket
 import threading
@@ -33,6 +34,7 @@ import pyarrow.parquet as pq
 import yaml
 
 from tdrs.benchmarks import Record
+from tdrs.settings import SettingError
 from tdrs.stopping import Stop
 
 Counts = dict[str, tuple[int, int]]
@@ -192,8 +194,19 @@ class Records:
         self.lease_seconds = lease_seconds
 
     def path(self, identity: str) -> Path:
-        """The folder of an evaluation, whether or not there is one."""
+        """The folder of an evaluation, whether or not there is one.
+
+        Raises:
+            SettingError: the identity is none, such as one that would lead out of the folder.
+        """
+        if not re.fullmatch(r"[0-9a-z]{1,64}", identity):
+            raise SettingError("identity", identity, "must be the name of a folder of records, of letters and digits")
         return self.folder / identity
+
+    def exists(self, identity: str) -> bool:
+        """Whether there is anything of an evaluation."""
+        path = self.path(identity)
+        return path.is_symlink() or path.exists()
 
     def done(self, identity: str) -> bool:
         return (self.path(identity) / "result.json").exists()

@@ -25,6 +25,7 @@ from mlflow.tracking import MlflowClient
 from mlflow.utils.time import get_current_time_millis
 from sqlalchemy.exc import SQLAlchemyError
 
+from tdrs.commands import command, study_command
 from tdrs.records import Evaluation
 from tdrs.settings import SettingError, check_choice, first_line
 
@@ -104,17 +105,21 @@ class Tracker:
             self._give_up(error)
             return None
 
-    def next_steps(self, experiment: str) -> list[str]:
-        """What to type and open to look at an experiment's runs; nothing without a store."""
+    def next_steps(self, experiment: str, later: str = "") -> list[str]:
+        """What to type and open to look at an experiment's runs; nothing without a store.
+
+        Args:
+            later: the command that logs what could not be logged now; of a study, `sync`, unless another is given.
+        """
         found = self._attempt(lambda client: self._experiment(client, experiment))
         page = f"#/experiments/{found}/runs?workflowType=machine_learning"
         if self.down:
-            return [f"tracking was unavailable; later:  python -m tdrs.study sync {experiment}"]
+            return [f"tracking was unavailable; later:  {later or study_command('sync', experiment, self._root)}"]
         if not found:
             return []
         if not self._local:
             return [f"runs:    {self._uri.rstrip('/')}/{page}"]
-        ui = f"mlflow ui --host 127.0.0.1 --backend-store-uri {self._uri}"
+        ui = command("mlflow", "ui", "--host", "127.0.0.1", "--backend-store-uri", self._uri)
         return [f"next:    {ui}", f"         then open http://127.0.0.1:5000/{page}"]
 
     def _experiment(self, client: MlflowClient, name: str) -> str:
