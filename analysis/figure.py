@@ -10,7 +10,7 @@ import matplotlib
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
-from tdrs.sweeps.log import read_outcome, study_folder
+from tdrs.sweeps.log import read_outcome, studies_folder, study_folder
 from tdrs.sweeps.trials import Outcome
 
 from tdrs import __version__, checked_file
@@ -69,9 +69,9 @@ def redraw(arguments: list[str], draw_from: Callable[[Outcome, Path], list[Path]
     given = dict(argument.partition("=")[::2] for argument in arguments)
     try:
         output = folder_named("output", given.get("output", "outputs"))
-        folder = study_folder(output, given.get("study", ""))
-        if "study" not in given or not (folder / "study.json").exists():
-            have = sorted(p.parent.name for p in study_folder(output, "").glob("*/study.json"))
+        folder = study_folder(output, given["study"]) if "study" in given else None
+        if folder is None or not (folder / "study.json").exists():
+            have = sorted(p.parent.name for p in studies_folder(output).glob("*/study.json"))
             raise SettingError(
                 "study", given.get("study"), f"must be a finished study: {', '.join(have) or 'none yet'}"
             )

@@ -40,9 +40,16 @@ REPLACED, TRIALS = "replaced", "trials.jsonl"
 _NOT_DECISIVE = ("output", "tracking", "study", "workers", "features_gib", "dry_run")
 
 
+def studies_folder(output: Path) -> Path:
+    """Where all studies are kept."""
+    return output / "studies"
+
+
 def study_folder(output: Path, name: str) -> Path:
-    """Where a study is kept."""
-    return output / "studies" / name
+    """Where a study is kept; raises SettingError if its name is none of a folder there."""
+    if name in ("", ".", "..") or "/" in name or "\0" in name:
+        raise SettingError("study", name, "must be the name of one folder: without a slash, and not . or ..")
+    return studies_folder(output) / name
 
 
 class Log:

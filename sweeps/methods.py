@@ -7,11 +7,14 @@ may have a search space, whose best point on the tuning split is what is reporte
 """
 
 import json
+import re
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations, product
 from typing import Any
 
+from tdrs import commands
 from tdrs.benchmarks import DATASETS
 from tdrs.settings import SettingError
 
@@ -34,8 +37,15 @@ def check_axes(axes: Mapping[str, Any]) -> None:
             if rest == "name":
                 raise SettingError(f"axes.{name}", axis, f"{key} alone is no choice; use the key {group}")
             if setter.setdefault(key, name) != name:
-                allowed = f"sets {key}, as axes.{setter[key]} does; take one away, such as '~search.axes.{setter[key]}'"
+                allowed = f"sets {key}, as axes.{setter[key]} does; take one away: {_without(axes, setter[key])}"
                 raise SettingError(f"axes.{name}", axis, allowed)
+
+
+def _without(axes: Mapping[str, Any], name: str) -> str:
+    """The override that takes an axis away; one with a dot in its name has no key of its own in Hydra's grammar."""
+    left = {other: axis for other, axis in axes.items() if other != name}
+    plain = re.fullmatch(r"[A-Za-z_]\w*", name)
+    return shlex.quote(f"~search.axes.{name}" if plain else f"search.axes={commands.value(left)}")
 
 
 def places(axes: Mapping[str, Any]) -> Iterator[Settings]:

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -147,8 +148,10 @@ class Trial:
 
     @classmethod
     def of(cls, values: Mapping[str, Any]) -> "Trial":
-        """The trial of plain values, such as JSON gives."""
+        """The trial of plain values, such as JSON gives; raises SettingError if its identity is not of its form."""
         given = dict(values)
+        if not re.fullmatch(r"[0-9a-f]{16}", str(given.get("identity"))):
+            raise SettingError("identity", given.get("identity"), "must be 16 hexadecimal digits")
         given["difference"] = given.get("difference") and tuple(given["difference"])
         given["clamped"] = {name: tuple(counts) for name, counts in given["clamped"].items()}
         return cls(**given)

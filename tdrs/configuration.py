@@ -15,6 +15,7 @@ from typing import Any
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -23,6 +24,9 @@ from tdrs.addresses import check_password, check_tracking
 from tdrs.command import command
 from tdrs.environment import keep_memory
 from tdrs.settings import SettingError, check_choice, folder_named
+
+typed: list[str] = []  # the arguments of the command that `run` runs
+_MAPPINGS = ("axes", "controls", "methods", "space")  # of `search`: null is none
 
 
 def folder() -> Path:
@@ -42,13 +46,16 @@ def compose(entry: str, overrides: Sequence[str]) -> DictConfig:
     """
     with initialize_config_dir(str(folder()), version_base="1.3"):
         try:
-            config = hydra_compose(entry, list(overrides))
-            OmegaConf.resolve(config)
+            config = hydra_compose(entry, _replacing(overrides))
+            OmegaConf.to_container(config, resolve=True)  # raises where a reference leads nowhere
             if "output" in config:
                 config.output = str(folder_named("output", config.output))
             _check_addresses("", plain(config))
         except (HydraException, OmegaConfBaseException) as error:
             raise _one_line(str(error), overrides) from error
+    for name in _MAPPINGS:
+        if OmegaConf.select(config, f"search.{name}", default={}) is None:
+            config.search[name] = {}
     return config
 
 
@@ -63,14 +70,39 @@ def _check_addresses(name: str, value: object) -> None:
         check_password(name, value, "PGUSER and PGPASSWORD, or what its library reads")
 
 
+def _replacing(overrides: Sequence[str]) -> list[str]:
+    """The overrides, with which a mapping of `search` replaces the one that is there; Hydra would merge the two.
+
+    Raises:
+        SettingError: an empty mapping would be merged into another one, and so change nothing.
+    """
+    found: list[str] = []
+    for text in overrides:
+        one = OverridesParser.create().parse_override(text)
+        key = one.key_or_group
+        if not isinstance(one.value(), dict) or one.is_delete():
+            found.append(text)
+        elif key.startswith("search.") and not one.is_add():
+            found += [f"{'++' if one.is_force_add() else ''}{key}=null", text]
+        elif one.value():
+            found.append(text)
+        else:
+            raise SettingError(key, {}, "an empty mapping changes nothing; give settings, or null where it may be off")
+    return found
+
+
+def choices(group: str) -> list[str]:
+    """The names of a group's choices."""
+    return sorted(path.stem for path in (folder() / group).glob("*.yaml"))
+
+
 def choice(group: str, name: str) -> dict[str, Any]:
     """The settings of one choice of a group, e.g. of `dataset`: `mini_pope`.
 
     Raises:
         SettingError: the group has no such choice.
     """
-    known = sorted(path.stem for path in (folder() / group).glob("*.yaml"))
-    check_choice(group, name, known)
+    check_choice(group, name, choices(group))
     return copy.deepcopy(_choice(group, name))
 
 
@@ -126,13 +158,13 @@ def run(
 ) -> int:
     """Compose, then call `function`; returns the exit code, as `command` does. `--help` and `--cfg` print."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
+    typed[:] = arguments
 
     def work() -> int | None:
         if "--help" in arguments or "-h" in arguments:
             print(usage.strip())
             for group in sorted(path.name for path in folder().iterdir() if path.is_dir() and path.name[0] != "_"):
-                options = sorted(path.stem for path in (folder() / group).glob("*.yaml"))
-                print(f"  {group:13} {', '.join(options)}")
+                print(f"  {group:13} {', '.join(choices(group))}")
             return 0
         config = compose(entry, [argument for argument in arguments if argument != "--cfg"])
         if "--cfg" in arguments:

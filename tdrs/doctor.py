@@ -27,7 +27,8 @@ from tdrs.backbones import Backbone
 from tdrs.backbones.features import Features
 from tdrs.benchmark import medians, peak_mib, timed
 from tdrs.benchmarks import Sample
-from tdrs.configuration import plain, run
+from tdrs.commands import command
+from tdrs.configuration import plain, run, typed
 from tdrs.environment import environment
 from tdrs.evaluate import Plan, complete, gib, out_of_memory, plan
 from tdrs.interventions.tdrs import TDRS
@@ -298,8 +299,8 @@ def main_doctor(config: DictConfig) -> int:
     if wrong:
         print(f"not as it should be: {', '.join(wrong)}")
         return 1
-    names = [f"{part}={values[part]['name']}" for part in ("backbone", "dataset")]
-    print(f"all is as it should be; next:  python -m tdrs.sweep {' '.join(names)} study.name=mine")
+    given = [word for word in typed if not word.lstrip("+").startswith("samples=")]
+    print(f"all is as it should be; next:  {command('tdrs.sweep', *given, 'study.name=mine')}")
     return 0
 
 

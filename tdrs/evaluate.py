@@ -33,7 +33,8 @@ from tdrs.backbones.features import Features
 from tdrs.backbones.huggingface import Answer
 from tdrs.benchmarks import Benchmark, Record, Sample, Samples
 from tdrs.benchmarks.prompts import answer_length
-from tdrs.configuration import plain, run
+from tdrs.commands import command
+from tdrs.configuration import plain, run, typed
 from tdrs.environment import environment
 from tdrs.interventions import Method
 from tdrs.records import Batch, Counts, Evaluation, Records
@@ -280,7 +281,7 @@ def main_evaluate(config: DictConfig) -> None:
         for line in filter(None, [clamped_line(evaluation.clamped), *evaluation.notes]):
             print(line)
         print(f"records: {records.path(identity)}")
-        print("\n".join(tracker.next_steps("evaluate")))
+        print("\n".join(tracker.next_steps("evaluate", command("tdrs.evaluate", *typed))))
 
 
 def gib(value: float) -> int:

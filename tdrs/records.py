@@ -34,6 +34,7 @@ from tdrs.benchmarks import Record
 from tdrs.benchmarks.benchmark import mean_score
 from tdrs.checked_file import Damaged
 from tdrs.lease import Lease
+from tdrs.settings import SettingError
 from tdrs.stopping import Stop
 
 Counts = dict[str, tuple[int, int]]
@@ -189,10 +190,19 @@ class Records:
         self._verified: dict[str, tuple[tuple[int, int, int], ...]] = {}  # the files' status when they were whole
 
     def path(self, identity: str) -> Path:
-        """The folder of an evaluation, whether or not there is one; raises ValueError if that is no identity."""
+        """The folder of an evaluation, whether or not there is one.
+
+        Raises:
+            SettingError: the identity is none, such as one that would lead out of the folder.
+        """
         if not is_identity(identity):
-            raise ValueError(f"{identity!r} is no identity of an evaluation: 16 hexadecimal digits")
+            raise SettingError("identity", identity, "must be the name of a folder of records: 16 hexadecimal digits")
         return self.folder / identity
+
+    def exists(self, identity: str) -> bool:
+        """Whether there is anything of an evaluation."""
+        path = self.path(identity)
+        return path.is_symlink() or path.exists()
 
     def done(self, identity: str) -> bool:
         """Whether an evaluation is finished, and its files are whole."""

@@ -5,15 +5,13 @@
     python -m tdrs.study best sqa_ablation             # the best settings, as a command
     python -m tdrs.study export sqa_ablation           # trials.csv and samples.parquet
     python -m tdrs.study sync sqa_ablation             # write to Optuna and MLflow what is missing there
-    python -m tdrs.study delete sqa_ablation --yes     # without --yes it says what would go
+    python -m tdrs.study delete sqa_ablation --yes     # to outputs/trash; without --yes it says what would go
 
-`output=FOLDER` is where studies are kept, `outputs` unless said; `sync` and `delete` take `tracking.uri=ADDRESS`.
+A name that begins with `-` or has a `=` is given as `study=NAME`. `output=FOLDER` is where studies are kept, `outputs`
+unless said; `sync` and `delete` take `tracking.uri=ADDRESS`.
 """
 
 import csv
-import json
-import shlex
-import shutil
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -24,88 +22,39 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from tqdm import tqdm
 
-from tdrs import checked_file
-from tdrs.checked_file import Damaged
-from tdrs.command import command
-from tdrs.configuration import choice, with_settings
-from tdrs.lease import Lease
-from tdrs.records import Records
+from tdrs.command import command as run_command
+from tdrs.commands import changes, command, value
+from tdrs.configuration import choice, choices, compose, plain, with_settings
+from tdrs.kept import Kept
 from tdrs.settings import SettingError, check_choice, folder_named
-from tdrs.sweeps.log import REPLACED, read_outcome, read_trials, study_folder, study_key, sync
-from tdrs.sweeps.storage import JOURNAL
+from tdrs.study_delete import delete
+from tdrs.sweeps.log import read_outcome, studies_folder, sync
 from tdrs.sweeps.trials import FAILED, PRUNED, STOCK, Request, Trial, spelled
 from tdrs.tracking import open_tracker
 
 
-class Kept:
-    """A study in its folder."""
-
-    def __init__(self, output: Path, name: str) -> None:
-        known = sorted(path.parent.name for path in study_folder(output, "").glob("*/config.yaml"))
-        if name not in known:
-            raise SettingError("study", name, f"must be one of {', '.join(known) or 'none yet'} in {output}")
-        self.name = name
-        self.output = output
-        self.folder = study_folder(output, name)
-        self.records = Records(output / "records")
-        try:
-            self.config = checked_file.read_yaml(self.folder / "config.yaml")
-        except Damaged as error:
-            raise SettingError("study", name, f"{error}; run the study again, or `study check`") from None
-        self.trials = list(read_trials(self.folder, self.key).values())
-
-    @property
-    def key(self) -> str:
-        return study_key(self.config)
-
-    @property
-    def replaced(self) -> list[Path]:
-        """The folders with what another study of this name, or an earlier version, has left."""
-        return sorted(path for path in (self.folder / REPLACED).glob("*") if path.is_dir())
-
-    @property
-    def identities(self) -> set[str]:
-        """The evaluations of its trials, also of those that were replaced."""
-        folders = {self.folder: self.key} | {path: path.name.partition("-")[0] for path in self.replaced}
-        return {trial.identity for path, key in folders.items() for trial in read_trials(path, key).values()}
-
-    @property
-    def running(self) -> bool:
-        """Whether a process on this machine leads it."""
-        return Lease.taken(self.folder, self.records.lease_seconds, "lock")
-
-    @property
-    def state(self) -> str:
-        if self.running:
-            return "running"
-        return "finished" if (self.folder / "study.json").exists() else "stopped"
-
-    def count(self, status: str) -> int:
-        return sum(trial.status == status for trial in self.trials)
-
-
-def _all(output: Path) -> list[Kept]:
-    return [Kept(output, path.parent.name) for path in sorted(study_folder(output, "").glob("*/config.yaml"))]
-
-
 def _list(output: Path) -> None:
-    studies, faults = [], []
-    for path in sorted(study_folder(output, "").glob("*/config.yaml")):
-        try:
-            studies.append(Kept(output, path.parent.name))
-        except SettingError as error:
-            faults.append(f"{path.parent.name}: {error.allowed}")
-    print("".join(f"{fault}\n" for fault in faults), end="", file=sys.stderr)
-    if not studies:
-        print(f"no study in {output}; the first:  python -m tdrs.sweep +experiment=sqa_ablation")
+    names = sorted(path.parent.name for path in studies_folder(output).glob("*/config.yaml"))
+    if not names:
+        print(f"no study in {output}; the first:  {command('tdrs.sweep', '+experiment=sqa_ablation', *_at(output))}")
         return
     print(f"{'study':20}{'protocol':12}{'state':10}{'trials':>7}{'failed':>8}{'pruned':>8}  last change")
-    for study in studies:
+    for name in names:
+        try:
+            study = Kept(output, name)
+        except SettingError as error:
+            print(f"{name:20}{error.allowed}")
+            continue
         protocol = study.config["search"]["protocol"]
-        changed = max(path.stat().st_mtime for path in study.folder.iterdir())
+        changed = max(path.lstat().st_mtime for path in study.folder.iterdir())
         counts = f"{len(study.trials):>7}{study.count(FAILED):>8}{study.count(PRUNED):>8}"
         when = time.strftime("%Y-%m-%d %H:%M", time.localtime(changed))
         print(f"{study.name:20}{protocol:12}{study.state:10}{counts}  {when}")
+
+
+def _at(output: Path) -> list[str]:
+    """The override that makes a folder the output, if it is not that by itself."""
+    return [] if output == Path("outputs") else [f"output={value(str(output.absolute()))}"]
 
 
 def _settings(trial: Trial) -> str:
@@ -150,21 +99,19 @@ def _best(study: Kept) -> None:
 def _command(study: Kept, trial: Trial) -> str:
     """What evaluates a trial's settings on the held-out split."""
     config = with_settings(study.config, Request("", "", trial.settings, trial.place).merged)
+    usual = plain(compose("evaluate", []))
     words = []
     for part in ("backbone", "dataset", "intervention"):
-        given, usual = config[part], choice(part, config[part]["name"])
-        words += [f"{part}={given['name']}", *_overrides(part, given, usual)]
-    words += [f"limit={config['preset']['held_out']}", f"batch_size={config['batch_size']}"]
-    return f"python -m tdrs.evaluate {shlex.join(words)} output={study.output}"
-
-
-def _overrides(name: str, given: Any, usual: Any) -> list[str]:
-    """Hydra overrides that make of a usual value the given one."""
-    if isinstance(given, dict) and isinstance(usual, dict):
-        return [word for key in given for word in _overrides(f"{name}.{key}", given[key], usual.get(key))]
-    if given == usual:
-        return []
-    return [f"{name}={json.dumps(given) if not isinstance(given, str) else given}"]
+        given = dict(config[part])
+        source = Path(given.get("source") or "").expanduser()
+        if source.name and source.exists():
+            given["source"] = str(source.absolute())
+        known = choices(part)  # the name of a choice, unless another name was given
+        name = given["name"] if given["name"] in known else usual[part]["name"]
+        words += [f"{part}={name}", *changes(part, given, choice(part, name))]
+    words += [f"limit={value(config['preset']['held_out'])}", f"batch_size={config['batch_size']}"]
+    words += changes("attention", config["attention"], usual["attention"])
+    return command("tdrs.evaluate", *words, f"output={value(str(study.output.absolute()))}")
 
 
 def _export(study: Kept) -> None:
@@ -195,41 +142,6 @@ def _export(study: Kept) -> None:
     print(f"{path}   (joins trials.csv by identity)")
 
 
-def _delete(study: Kept, yes: bool, tracking: dict[str, Any]) -> None:
-    if study.running:
-        raise SettingError("study", study.name, "is running; stop it first")
-    others = {identity for other in _all(study.output) if other.name != study.name for identity in other.identities}
-    own = study.identities - others
-    shared = len(study.identities & others)
-    print(
-        f"{study.folder}: {len(study.trials)} trials; {len(own)} evaluations of its own, {shared} of other studies, too"
-    )
-    if study.replaced:
-        print(f"with what {len(study.replaced)} earlier runs under this name have left in {study.folder / REPLACED}")
-    if not yes:
-        print(f"nothing was deleted; to do it:  python -m tdrs.study delete {study.name} output={study.output} --yes")
-        return
-    with open_tracker(tracking, study.output) as tracker:
-        runs = tracker.delete(study.name, {study.key, *(path.name for path in study.replaced)})
-    for identity in own:
-        with study.records.claim(identity) or _Busy():
-            shutil.rmtree(study.records.path(identity), ignore_errors=True)
-    shutil.rmtree(study.folder)
-    if study.config["study"].get("storage", JOURNAL) != JOURNAL:
-        print(f"its trials in {study.config['study']['storage']} are kept: other machines may need them")
-    told = f"with {runs} runs in MLflow (`mlflow gc` frees their space)"
-    print(f"deleted, {'but for its runs in MLflow' if tracker.down else told}; evaluations of other studies are kept")
-
-
-class _Busy:
-    """In place of a claim that another process has: then nothing is deleted."""
-
-    def __enter__(self) -> None:
-        raise SettingError("study", "", "another process is measuring one of its evaluations; stop it first")
-
-    def __exit__(self, *_: object) -> None: ...
-
-
 def _sync(study: Kept, tracking: dict[str, Any]) -> int:
     if study.running:
         raise SettingError("study", study.name, "is running, and logs by itself")
@@ -250,13 +162,15 @@ def main(arguments: Sequence[str]) -> int:
     """The command; returns the exit code: 2 for bad arguments."""
     words = [word for word in arguments if "=" not in word and not word.startswith("-")]
     given = dict(word.partition("=")[::2] for word in arguments if "=" in word)
+    name = given.pop("study", None)
+    words += [] if name is None else [name]
     if "--help" in arguments or "-h" in arguments or not words:
         print((__doc__ or "").strip())
         return 0 if words or "--help" in arguments or "-h" in arguments else 2
     try:
         check_choice("verb", words[0], VERBS)
         for key in given:
-            check_choice("option", key, ("output", "tracking.uri"))
+            check_choice("option", key, ("study", "output", "tracking.uri"))
         output = folder_named("output", given.get("output", "outputs"))
         if words[0] == "list":
             _list(output)
@@ -272,7 +186,7 @@ def main(arguments: Sequence[str]) -> int:
             "show": lambda: _show(study),
             "best": lambda: _best(study),
             "export": lambda: _export(study),
-            "delete": lambda: _delete(study, "--yes" in arguments, tracking),
+            "delete": lambda: delete(study, "--yes" in arguments, tracking),
             "sync": lambda: _sync(study, tracking),
         }
         return verbs[words[0]]() or 0
@@ -282,4 +196,4 @@ def main(arguments: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(command(lambda: main(sys.argv[1:])))
+    sys.exit(run_command(lambda: main(sys.argv[1:])))

@@ -5,7 +5,6 @@
 checks every setting, runs (or resumes) the study, writes its report with figures and tables, and prints the rows.
 """
 
-import shlex
 import sys
 import time
 from contextlib import nullcontext
@@ -14,7 +13,8 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from tdrs.analysis import report
-from tdrs.configuration import plain, run
+from tdrs.commands import command, study_command
+from tdrs.configuration import plain, run, typed
 from tdrs.settings import SettingError
 from tdrs.stopping import stoppable
 from tdrs.sweeps import workers
@@ -30,11 +30,11 @@ def main_sweep(config: DictConfig) -> int:
     if values["dry_run"]:
         values["tracking"] = {"name": "none"}
     with stoppable() as stop, open_tracker(values["tracking"], Path(values["output"])) as tracker:
-        study = Study(values, tracker, stop, shlex.join(["python", "-m", "tdrs.sweep", *sys.argv[1:]]))
+        study = Study(values, tracker, stop, command("tdrs.sweep", *typed))
         if values["dry_run"]:
             print("\n".join(study.dry_run()))
             return 0
-        crew = workers.from_settings(values, sys.argv[1:], study.folder)
+        crew = workers.from_settings(values, typed, study.folder)
         if values["workers"]["name"] == "member":
             study.help()
             return 0
@@ -61,8 +61,9 @@ def main_sweep(config: DictConfig) -> int:
         for figure in figures[::2]:
             print(f"figure:  {figure}")
         print(f"report:  {written[0]}")
-        print(f"again:   python -m tdrs.analysis.report study={study.name} output={values['output']}")
-        print(f"trials:  python -m tdrs.study show {study.name} output={values['output']}")
+        output = Path(values["output"]).absolute()
+        print(f"again:   {command('tdrs.analysis.report', f'study={study.name}', f'output={output}')}")
+        print(f"trials:  {study_command('show', study.name, output)}")
         print("\n".join(tracker.next_steps(study.name)))
         return 1 if outcome.failures else 0
 

@@ -10,7 +10,6 @@ import fcntl
 import json
 import logging
 import os
-import shlex
 import sqlite3
 import subprocess
 import sys
@@ -34,6 +33,7 @@ from sqlalchemy import create_engine
 from sqlalchemy.pool import NullPool
 
 from tdrs.addresses import DATABASES, check_tracking
+from tdrs.commands import command, study_command
 from tdrs.lease import LostLease
 from tdrs.records import Evaluation
 from tdrs.settings import check_choice, first_line
@@ -200,24 +200,28 @@ class Tracker:
                 self._experiments.clear()
         return None
 
-    def next_steps(self, experiment: str) -> list[str]:
-        """What to type and open to look at an experiment's runs; nothing without a store."""
+    def next_steps(self, experiment: str, later: str = "") -> list[str]:
+        """What to type and open to look at an experiment's runs; nothing without a store.
+
+        Args:
+            later: the command that logs what could not be logged now; of a study, `sync`, unless another is given.
+        """
         found = self._attempt(lambda client: self._experiment(client, experiment))
         page = f"#/experiments/{found}/runs?workflowType=machine_learning"
         if self.down:
-            return self.later(experiment)
+            return [f"tracking was unavailable; later:  {later}"] if later else self.later(experiment)
         if not found:
             return []
         if not self._local:
             return [f"runs:    {self._uri.rstrip('/')}/{page}"]
-        ui = f"mlflow ui --host 127.0.0.1 --backend-store-uri {shlex.quote(self._uri)}"
+        ui = command("mlflow", "ui", "--host", "127.0.0.1", "--backend-store-uri", self._uri)
         return [f"next:    {ui}", f"         then open http://127.0.0.1:5000/{page}"]
 
     def later(self, experiment: str) -> list[str]:
         """What to do where the store was down: what repairs it, or writes the runs to another one."""
         if experiment == "evaluate":
             return ["tracking was unavailable; later, the same command finds the records and logs the run"]
-        sync = f"python -m tdrs.study sync {shlex.quote(experiment)} output={shlex.quote(str(self._output))}"
+        sync = study_command("sync", experiment, self._output)
         if self._local:
             return [f"tracking was unavailable; this repairs it:  {sync}"]
         return [

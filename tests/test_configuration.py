@@ -235,3 +235,40 @@ def test_help_and_cfg(capsys: pytest.CaptureFixture[str]) -> None:
     assert "mini_llava" in capsys.readouterr().out
     assert run("sweep", never, "", ["--cfg", "dataset.gap=77"]) == 0
     assert "gap: 77" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("override", "left"),
+    [
+        ("search.controls={}", {}),
+        ("search.controls=null", {}),
+        ("~search.controls", None),
+        ("++search.controls={}", {}),
+        ("search.controls={mine: {intervention: pai}}", {"mine": {"intervention": "pai"}}),
+        ("search.series={weights: {intervention.gain: weights}}", None),
+    ],
+)
+def test_a_mapping_of_search_replaces(override: str, left: object) -> None:
+    """Hydra would merge it into the one that is there, and an empty one would change nothing."""
+    config = plain(compose("sweep", [override]))["search"]
+    if "series" in override:
+        assert config["series"] == {"weights": {"intervention.gain": "weights"}}
+    else:
+        assert config.get("controls") == left
+        assert len(PROTOCOLS["coordinate"].from_settings(config).reported()) == len(left or {})
+
+
+def test_an_axis_is_added_or_all_are_replaced() -> None:
+    given = ["+experiment=peers", "search.axes={dataset: [mini_gqa, mini_pope]}"]
+    assert plain(compose("sweep", given))["search"]["axes"] == {"dataset": ["mini_gqa", "mini_pope"]}
+    given = ["+experiment=peers", "+search.axes={batch_size: [8, 16]}"]
+    assert list(plain(compose("sweep", given))["search"]["axes"]) == ["place", "batch_size"]
+    given = ["search=grid", "search.axes={batch_size: [8]}", "+search.axes.backbone=[mini_llava]"]
+    assert list(plain(compose("sweep", given))["search"]["axes"]) == ["batch_size", "backbone"]
+
+
+@pytest.mark.parametrize("override", ["intervention.dc={}", "backbone.image={}", "+search.axes={}", "study={}"])
+def test_an_empty_mapping_is_refused_where_it_would_change_nothing(override: str) -> None:
+    key = override.strip("+").partition("=")[0]
+    with pytest.raises(SettingError, match=f"^{key} = {{}}: an empty mapping changes nothing; give it"):
+        compose("sweep", [override])

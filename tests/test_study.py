@@ -133,7 +133,7 @@ def test_sync_writes_what_is_missing(tmp_path: Path, pretended: list[str], capsy
         (["lst"], "verb = 'lst': must be one of list, show, best, export, delete, sync"),
         (["show"], "study = '': show takes the name of one study"),
         (["show", "nothing"], "study = 'nothing': must be one of none yet in outputs"),
-        (["list", "ouput=x"], "option = 'ouput': must be one of output, tracking.uri"),
+        (["list", "ouput=x"], "option = 'ouput': must be one of study, output, tracking.uri"),
     ],
 )
 def test_bad_words(

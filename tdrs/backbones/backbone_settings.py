@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -137,7 +138,7 @@ class BackboneSettings:
         except SettingError as error:
             raise error.under("backbone") from None
         except Exception as error:
-            raise not_loaded(self.source, error) from error
+            raise not_loaded(self.source, error, self.revision) from error
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -166,7 +167,7 @@ def _config(source: str, revision: str | None, changed: tuple[int, int] | None) 
     try:
         return AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=False)
     except Exception as error:  # what a damaged file leads to is of any kind
-        raise not_loaded(source, error) from error
+        raise not_loaded(source, error, revision) from error
 
 
 @lru_cache
@@ -179,7 +180,7 @@ def _snapshot(source: str, revision: str | None) -> Path:
     return Path(kept).parent
 
 
-def not_loaded(source: str, error: Exception) -> SettingError:
+def not_loaded(source: str, error: Exception, revision: str | None = None) -> SettingError:
     """Why a model cannot be had, and what to do: where it was looked for, and what would download it."""
     folder = Path(source).expanduser()
     if folder.is_dir() and not isinstance(error, Incomplete):
@@ -191,7 +192,8 @@ def not_loaded(source: str, error: Exception) -> SettingError:
         return SettingError("backbone.source", source, first_line(error))
     if folder.is_dir() or source.startswith("embedded:") or not isinstance(error, OSError):
         return SettingError("backbone.source", source, f"cannot be loaded ({first_line(error)})")
-    todo = f"`hf download {source}` where there is a network, or backbone.source=/path/to/its/folder"
+    fetch = shlex.join(["hf", "download", source, *(["--revision", revision] if revision else [])])
+    todo = f"`{fetch}` where there is a network, or backbone.source=/path/to/its/folder"
     return SettingError("backbone.source", source, f"is not in {HF_HUB_CACHE}, nor to be had from the hub; {todo}")
 
 

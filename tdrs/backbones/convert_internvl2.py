@@ -32,6 +32,7 @@ from transformers import (
 )
 from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import GotOcr2ImageProcessorPil
 
+from tdrs import commands
 from tdrs.backbones.processors import InternVLImagesOnly, save_processor
 from tdrs.command import command
 from tdrs.settings import SettingError
@@ -305,7 +306,8 @@ def convert(source: Path, target: Path, tokenizer: str = TOKENIZER) -> Path:
     try:
         made = AutoTokenizer.from_pretrained(tokenizer, trust_remote_code=False, add_prefix_space=False)
     except (OSError, ValueError) as error:
-        todo = "must be a folder, or a hub id that can be had: `hf download OpenGVLab/InternVL2_5-8B-MPO-hf token*`"
+        fetch = f"hf download {TOKENIZER} --include '*token*'"
+        todo = f"must be a folder, or a hub id that can be had: `{fetch}`"
         raise SettingError("tokenizer", tokenizer, todo) from error
     check_tokenizer(made, source)
     original = json.loads((source / "config.json").read_text(encoding="utf-8"))
@@ -376,9 +378,9 @@ def _write_weights(weights: Original, config: InternVLConfig, sizes: Mapping[str
 
 def main(arguments: Sequence[str]) -> int:
     """The command; returns the exit code: 2 if something is unexpected."""
-    given = dict(word.partition("=")[::2] for word in arguments if "=" in word)
-    folders = [word for word in arguments if "=" not in word]
-    if len(folders) != 2 or given.keys() - {"tokenizer"}:
+    given = dict(word.partition("=")[::2] for word in arguments if word.startswith("tokenizer="))
+    folders = [word for word in arguments if not word.startswith("tokenizer=")]
+    if len(folders) != 2 or {"--help", "-h"} & set(arguments):
         print((__doc__ or "").strip())
         return 0 if {"--help", "-h"} & set(arguments) else 2
     try:
@@ -389,7 +391,8 @@ def main(arguments: Sequence[str]) -> int:
         return 2
     size = sum(path.stat().st_size for path in target.iterdir())
     print(f"{target}: {size / 2**30:.1f} GiB")
-    print(f"next:  python -m tdrs.doctor backbone=internvl2_8b backbone.source={target} dataset=scienceqa")
+    words = ["backbone=internvl2_8b", f"backbone.source={commands.value(str(target.absolute()))}", "dataset=scienceqa"]
+    print(f"next:  {commands.command('tdrs.doctor', *words)}")
     return 0
 
 

@@ -302,7 +302,7 @@ def load(settings: BackboneSettings, features: Features | None = None) -> Backbo
     except (MemoryError, torch.OutOfMemoryError):
         raise
     except Exception as error:  # each library that reads a part of a folder has errors of its own
-        raise not_loaded(settings.source, error) from error
+        raise not_loaded(settings.source, error, settings.revision) from error
     model.generation_config = greedy(model.generation_config, ends(processor))
     if settings.device != "spread":
         torch.nn.Module.to(model, settings.resolved_device)

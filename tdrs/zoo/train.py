@@ -27,6 +27,7 @@ from torch import nn
 from torch.utils.data import DataLoader, Subset
 from tqdm import tqdm
 
+from tdrs import commands
 from tdrs.backbones.processors import save_processor
 from tdrs.configuration import plain, run
 from tdrs.settings import SettingError, build, check_choice
@@ -229,7 +230,8 @@ def main_train(config: DictConfig) -> None:
     folder = Path(values["output"]) / "zoo" / (f"{name}-seed{recipe.seed}" if "seed" in given else name)
     model = train(name, recipe, folder)
     print(f"model:   {model}")
-    print(f"next:    python -m tdrs.evaluate backbone={name} backbone.source={model} dataset.gap=0")
+    words = [f"backbone={name}", f"backbone.source={commands.value(str(model.absolute()))}", "dataset.gap=0"]
+    print(f"next:    {commands.command('tdrs.evaluate', *words)}")
 
 
 USAGE = """

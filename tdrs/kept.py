@@ -1,0 +1,75 @@
+"""A study in its folder, as it was left."""
+
+from pathlib import Path
+from typing import Any
+
+from tdrs import checked_file
+from tdrs.checked_file import Damaged
+from tdrs.lease import Lease
+from tdrs.records import Records
+from tdrs.settings import SettingError, first_line
+from tdrs.sweeps.log import REPLACED, read_trials, studies_folder, study_folder, study_key
+
+
+class Kept:
+    """A study in its folder.
+
+    Raises:
+        SettingError: there is no such study, or one of its files is damaged.
+    """
+
+    def __init__(self, output: Path, name: str) -> None:
+        self.folder = study_folder(output, name)
+        if not (self.folder / "config.yaml").exists():
+            known = sorted(path.parent.name for path in studies_folder(output).glob("*/config.yaml"))
+            raise SettingError("study", name, f"must be one of {', '.join(known) or 'none yet'} in {output}")
+        self.name = name
+        self.output = output
+        self.records = Records(output / "records")
+        self.config = _configuration(self.folder / "config.yaml")
+        self.trials = list(read_trials(self.folder, self.key).values())
+
+    @property
+    def key(self) -> str:
+        return study_key(self.config)
+
+    @property
+    def replaced(self) -> list[Path]:
+        """The folders with what another study of this name, or an earlier version, has left."""
+        return sorted(path for path in (self.folder / REPLACED).glob("*") if path.is_dir())
+
+    @property
+    def identities(self) -> set[str]:
+        """The evaluations of its trials, also of those that were replaced."""
+        folders = {self.folder: self.key} | {path: path.name.partition("-")[0] for path in self.replaced}
+        return {trial.identity for path, key in folders.items() for trial in read_trials(path, key).values()}
+
+    @property
+    def running(self) -> bool:
+        """Whether a process on this machine leads it."""
+        return is_running(self.folder)
+
+    @property
+    def state(self) -> str:
+        if self.running:
+            return "running"
+        return "finished" if (self.folder / "study.json").exists() else "stopped"
+
+    def count(self, status: str) -> int:
+        return sum(trial.status == status for trial in self.trials)
+
+
+def is_running(folder: Path) -> bool:
+    """Whether a process on this machine leads the study in a folder."""
+    return Lease.taken(folder, Records(folder).lease_seconds, "lock")
+
+
+def _configuration(path: Path) -> dict[str, Any]:
+    """A study's configuration; raises SettingError if the file is damaged."""
+    try:
+        config = checked_file.read_yaml(path)
+        for known in (study_key(config), config["search"]["protocol"], config["tracking"]["name"]):
+            str(known)
+        return dict(config)
+    except (Damaged, KeyError, TypeError, AttributeError) as error:
+        raise SettingError("study", path.parent.name, f"{path} is damaged ({first_line(error)})") from None

@@ -1,0 +1,120 @@
+"""What `tdrs.study delete` does: a study, and the evaluations that no other study names, go into a trash folder.
+
+Nothing is erased: `outputs/trash/NAME-DATE` has the study's folder as `study` and its evaluations under `records`. An
+evaluation is kept if its identity stands anywhere in the files of another study, whatever else is missing there.
+"""
+
+import os
+import re
+import shlex
+import shutil
+import time
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any
+
+from tdrs.commands import study_command
+from tdrs.kept import Kept, is_running
+from tdrs.records import Records
+from tdrs.settings import SettingError
+from tdrs.sweeps.log import REPLACED, studies_folder
+from tdrs.sweeps.storage import JOURNAL
+from tdrs.tracking import open_tracker
+
+_IDENTITY = re.compile(rb"(?<![0-9a-f])[0-9a-f]{16}(?![0-9a-f])")
+
+
+def delete(study: Kept, yes: bool, tracking: Mapping[str, Any]) -> None:
+    """Move a study away, with the evaluations that are its alone; without `yes` only say what would go.
+
+    Raises:
+        SettingError: it, or another study, is running; its folder is a link; another study's files cannot be read.
+    """
+    if study.folder.is_symlink():
+        allowed = f"is a link to {study.folder.resolve()}; remove the link, or delete it there"
+        raise SettingError("study", study.name, allowed)
+    if study.running:
+        raise SettingError("study", study.name, "is running; stop it first")
+    identities = study.identities
+    others: set[str] = set()
+    for folder in sorted(studies_folder(study.output).iterdir()):
+        if folder.name != study.name and (folder.is_dir() or folder.is_symlink()):
+            others |= named_in(folder)
+    own = {identity for identity in identities - others if study.records.exists(identity)}
+    shared = len(identities & others)
+    print(
+        f"{study.folder}: {len(study.trials)} trials; {len(own)} evaluations of its own, {shared} of other studies, too"
+    )
+    if study.replaced:
+        print(f"with what {len(study.replaced)} earlier runs under this name have left in {study.folder / REPLACED}")
+    if not yes:
+        again = study_command("delete", study.name, study.output.absolute(), "--yes")
+        print(f"nothing was deleted; to do it:  {again}")
+        return
+    for identity in own:
+        with _claimed(study.records, identity):
+            pass  # all are free, before the first one goes
+    with open_tracker(tracking, study.output) as tracker:
+        runs = tracker.delete(study.name, {study.key, *(path.name for path in study.replaced)})
+    trash = _trash(study)
+    for identity in own:
+        with _claimed(study.records, identity):
+            shutil.move(study.records.path(identity), trash / "records" / identity)
+    shutil.move(study.folder, trash / "study")
+    if study.config["study"].get("storage", JOURNAL) != JOURNAL:
+        print(f"its trials in {study.config['study']['storage']} are kept: other machines may need them")
+    print(f"deleted, with {runs} runs in MLflow (`mlflow gc` frees their space); evaluations of other studies are kept")
+    print(f"its files are in {trash} until:  {shlex.join(['rm', '-r', str(trash.absolute())])}")
+
+
+def named_in(folder: Path) -> set[str]:
+    """All that may be an evaluation's identity in the files of a study, whatever state they are in.
+
+    Raises:
+        SettingError: a file cannot be read, or the study is running and may come to name more.
+    """
+
+    def unknown(error: OSError) -> None:
+        allowed = f"{error}; which evaluations this study needs is not known, so nothing was deleted"
+        raise SettingError("study", folder.name, allowed) from None
+
+    found: set[str] = set()
+    try:
+        if (folder / "lock").exists() and is_running(folder):
+            allowed = "is running, and may need evaluations of the other one; nothing was deleted: stop it first"
+            raise SettingError("study", folder.name, allowed)
+        for place, _, names in os.walk(folder, onerror=unknown):
+            for name in (name for name in names if not name.endswith(".parquet")):  # an export, made of trials.jsonl
+                found |= {one.decode() for one in _IDENTITY.findall(Path(place, name).read_bytes())}
+    except OSError as error:
+        unknown(error)
+    return found
+
+
+def _trash(study: Kept) -> Path:
+    """A new folder for what is deleted."""
+    name = f"{study.name[:100]}-{time.strftime('%Y%m%d-%H%M%S')}"
+    number = 1
+    while True:
+        trash = study.output / "trash" / (name if number == 1 else f"{name}-{number}")
+        try:
+            (trash / "records").mkdir(parents=True)
+        except FileExistsError:
+            number += 1
+        else:
+            return trash
+
+
+def _claimed(records: Records, identity: str) -> AbstractContextManager[object]:
+    """An evaluation that no other process measures; one that is a link is moved as a link, and not looked into.
+
+    Raises:
+        SettingError: another process measures it.
+    """
+    if records.path(identity).is_symlink():
+        return nullcontext()
+    lease = records.claim(identity)
+    if lease is None:
+        raise SettingError("study", identity, "another process is measuring this evaluation; stop it first")
+    return lease
