@@ -30,7 +30,7 @@ SCALARS = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False)
 @settings(max_examples=20, deadline=None)
 @given(st.recursive(SCALARS, lambda some: st.lists(some, max_size=3), max_leaves=4))
 def test_a_value_is_read_back(given: object) -> None:
-    found = plain(compose("evaluate", [f"output={commands.value(given)}"]))["output"]
+    found = plain(compose("evaluate", [f"split={commands.value(given)}"]))["split"]
     assert found == given
     assert type(found) is type(given)
 

@@ -270,5 +270,5 @@ def test_an_axis_is_added_or_all_are_replaced() -> None:
 @pytest.mark.parametrize("override", ["intervention.dc={}", "backbone.image={}", "+search.axes={}", "study={}"])
 def test_an_empty_mapping_is_refused_where_it_would_change_nothing(override: str) -> None:
     key = override.strip("+").partition("=")[0]
-    with pytest.raises(SettingError, match=f"^{key} = {{}}: an empty mapping changes nothing; give it"):
+    with pytest.raises(SettingError, match=f"^{key} = {{}}: an empty mapping changes nothing; give settings"):
         compose("sweep", [override])
