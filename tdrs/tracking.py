@@ -27,6 +27,8 @@ os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")  # a server that i
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "6")
 os.environ.setdefault("PGCONNECT_TIMEOUT", "10")
 
+import mlflow.store.db
+from alembic.script import ScriptDirectory
 from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
@@ -125,33 +127,32 @@ class Tracker:
 
     def _mend(self) -> None:
         """Bring a local store of an older MLflow up to date; put one that cannot be used aside and begin a new one."""
+        damage = version = ""
         try:
             with closing(sqlite3.connect(self._store, timeout=BUSY)) as database:
                 (said,) = database.execute("pragma quick_check(1)").fetchone()
-            damage = "" if said == "ok" else str(said)
+                damage = "" if said == "ok" else str(said)
+                with suppress(sqlite3.OperationalError):  # no such table: MLflow makes all of them
+                    (version,) = database.execute("select version_num from alembic_version").fetchone() or ("",)
         except sqlite3.OperationalError:  # locked, or not to be read
             raise
         except sqlite3.DatabaseError as error:
             damage = str(error)
-        if damage:
-            aside = self._aside("damaged")
-            self._create()
-            self._say_new(f"was damaged ({damage})", aside)
+        current = ScriptDirectory(str(Path(mlflow.store.db.__file__).parents[1] / "db_migrations")).get_current_head()
+        if not damage and version in ("", current):
             return
-        try:
-            MlflowClient(tracking_uri=self._uri).search_experiments(max_results=1)
-        except Exception as error:
-            if "schema" not in str(error) and "revision" not in str(error):
-                raise
-            aside = self._aside("other")
+        aside = self._aside("damaged" if damage else "other")
+        if not damage:
             shutil.copy(aside, self._store)
             upgrade = [sys.executable, "-m", "mlflow", "db", "upgrade", self._uri]
             if not subprocess.run(upgrade, capture_output=True, check=False).returncode:
                 print(f"mlflow.db of an older MLflow was upgraded; as it was, it is {aside}", file=sys.stderr)
                 return
             self._store.unlink()
-            self._create()
-            self._say_new("was made by another MLflow and cannot be upgraded", aside)
+        self._create()
+        why = f"was damaged ({damage})" if damage else "was made by another MLflow and cannot be upgraded"
+        text = f"mlflow.db {why}; it is now {aside}. This study goes into a new one: sync the other studies, too"
+        print(text, file=sys.stderr)
 
     def _aside(self, ending: str) -> Path:
         """The local store under another name."""
@@ -163,10 +164,6 @@ class Tracker:
             with suppress(FileNotFoundError):
                 Path(f"{self._store}{end}").rename(f"{found}{end}")
         return found
-
-    def _say_new(self, why: str, aside: Path) -> None:
-        text = f"mlflow.db {why}; it is now {aside}. This study goes into a new one: sync the other studies, too"
-        print(text, file=sys.stderr)
 
     def _relocate(self) -> None:
         """Point the local store at this folder's artifacts, wherever it stood before: MLflow keeps absolute places."""
