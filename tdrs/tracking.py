@@ -10,6 +10,7 @@ import fcntl
 import json
 import logging
 import os
+import shutil
 import sqlite3
 import subprocess
 import sys
@@ -25,11 +26,13 @@ os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")  # a server that i
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "6")
 os.environ.setdefault("PGCONNECT_TIMEOUT", "10")
 
+import mlflow.store.db
+from alembic.script import ScriptDirectory
 from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 from mlflow.utils.time import get_current_time_millis
-from sqlalchemy import create_engine
+from sqlalchemy import create_engine, make_url
 from sqlalchemy.pool import NullPool
 
 from tdrs.addresses import DATABASES, check_tracking
@@ -40,6 +43,7 @@ from tdrs.settings import check_choice, first_line
 from tdrs.stopping import uninterrupted
 
 KINDS = ("mlflow", "none")
+BUSY = 5  # seconds until a local store that another program has locked counts as down
 PATIENCE = 15  # seconds until a store that does not answer counts as down
 _FILES = ("config.yaml", "result.json", "samples.parquet")  # of an evaluation
 _GONE = ("RESOURCE_DOES_NOT_EXIST", "INVALID_STATE", "INVALID_PARAMETER_VALUE")  # deleted by somebody meanwhile
@@ -123,46 +127,50 @@ class Tracker:
                 new.replace(self._store)
 
     def _mend(self) -> None:
-        """Bring an older local store up to date; put a damaged one aside and begin a new one."""
+        """Bring a local store of an older MLflow up to date; put one that cannot be used aside and begin a new one."""
+        damage = version = ""
         try:
-            with closing(sqlite3.connect(self._store, timeout=5)) as database:
+            with closing(sqlite3.connect(self._store, timeout=BUSY)) as database:
                 (said,) = database.execute("pragma quick_check(1)").fetchone()
-                database.execute("select version_num from alembic_version").fetchone()
-        except sqlite3.OperationalError as error:
-            if "no such table" not in str(error):  # locked, or not to be read
-                raise
-            said = "ok"
+                damage = "" if said == "ok" else str(said)
+                with suppress(sqlite3.OperationalError):  # no such table: MLflow makes all of them
+                    (version,) = database.execute("select version_num from alembic_version").fetchone() or ("",)
+        except sqlite3.OperationalError:  # locked, or not to be read
+            raise
         except sqlite3.DatabaseError as error:
-            said = str(error)
-        if said != "ok":
-            aside = _unused(self._root / "mlflow.db.damaged")
-            for end in ("-journal", "-wal", "-shm", ""):
-                with suppress(FileNotFoundError):
-                    Path(f"{self._store}{end}").rename(f"{aside}{end}")
-            self._create()
-            print(
-                f"mlflow.db was damaged ({said}); it is now {aside}, and this study's runs are in a new one: "
-                "sync the other studies, too",
-                file=sys.stderr,
-            )
+            damage = str(error)
+        current = ScriptDirectory(str(Path(mlflow.store.db.__file__).parents[1] / "db_migrations")).get_current_head()
+        if not damage and version in ("", current):
             return
-        command = [sys.executable, "-m", "mlflow", "db", "upgrade", self._uri]
-        try:
-            MlflowClient(tracking_uri=self._uri).search_experiments(max_results=1)
-        except Exception as error:
-            done = subprocess.run(command, capture_output=True, check=False)
-            if done.returncode:
-                raise OSError(
-                    f"{first_line(error).rstrip('.')}; it cannot be upgraded: install the MLflow that made it, or move "
-                    f"{self._store} away"
-                ) from error
-            print(f"{self._store} was made by an older MLflow and is upgraded", file=sys.stderr)
+        aside = self._aside("damaged" if damage else "other")
+        if not damage:
+            shutil.copy(aside, self._store)
+            upgrade = [sys.executable, "-m", "mlflow", "db", "upgrade", self._uri]
+            if not subprocess.run(upgrade, capture_output=True, check=False).returncode:
+                print(f"mlflow.db of an older MLflow was upgraded; as it was, it is {aside}", file=sys.stderr)
+                return
+            self._store.unlink()
+        self._create()
+        why = f"was damaged ({damage})" if damage else "was made by another MLflow and cannot be upgraded"
+        text = f"mlflow.db {why}; it is now {aside}. This study goes into a new one: sync the other studies, too"
+        print(text, file=sys.stderr)
+
+    def _aside(self, ending: str) -> Path:
+        """The local store under another name."""
+        found, number = Path(f"{self._store}.{ending}"), 1
+        while found.exists():
+            number += 1
+            found = Path(f"{self._store}.{ending}-{number}")
+        for end in ("-journal", "-wal", "-shm", ""):
+            with suppress(FileNotFoundError):
+                Path(f"{self._store}{end}").rename(f"{found}{end}")
+        return found
 
     def _relocate(self) -> None:
         """Point the local store at this folder's artifacts, wherever it stood before: MLflow keeps absolute places."""
         mark = "/mlartifacts/"
         here = self._root.as_uri() + mark
-        with closing(sqlite3.connect(self._store, timeout=5)) as database, database:
+        with closing(sqlite3.connect(self._store, timeout=BUSY)) as database, database:
             database.execute("begin immediate")  # a store that is locked, or read-only, says so at once
             rows = database.execute("select experiment_id, artifact_location from experiments").fetchall()
             for number, place in rows:
@@ -223,7 +231,7 @@ class Tracker:
             return ["tracking was unavailable; later, the same command finds the records and logs the run"]
         sync = study_command("sync", experiment, self._output)
         if self._local:
-            return [f"tracking was unavailable; this repairs it:  {sync}"]
+            return [f"tracking was unavailable; {'again' if self._repair else 'this repairs it'}:  {sync}"]
         return [
             f"tracking was unavailable; when it answers again:  {sync}",
             f"         or, into {self._output}/mlflow.db:  {sync} tracking.uri=null",
@@ -423,9 +431,9 @@ class Tracker:
 
 def database_uri(path: Path) -> str:
     """The address of an SQLite file, whatever letters its path has."""
-    if not set("?#%") & set(str(path)):
-        return f"sqlite:///{path}"
-    return f"sqlite:///file:{quote(str(path))}?uri=true"
+    plain = f"sqlite:///{path}"
+    # of `sqlite:` MLflow makes the folder without decoding it
+    return plain if make_url(plain).database == str(path) else f"sqlite+pysqlite:///{quote(str(path))}"
 
 
 def _within(seconds: float, action: Callable[[], T]) -> T:
@@ -476,16 +484,6 @@ def _guard(uri: str, parent: str) -> "subprocess.Popen[str]":
         start_new_session=True,
         text=True,
     )
-
-
-def _unused(path: Path) -> Path:
-    """A path that nothing has, the given one or with a number."""
-    number = 1
-    found = path
-    while found.exists():
-        number += 1
-        found = path.with_name(f"{path.name}-{number}")
-    return found
 
 
 def _running(evaluation: Evaluation | None, points: int = 20) -> list[tuple[int, float]]:
