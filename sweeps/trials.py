@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from tdrs.benchmarks import Record
+from tdrs.escape import printable
 from tdrs.records import Counts
 from tdrs.settings import SettingError
 
@@ -273,7 +274,7 @@ class Outcome:
                 lines.append(", ".join(filter(None, [spelled(place), f"n = {row.n}"])))
             values = shown(row.settings) if row.budget else ""
             lines.append(f"  {row.name:{width}}{_numbers(row)}{values}".rstrip())
-        return lines
+        return [printable(line) for line in lines]
 
     def clamps(self) -> list[str]:
         """Of held-out rows the shares of kernels whose w_min was clamped into (0, 1), where they reach a per cent."""

@@ -31,8 +31,13 @@ _GREEK = dict(
 
 
 def one_line(text: str) -> str:
-    """A text without line breaks, tabs and other characters that are not shown."""
-    return " ".join("".join(letter if letter.isprintable() else " " for letter in text).split())
+    """A text without line breaks, tabs and other characters that are not shown; of several blanks one is left."""
+    return " ".join(printable(text).split())
+
+
+def printable(text: str) -> str:
+    """A text with a blank for each character that is not shown."""
+    return "".join(letter if letter.isprintable() else " " for letter in text)
 
 
 def markdown(text: str) -> str:
