@@ -28,6 +28,7 @@ from tdrs.analysis.figure import keep, kept, redraw, save
 from tdrs.analysis.watch import Unedited, subject, watch
 from tdrs.sweeps.trials import Outcome
 
+from tdrs import escape
 from tdrs.command import command
 from tdrs.interventions import Method
 from tdrs.interventions.tdrs import TDRS
@@ -133,7 +134,8 @@ def draw(figure: Maps, folder: Path, stamp: Mapping[str, str] | None = None) -> 
     for axis in axes.flat:
         axis.set_xticks([])
         axis.set_yticks([])
-    canvas.suptitle(f"{figure.title}\nThe answer position's attention. {figure.question}", fontsize=10)
+    title, question = escape.label(figure.title, 120), escape.label(figure.question, 120)
+    canvas.suptitle(f"{title}\nThe answer position's attention. {question}", fontsize=10)
     return save(canvas, folder, "attention", stamp)
 
 

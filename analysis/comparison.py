@@ -20,6 +20,7 @@ from tdrs.analysis.evidence import where
 from tdrs.analysis.figure import STYLES, redraw, save
 from tdrs.sweeps.trials import STOCK, Outcome
 
+from tdrs import escape
 from tdrs.command import command
 
 COLUMNS = 4  # panels a row
@@ -84,7 +85,7 @@ def draw(panels: list[Panel], folder: Path, warning: str = "", stamp: Mapping[st
     )
     tuned = any(row.tuned for panel in panels for row in panel.rows)
     how = "tuned rows chosen on the tuning split" if tuned else "settings given beforehand"
-    canvas.suptitle(warning or f"Held-out split, {how}", fontsize=11)
+    canvas.suptitle(escape.label(warning, 120) or f"Held-out split, {how}", fontsize=11)
     table = folder / "comparison.md"
     table.write_text(markdown(panels), encoding="utf-8")
     return [*save(canvas, folder, "comparison", stamp), table]
@@ -97,9 +98,9 @@ def _panel(axis: Axes, panel: Panel) -> None:
         errors = [[100 * (row.difference - row.low)], [100 * (row.high - row.difference)]]
         style: dict[str, Any] = {"markersize": 5, "capsize": 2, "elinewidth": 1}
         axis.errorbar([100 * row.difference], [number], xerr=errors, color=color, marker=marker, **style)
-    axis.set_yticks(range(len(panel.rows)), [row.method for row in panel.rows], fontsize=9)
+    axis.set_yticks(range(len(panel.rows)), [escape.label(row.method, 40) for row in panel.rows], fontsize=9)
     axis.set_ylim(len(panel.rows) - 0.4, -0.6)
-    axis.set_title(f"{panel.place}\nstock {panel.stock[0]:.3f}, n = {panel.n}", fontsize=9)
+    axis.set_title(f"{escape.label(panel.place)}\nstock {panel.stock[0]:.3f}, n = {panel.n}", fontsize=9)
     axis.tick_params(axis="x", labelsize=8)
     axis.grid(axis="x", color="0.9", linewidth=0.6)
     axis.spines[["top", "right", "left"]].set_visible(False)
@@ -109,10 +110,10 @@ def markdown(panels: list[Panel]) -> str:
     """All numbers as a table, a row a place and method."""
     lines = ["| place | method | n | accuracy | difference to stock [95 %] |", "|---|---|---|---|---|"]
     for panel in panels:
-        lines.append(f"| {panel.place} | stock | {panel.n} | {panel.stock[0]:.3f} | |")
+        lines.append(f"| {escape.markdown(panel.place)} | stock | {panel.n} | {panel.stock[0]:.3f} | |")
         for row in panel.rows:
             difference = f"{row.difference:+.3f} [{row.low:+.3f}, {row.high:+.3f}]"
-            lines.append(f"| | {row.method} | {panel.n} | {row.accuracy:.3f} | {difference} |")
+            lines.append(f"| | {escape.markdown(row.method)} | {panel.n} | {row.accuracy:.3f} | {difference} |")
     return "\n".join(lines) + "\n"
 
 

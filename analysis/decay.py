@@ -30,6 +30,7 @@ from tdrs.analysis.figure import STYLES, keep, kept, redraw, save
 from tdrs.analysis.watch import Unedited, subject, watch
 from tdrs.sweeps.trials import Outcome
 
+from tdrs import escape
 from tdrs.attention.call import Call
 from tdrs.command import command
 from tdrs.interventions import Method
@@ -164,9 +165,8 @@ def draw(decay: Decay, folder: Path, stamp: Mapping[str, str] | None = None) -> 
     for axis in axes:
         axis.grid(color="0.92", linewidth=0.6)
         axis.spines[["top", "right"]].set_visible(False)
-    canvas.suptitle(
-        f"{decay.title}: text queries after the image, {decay.samples} prompts, mean over layers and heads", fontsize=11
-    )
+    of = f"text queries after the image, {decay.samples} prompts, mean over layers and heads"
+    canvas.suptitle(f"{escape.label(decay.title)}: {of}", fontsize=11)
     return save(canvas, folder, "decay", stamp, dpi=140)
 
 

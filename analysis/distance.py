@@ -12,6 +12,7 @@ redraws the figure and the tables from the study's `study.json`, without a model
 import math
 import sys
 from collections.abc import Mapping
+from itertools import cycle
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -26,6 +27,7 @@ from matplotlib.patches import Patch
 from tdrs.analysis.figure import STYLES, redraw, save, span
 from tdrs.sweeps.trials import STOCK, Outcome
 
+from tdrs import escape
 from tdrs.command import command
 from tdrs.configuration import with_settings
 
@@ -116,18 +118,19 @@ def draw(panels: list[Panel], folder: Path, warning: str = "", stamp: Mapping[st
         axis = axes[backbones.index(panel.backbone)][datasets.index(panel.dataset)]
         _panel(axis, panel)
     for axis, dataset in zip(axes[0], datasets, strict=True):
-        axis.set_title(dataset, fontsize=10)
+        axis.set_title(escape.label(dataset), fontsize=10)
     for row, backbone in zip(axes, backbones, strict=True):
-        row[0].set_ylabel(f"{backbone}\naccuracy", fontsize=9)
+        row[0].set_ylabel(f"{escape.label(backbone)}\naccuracy", fontsize=9)
     for axis in axes[-1]:
         axis.set_xlabel("unrelated text (tokens)", fontsize=9)
     canvas.legend(handles=_legend(panels, methods), loc="outside lower center", ncols=3, frameon=False, fontsize=9)
     size = span(point.n for panel in panels for line in panel.lines.values() for point in line)
     what = "the stock model" if methods == [STOCK] else "every method"
     title = f"Accuracy against distance, {what}: held-out split, n = {size}; 95 % intervals"
-    canvas.suptitle(warning or title, fontsize=11)
+    canvas.suptitle(escape.label(warning, 120) or title, fontsize=11)
     tables = folder / "distance.md"
     tables.write_text("\n".join(f"## {name}\n\n{markdown(panels, name)}\n" for name in backbones), encoding="utf-8")
+    tables.write_text("\n".join(f"## {escape.markdown(name)}\n\n{markdown(panels, name)}\n" for name in backbones))
     return [*save(canvas, folder, "distance", stamp), tables]
 
 
@@ -140,8 +143,8 @@ def _legend(panels: list[Panel], methods: list[str]) -> list[Artist]:
             color, marker = STYLES[number]
             handles.append(Line2D([], [], color=color, marker=marker, linestyle=LINES[place], label=PLACES[place]))
     else:
-        for method, (color, marker) in zip(methods, STYLES, strict=False):
-            handles.append(Line2D([], [], color=color, marker=marker, label=method))
+        for method, (color, marker) in zip(methods, cycle(STYLES), strict=False):
+            handles.append(Line2D([], [], color=color, marker=marker, label=escape.label(method)))
         handles += [Line2D([], [], color="0.3", linestyle=LINES[place], label=PLACES[place]) for place in places]
     if any(panel.backbone.startswith("mini_") for panel in panels):
         handles.append(Patch(color="0.93", label=f"distances seen in training (0 to {TRAINED})"))
@@ -158,7 +161,7 @@ def _panel(axis: Axes, panel: Panel) -> None:
     methods = list(dict.fromkeys(method for method, _ in panel.lines))
     for number, ((method, place), points) in enumerate(panel.lines.items()):
         alone = methods == [STOCK]
-        color, marker = STYLES[number if alone else methods.index(method)]
+        color, marker = STYLES[(number if alone else methods.index(method)) % len(STYLES)]
         errors = [[p.accuracy - p.low for p in points], [p.high - p.accuracy for p in points]]
         axis.errorbar(
             [p.gap for p in points], [p.accuracy for p in points], yerr=errors, color=color, marker=marker,
@@ -184,7 +187,7 @@ def markdown(panels: list[Panel], backbone: str) -> str:
         for (method, place), line in panel.lines.items():
             found = {point.gap: point for point in line}
             first = place == "between"
-            name = f"`{panel.dataset}`" + ("" if method == STOCK else f", {method}")
+            name = escape.code(panel.dataset) + ("" if method == STOCK else f", {escape.markdown(method)}")
             name = name if first else "— the same text before the image"
             blank = first and method == STOCK and not math.isnan(panel.blank)
             shown = [f"{panel.blank:.3f}" if blank else ""]

@@ -18,7 +18,7 @@ import numpy as np
 from matplotlib import pyplot as plt
 from omegaconf import DictConfig
 
-from tdrs import backbones, benchmarks
+from tdrs import backbones, benchmarks, escape
 from tdrs.backbones import Backbone
 from tdrs.benchmarks import Benchmark, Sample, Samples
 from tdrs.configuration import compose, plain, run
@@ -96,12 +96,13 @@ def draw(page: Gallery, folder: Path) -> Path:
         picture, text = axes[row][2 * column], axes[row][2 * column + 1]
         picture.imshow(card.picture, interpolation="nearest")
         style = {"fontsize": 8, "family": "monospace", "va": "top", "transform": text.transAxes}
+        style["parse_math"] = False  # a prompt may have dollars
         text.text(0, 1, _clip(card.prompt, WIDTH, LINES), **style)
         verdict = {0.0: "wrong", 1.0: "right"}.get(card.score, f"score {card.score:.2f}")
         below = _clip(f"gold:  {card.gold}", WIDTH, 3) + f"\nmodel: {card.answer or '(nothing)'}  ({verdict})"
         color = RIGHT if card.score > 0.5 else WRONG
         text.text(0, 0, below, **{**style, "va": "bottom"}, color=color, weight="bold")
-    canvas.suptitle(page.title, fontsize=11)
+    canvas.suptitle(escape.label(page.title, 120), fontsize=11)
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"gallery-{page.name}.png"
     canvas.savefig(path, dpi=110)

@@ -26,8 +26,10 @@ from tdrs.analysis.evidence import numbers as evidence
 from tdrs.analysis.figure import kept, redraw, span
 from tdrs.sweeps.trials import COMPLETE, FAILED, PRUNED, STOCK, Outcome, Trial, check_same_samples
 
+from tdrs import escape
 from tdrs.benchmarks import Record, Sample
 from tdrs.command import command
+from tdrs.commands import study_command
 from tdrs.configuration import with_settings
 from tdrs.environment import environment
 from tdrs.evaluate import plan
@@ -73,6 +75,7 @@ class Report:
         cost: lines on time and trials.
         environment: where the records were measured.
         elsewhere: how that differs from where the page was made, and between two rows that are compared.
+        look: the commands that show the trials and export them.
         stamp: whose result it is.
     """
 
@@ -95,6 +98,7 @@ class Report:
     environment: dict[str, str]
     elsewhere: list[str]
     command: str
+    look: list[str]
     stamp: dict[str, str]
     notes: list[str] = field(default_factory=list)
 
@@ -137,7 +141,7 @@ def verified(compared: Sequence[tuple[str, Comparison | str]]) -> list[str]:
 def off(compared: Sequence[tuple[str, Comparison | str]]) -> list[str]:
     """Where the stock model is off its published score, a line a place."""
     return [
-        f"{place}: {one.sentence}. See what `tdrs.doctor` says."
+        f"{place}: {one.sentence}. See what tdrs.doctor says."
         for place, one in compared
         if isinstance(one, Comparison) and one.off
     ]
@@ -206,6 +210,7 @@ def numbers(outcome: Outcome, records: Records, folder: Path) -> Report:
         environment=outcome.environment,
         elsewhere=_elsewhere(outcome, records),
         command=outcome.command,
+        look=[study_command(verb, folder.name, folder.parents[1]) for verb in ("show", "export")],
         stamp=outcome.stamp,
         notes=list(dict.fromkeys(note for row in outcome.rows for note in row.notes)),
     )
@@ -369,25 +374,30 @@ def draw(report: Report, folder: Path) -> list[Path]:
 def markdown(report: Report) -> str:
     """The page without its pictures of samples."""
     head, *lines = report.verified
-    checked = "\n".join([f"{head}:", "", *(f"- {line}" for line in lines)])
-    parts = [f"# {report.name}", report.split, *(f"**{line}**" for line in report.off), checked, report.question]
+    shown = escape.markdown
+    checked = "\n".join([f"{shown(head)}:", "", *(f"- {shown(line)}" for line in lines)])
+    parts = [f"# {shown(report.name)}", shown(report.split), *(f"**{shown(line)}**" for line in report.off), checked]
+    parts.append(shown(report.question))
     parts.append("## Findings")
     for place, sentences in report.findings.items():
-        parts.append(f"**{place}**\n\n" + "\n".join(f"- {name}: {text}" for name, text in sentences))
-    parts += [report.tests, "## Tables", tables.markdown(report.lines, report.warning).strip(), "## Figures"]
+        found = "\n".join(f"- {shown(name)}: {shown(text)}" for name, text in sentences)
+        parts.append(f"**{shown(place)}**\n\n{found}")
+    parts += [shown(report.tests), "## Tables", tables.markdown(report.lines, report.warning).strip(), "## Figures"]
     parts += [f"![{title}]({path.with_suffix('.png').name})" for title, path in report.figures]
-    parts += ["## Setup", "\n".join(f"- {name}: {value}" for name, value in report.setup)]
-    parts.append(f"```yaml\n{report.settings}```")
+    parts += ["## Setup", "\n".join(f"- {shown(name)}: {shown(value)}" for name, value in report.setup)]
+    parts.append(escape.fenced(report.settings, "yaml"))
     for title, lines in (("Clamped", report.clamped), ("Failed", report.failures), ("Notes", report.notes)):
         if lines:
-            parts += [f"## {title}", "\n".join(f"- {line.strip()}" for line in lines)]
-    parts += ["## Cost", "\n".join(f"- {line}" for line in report.cost)]
-    parts += ["## Environment", "\n".join(f"- {name}: {value}" for name, value in report.environment.items() if value)]
-    parts += ["\n".join(f"- {line}" for line in report.elsewhere)] if report.elsewhere else []
+            parts += [f"## {title}", "\n".join(f"- {shown(line)}" for line in lines)]
+    parts += ["## Cost", "\n".join(f"- {shown(line)}" for line in report.cost)]
+    environment_ = [f"- {shown(name)}: {shown(value)}" for name, value in report.environment.items() if value]
+    parts += ["## Environment", "\n".join(environment_)]
+    parts += ["\n".join(f"- {shown(line)}" for line in report.elsewhere)] if report.elsewhere else []
     parts += [
         "## Again",
-        f"    {report.command}",
-        "Stored evaluations are reused; `python -m tdrs.study show` lists the trials.",
+        escape.fenced(report.command, "sh"),
+        "Stored evaluations are reused. The trials, and they and all records as files:",
+        escape.fenced("\n".join(report.look), "sh"),
     ]
     return "\n\n".join(parts) + "\n"
 

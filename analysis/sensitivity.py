@@ -9,6 +9,7 @@ redraws the figure from the study's `study.json`, without a model.
 import json
 import sys
 from collections.abc import Mapping
+from itertools import cycle
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,6 +23,7 @@ from tdrs.analysis.evidence import where
 from tdrs.analysis.figure import STYLES, redraw, save
 from tdrs.sweeps.trials import STOCK, Outcome
 
+from tdrs import escape
 from tdrs.command import command
 
 TICKS_ABOVE = 0.01  # below it a symmetric-log axis is linear, so that 0 has a place
@@ -100,8 +102,8 @@ def draw(lines: list[Line], folder: Path, stamp: Mapping[str, str] | None = None
     for row, line in zip(axes, lines, strict=True):
         for number, (axis, panel) in enumerate(zip(row, line.panels, strict=True), start=1):
             _panel(axis, panel, line.stock)
-            axis.set_title(f"{number}. {panel.label.split(' (')[0]}", fontsize=10)
-        row[0].set_ylabel(f"{line.place}\naccuracy on the tuning split (n = {line.n})", fontsize=9)
+            axis.set_title(f"{number}. {escape.formula(panel.label.split(' (')[0])}", fontsize=10)
+        row[0].set_ylabel(f"{escape.label(line.place)}\naccuracy on the tuning split (n = {line.n})", fontsize=9)
     handles, labels = axes[0][0].get_legend_handles_labels()
     handles.append(Line2D([], [], linestyle="", marker="o", color="0.3", markersize=11, markerfacecolor="none"))
     labels.append("chosen, and kept for the next panels")
@@ -120,8 +122,8 @@ def _panel(axis: Axes, panel: Panel, stock: tuple[float, float, float]) -> None:
     else:
         axis.set_xscale("log")
     positive = [value for series in panel.series for value in series.values if value > 0]
-    width = max(positive) / min(positive)
-    for number, ((color, marker), series) in enumerate(zip(STYLES, panel.series, strict=False)):
+    width = max(positive) / min(positive) if positive else 1
+    for number, ((color, marker), series) in enumerate(zip(cycle(STYLES), panel.series, strict=False)):
         # side by side, so that no interval hides another
         shift = width ** (0.012 * (number - (len(panel.series) - 1) / 2))
         shown = [value * shift for value in series.values]
@@ -139,7 +141,7 @@ def _panel(axis: Axes, panel: Panel, stock: tuple[float, float, float]) -> None:
             linewidth=1.4,
             elinewidth=0.8,
             capsize=2,
-            label=f"gain = {series.name}" if series.name in ("logits", "weights") else series.name,
+            label=f"gain = {series.name}" if series.name in ("logits", "weights") else escape.label(series.name),
         )
         if series.best not in series.values:  # it failed
             continue
@@ -154,10 +156,10 @@ def _panel(axis: Axes, panel: Panel, stock: tuple[float, float, float]) -> None:
             markeredgewidth=1.4,
         )
     if panel.has_zero:
-        axis.set_xlim(-0.003, max(max(series.values) for series in panel.series) * 1.6)
+        axis.set_xlim(-0.003, max(value for series in panel.series for value in series.values) * 1.6)
         axis.set_xticks([0, 0.01, 0.1, 1], ["0", "0.01", "0.1", "1"])
         axis.minorticks_off()
-    axis.set_xlabel(panel.label)
+    axis.set_xlabel(escape.formula(panel.label))
     axis.grid(axis="y", color="0.9", linewidth=0.6)
     axis.spines[["top", "right"]].set_visible(False)
 

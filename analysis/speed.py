@@ -11,6 +11,8 @@ from typing import Any, NamedTuple
 from matplotlib import pyplot as plt
 from tdrs.analysis.figure import STYLES, save
 
+from tdrs import escape
+
 
 class Line(NamedTuple):
     """One way's ratios at its lengths, in one dtype."""
@@ -39,7 +41,7 @@ def draw(lines: Sequence[Line], folder: Path) -> list[Path]:
         for number, line in enumerate(line for line in lines if line.dtype == dtype):
             color, marker = STYLES[number % len(STYLES)]
             dashes = "--" if number >= len(STYLES) else "-"
-            panel.plot(line.lengths, line.ratios, dashes, color=color, marker=marker, label=line.way)
+            panel.plot(line.lengths, line.ratios, dashes, color=color, marker=marker, label=escape.label(line.way))
         panel.axhline(1, color="0.6", linewidth=1)
         panel.set_xscale("log", base=2)
         panel.set_yscale("log", base=2)
@@ -72,7 +74,9 @@ def draw_study(result: Mapping[str, Any], folder: Path) -> list[Path]:
             left[row] += max(seconds, 0)
     axis.set_yticks([0, 1], ["engine", "plain loop"])
     axis.set_xlabel("seconds")
-    axis.set_title(f"{result['experiment']}: {result['trials']} trials, {result['ratio']:.1f} × as fast", fontsize=10)
+    axis.set_title(
+        f"{escape.label(result['experiment'])}: {result['trials']} trials, {result['ratio']:.1f} × as fast", fontsize=10
+    )
     axis.grid(axis="x", alpha=0.3)
     axis.set_axisbelow(True)
     canvas.legend(loc="outside lower center", ncols=3, fontsize=8)

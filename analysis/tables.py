@@ -8,6 +8,7 @@ ones, of models of 7 and 8 billion parameters: they stand beside ours for orient
 """
 
 import csv
+import re
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -18,6 +19,7 @@ from tdrs.analysis.evidence import numbers as evidence
 from tdrs.analysis.figure import redraw
 from tdrs.sweeps.trials import Outcome, Request, Trial
 
+from tdrs import escape
 from tdrs.command import command
 from tdrs.configuration import with_settings
 from tdrs.published import reported
@@ -88,10 +90,13 @@ def draw(lines: list[Line], folder: Path, warning: str = "", stamp: Mapping[str,
     Args:
         stamp: whose result it is (`Outcome.stamp`): a comment in Markdown and LaTeX, the column `study_key` of the CSV.
     """
-    whose = ", ".join((stamp or {}).values())
+    whose = escape.one_line(", ".join((stamp or {}).values()))
     key = (stamp or {}).get("Identifier", "")
     paths = [folder / f"table.{kind}" for kind in ("md", "tex", "csv")]
-    paths[0].write_text(markdown(lines, warning) + (f"\n<!-- {whose} -->\n" if whose else ""), encoding="utf-8")
+    paths[0].write_text(
+        markdown(lines, warning) + (f"\n<!-- {re.sub('-(?=[->])', '- ', whose)} -->\n" if whose else ""),
+        encoding="utf-8",
+    )
     paths[1].write_text((f"% {whose}\n" if whose else "") + latex(lines, warning), encoding="utf-8")
     head = "place row n measure value low high difference difference_low difference_high gained lost mcnemar_p p_holm"
     with paths[2].open("w", newline="", encoding="utf-8") as file:
@@ -143,29 +148,28 @@ def heads(lines: list[Line]) -> list[str]:
 
 def markdown(lines: list[Line], warning: str = "") -> str:
     """A table a place."""
-    parts = [f"**{warning}**"] if warning else []
+    parts = [f"**{escape.markdown(warning)}**"] if warning else []
     for place, some in by_place(lines).items():
-        rows = [heads(some), ["---"] * 8, *(cells(line) for line in some)]
-        parts.append(f"**{place}**, n = {some[0].n}\n\n" + "\n".join(f"| {' | '.join(row)} |" for row in rows))
+        rows = [[*map(escape.markdown, row)] for row in (heads(some), *map(cells, some))]
+        rows.insert(1, ["---"] * 8)
+        parts.append(
+            f"**{escape.markdown(place)}**, n = {some[0].n}\n\n" + "\n".join(f"| {' | '.join(row)} |" for row in rows)
+        )
     return "\n\n".join(parts) + "\n"
 
 
 def latex(lines: list[Line], warning: str = "") -> str:
     """The same for `booktabs`."""
-
-    def escape(text: str) -> str:
-        for letter in "&%_#":
-            text = text.replace(letter, f"\\{letter}")
-        return text.replace("×", r"$\times$").replace("<", "$<$").replace("−", "$-$")
-
-    out = [f"% {warning}"] if warning else []
-    out += [r"\begin{tabular}{llrrrrrr}", r"\toprule"]
+    out = [r"\begin{tabular}{llrrrrrr}", r"\toprule"]
     for number, (place, some) in enumerate(by_place(lines).items()):
         if number:
             out.append(r"\midrule")
-        out.append(rf"\multicolumn{{8}}{{l}}{{{escape(place)}, $n = {some[0].n}$}} \\")
-        out += [" & ".join(escape(cell) for cell in row) + r" \\" for row in [heads(some), *map(cells, some)]]
-    return "\n".join([*out, r"\bottomrule", r"\end{tabular}"]) + "\n"
+        out.append(rf"\multicolumn{{8}}{{l}}{{{escape.latex(place)}, $n = {some[0].n}$}} \\")
+        out += [" & ".join(map(escape.latex, row)) + r" \\" for row in [heads(some), *map(cells, some)]]
+    text = "\n".join([*out, r"\bottomrule", r"\end{tabular}"]) + "\n"
+    lacks = escape.pdflatex_lacks(text)
+    remark = f"pdfLaTeX does not know {lacks}: compile with LuaLaTeX and a font that has them" if lacks else ""
+    return "".join(f"% {escape.one_line(line)}\n" for line in (warning, remark) if line) + text
 
 
 def main(arguments: list[str]) -> int:

@@ -22,14 +22,14 @@ import optuna
 from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
-from tdrs import checked_file
+from tdrs import checked_file, escape
 from tdrs.checked_file import Damaged
 from tdrs.configuration import with_settings
 from tdrs.interventions.tdrs import READINGS
 from tdrs.published import Comparison, checked, compare
 from tdrs.records import Records
 from tdrs.settings import SettingError, first_line
-from tdrs.tracking import Tracker
+from tdrs.tracking import Tracker, metric_name
 
 from .protocols import PROTOCOLS
 from .shared import Shared
@@ -309,15 +309,15 @@ def describe(tracker: Tracker, parent: str, outcome: Outcome, records: Records) 
     """Put an outcome's result, its table and its held-out numbers on the study's run."""
     metrics: dict[str, float] = {}
     for row in outcome.rows:
-        name = ".".join(["held_out", *(str(value) for value in row.place.values()), row.name.replace(", ", ".")])
-        name = "".join(letter if letter.isalnum() or letter in "._- " else "." for letter in name)
+        parts = ["held_out", *(str(value) for value in row.place.values()), row.name.replace(", ", ".")]
+        name = metric_name(".".join(parts), {key.rpartition(".")[0] for key in metrics}, 200)
         if row.metrics:
             metrics[f"{name}.accuracy"] = row.metrics["accuracy"]
         if row.difference:
             values = zip(("", "_low", "_high"), row.difference, strict=True)
             metrics |= {f"{name}.difference{end}": value for end, value in values}
-    text = [*_summary(outcome, records), "", f"`{outcome.command}`", "", "```", *outcome.table(), "```"]
-    tracker.describe(parent, "\n".join(text), metrics, [])
+    code = [escape.fenced(outcome.command), "", escape.fenced("\n".join(outcome.table()))]
+    tracker.describe(parent, "\n".join([*_summary(outcome, records), "", *code]), metrics, [])
 
 
 def _summary(outcome: Outcome, records: Records) -> list[str]:
@@ -341,7 +341,7 @@ def _summary(outcome: Outcome, records: Records) -> list[str]:
     ]
     lines.append(checked(compared))
     lines += [one.sentence for one in compared if isinstance(one, Comparison) and one.off]
-    return [f"{line}  " for line in lines]  # two blanks break the line
+    return [f"{escape.markdown(line)}  " for line in lines]  # two blanks break the line
 
 
 def sync(folder: Path, tracker: Tracker, records: Records) -> int:

@@ -11,6 +11,7 @@ from typing import Any
 
 from tdrs import checked_file
 from tdrs.benchmarks import Record
+from tdrs.escape import printable
 from tdrs.records import Counts
 from tdrs.settings import SettingError
 
@@ -272,7 +273,7 @@ class Outcome:
                 lines.append(", ".join(filter(None, [spelled(place), f"n = {row.n}"])))
             values = shown(row.settings) if row.budget else ""
             lines.append(f"  {row.name:{width}}{_numbers(row)}{values}".rstrip())
-        return lines
+        return [printable(line) for line in lines]
 
     def clamps(self) -> list[str]:
         """Of held-out rows the shares of kernels whose w_min was clamped into (0, 1), where they reach a per cent."""

@@ -7,16 +7,18 @@ It also repairs: runs that lost their files get them again, and a damaged `mlflo
 """
 
 import fcntl
+import hashlib
 import json
 import logging
 import os
+import re
 import shutil
 import sqlite3
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterator, Mapping
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
@@ -47,6 +49,7 @@ BUSY = 5  # seconds until a local store that another program has locked counts a
 PATIENCE = 15  # seconds until a store that does not answer counts as down
 _FILES = ("config.yaml", "result.json", "samples.parquet")  # of an evaluation
 _GONE = ("RESOURCE_DOES_NOT_EXIST", "INVALID_STATE", "INVALID_PARAMETER_VALUE")  # deleted by somebody meanwhile
+LONGEST = 240  # letters of a metric's name; the store takes 250
 T = TypeVar("T")
 for _name in ("mlflow", "alembic"):  # creating the store is no news
     logging.getLogger(_name).setLevel(logging.WARNING)
@@ -372,7 +375,7 @@ class Tracker:
             else:
                 created = client.create_run(self._experiment(client, experiment), start, values, name)
                 run = created.info.run_id
-            logged = [Metric(k, value, end, 0) for k, value in metrics.items()]
+            logged = [Metric(k, value, end, 0) for k, value in _named(metrics).items()]
             logged += [Metric("running_accuracy", v, end, step) for step, v in _running(evaluation)]
             client.log_batch(run, logged, [Param(k, str(value)) for k, value in params.items()])
             if data:
@@ -395,7 +398,9 @@ class Tracker:
             if text is not None:
                 client.set_tag(run, "mlflow.note.content", text)
             now = get_current_time_millis()
-            client.log_batch(run, [Metric(name, value, now, 0) for name, value in metrics.items()])
+            named = [Metric(name, value, now, 0) for name, value in _named(metrics).items()]
+            for first in range(0, len(named), 1000):  # the store takes so many at a time
+                client.log_batch(run, named[first : first + 1000])
             for file in files:
                 client.log_artifact(run, str(file))
 
@@ -484,6 +489,22 @@ def _guard(uri: str, parent: str) -> "subprocess.Popen[str]":
         start_new_session=True,
         text=True,
     )
+
+
+def metric_name(text: str, taken: Container[str], longest: int = LONGEST) -> str:
+    """A name that the store takes for a metric, and that is not taken yet; for other letters than it takes, dots."""
+    name = re.sub(r"[^\w.\- ]", ".", text)
+    if len(name) <= longest and name not in taken:
+        return name
+    return f"{name[: longest - 9]}.{hashlib.sha256(text.encode(errors='replace')).hexdigest()[:8]}"
+
+
+def _named(metrics: Mapping[str, float]) -> dict[str, float]:
+    """Metrics under names that the store takes."""
+    found: dict[str, float] = {}
+    for name, value in metrics.items():
+        found[metric_name(name, found)] = value
+    return found
 
 
 def _running(evaluation: Evaluation | None, points: int = 20) -> list[tuple[int, float]]:

@@ -120,3 +120,13 @@ def test_off(tmp_path: Path) -> None:
 def test_bad_settings(tmp_path: Path, settings: Any, said: str) -> None:
     with pytest.raises(SettingError, match=said), open_tracker(settings, tmp_path):
         pass
+
+
+def test_metrics_of_any_name_are_logged_once_each(tmp_path: Path) -> None:
+    tracker = Tracker("mlflow", tmp_path)
+    names = ["a|b", "a.b", "a/../b", "é 中", "x" * 300, "x" * 300 + "y", "$\\foo{", "a\nb", "'\""]
+    with tracker.study("s", "key", "title", {}) as run:
+        tracker.describe(run, "text", {name: float(number) for number, name in enumerate(names)}, [])
+        assert not tracker.down
+        assert tracker.client
+        assert sorted(tracker.client.get_run(run).data.metrics.values()) == list(range(len(names)))
