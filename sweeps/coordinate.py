@@ -7,6 +7,7 @@ the first ended. Then the stock model, each series at the paper's settings and a
 measured on the held-out split. With axes, all this happens at each place (see `sweeps/methods.py`).
 """
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -116,7 +117,10 @@ def from_settings(values: Mapping[str, Any]) -> Coordinate:
         SettingError: a name is unknown, or a list is empty.
     """
     try:
-        steps = [build(Step, step, f"steps[{number}]") for number, step in enumerate(values.get("steps") or ())]
+        given = values.get("steps") or ()
+        if not isinstance(given, Sequence) or isinstance(given, str):
+            raise SettingError("steps", given, "must be a list of steps")
+        steps = [build(Step, step, f"steps[{number}]") for number, step in enumerate(given)]
         search = build(Coordinate, {**values, "steps": tuple(steps)})
         if not search.series or not steps:
             raise SettingError("series" if steps else "steps", None, "must not be empty")
@@ -130,6 +134,8 @@ def from_settings(values: Mapping[str, Any]) -> Coordinate:
             for series in search.series:
                 if isinstance(step.values, Mapping) and series not in step.values:
                     raise SettingError(f"steps[{number}].values", list(step.values), f"lacks the series {series}")
+                for value in step.values_for(series):
+                    check_number(f"steps[{number}].values", value, -math.inf)
                 check_distinct(step.values_for(series), f"steps[{number}].values")
             for key, value in step.set.items():
                 if value == "paper" and key not in {other.key for other in steps}:

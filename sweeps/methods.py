@@ -29,6 +29,8 @@ def check_axes(axes: Mapping[str, Any]) -> None:
     for name, axis in axes.items():
         if not isinstance(axis, list) or not axis:
             raise SettingError(f"axes.{name}", axis, "must be a list of at least one value")
+        if {} in axis:
+            raise SettingError(f"axes.{name}", axis, "each mapping must set at least one key")
         for key in dict.fromkeys(key for value in axis for key in (value if isinstance(value, Mapping) else [name])):
             group, _, rest = str(key).partition(".")
             if group not in AXIS_GROUPS:
@@ -96,6 +98,8 @@ class Method:
         """The method of a mapping; raises SettingError under `group`."""
         if not isinstance(values, Mapping) or name == STOCK:
             raise SettingError(f"{group}.{name}", values, "must be settings of another name than stock")
+        if not isinstance(name, str) or not name.strip():
+            raise SettingError(group, name, "a method's name must be text")
         settings = {key: value for key, value in values.items() if key != "tune"}
         check_method_keys(settings, f"{group}.{name}")
         for key, value in settings.items():

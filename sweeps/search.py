@@ -7,7 +7,7 @@ from typing import Any
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.samplers import BaseSampler, QMCSampler, RandomSampler, TPESampler
 
-from tdrs.settings import check_choice, check_number
+from tdrs.settings import LARGEST_SEED, check_choice, check_number
 
 from .methods import Method, check_axes, places
 from .space import Space
@@ -40,7 +40,7 @@ class Search:
         check_axes(self.axes)
         check_choice("sampler", self.sampler, list(SAMPLERS))
         check_number("budget", self.budget, 1, whole=True)
-        check_number("seed", self.seed, 0, whole=True)
+        check_number("seed", self.seed, 0, LARGEST_SEED, whole=True)
 
     def reported(self) -> list[Method]:
         """The methods that have a row at each place, tuned there where they have a space; raises SettingError."""

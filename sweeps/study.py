@@ -18,6 +18,7 @@ from optuna.storages import BaseStorage
 from tqdm import tqdm
 
 from tdrs.backbones.features import Features
+from tdrs.configuration import check
 from tdrs.environment import environment
 from tdrs.evaluate import gib
 from tdrs.lease import Lease
@@ -50,6 +51,7 @@ class Study:
     """
 
     def __init__(self, config: dict[str, Any], tracker: Tracker, stop: Stop | None = None, command: str = "") -> None:
+        check("sweep", config)
         self.config = config
         self.command = command
         self.name = str(config["study"]["name"])
@@ -91,6 +93,10 @@ class Study:
             if not self._unlogged:
                 print(f"the study's log cannot be written ({error}); measuring goes on", file=sys.stderr)
             self._unlogged = True
+
+    def track(self, tracker: Tracker) -> None:
+        """Log to another store of runs from here on."""
+        self.tracker = self.log.tracker = tracker
 
     def dry_run(self) -> list[str]:
         """What would run, as lines of text."""

@@ -55,12 +55,14 @@ class Request:
         return " ".join(filter(None, [self.name, *places, shown(self.settings)]))
 
 
-def check_method_keys(settings: Mapping[str, Any], name: str) -> None:
-    """Raises SettingError under `name` if a key changes the samples or the model that answers them.
+def check_method_keys(settings: object, name: str) -> None:
+    """Raises SettingError under `name` unless this is a mapping, and no key changes the samples or who answers them.
 
     Trials of one place are compared with each other and with the stock model there, so they may differ in the edit
     alone.
     """
+    if not isinstance(settings, Mapping):
+        raise SettingError(name, settings, "must be settings: a mapping of keys and values")
     for key, value in settings.items():
         if str(key).split(".")[0] not in METHOD_GROUPS:
             allowed = "changes the samples or what answers them, so it belongs to search.axes"

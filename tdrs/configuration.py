@@ -20,6 +20,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from tdrs import schema
 from tdrs.addresses import check_password, check_tracking
 from tdrs.command import command
 from tdrs.environment import keep_memory
@@ -77,9 +78,12 @@ def _replacing(overrides: Sequence[str]) -> list[str]:
         SettingError: an empty mapping would be merged into another one, and so change nothing.
     """
     found: list[str] = []
+    groups = {path.name for path in folder().iterdir() if path.is_dir()}
     for text in overrides:
         one = OverridesParser.create().parse_override(text)
         key = one.key_or_group
+        if key in groups and not one.is_delete() and not isinstance(one.value(), str | list | dict):
+            raise SettingError(key, one.value(), f"must be one of {', '.join(choices(key))}")
         if not isinstance(one.value(), dict) or one.is_delete():
             found.append(text)
         elif key.startswith("search.") and not one.is_add():
@@ -153,6 +157,22 @@ def plain(config: DictConfig) -> Any:
     return OmegaConf.to_container(config, resolve=True)
 
 
+def check(entry: str, values: Mapping[str, Any]) -> None:
+    """Raises SettingError unless a plain configuration is whole: each key there, known, of its type and in its range.
+
+    What backbone, data set, method and protocol are checked for themselves is not looked at.
+    """
+    schema.check(entry, values)
+    for group in ("backbone", "dataset", "intervention"):
+        given = values.get(group)
+        if given is not None and given.get("name") in choices(group):
+            for key in _choice(group, given["name"]):
+                if key not in given:
+                    raise SettingError(f"{group}.{key}", None, "is required")
+        elif given is not None:
+            check_choice(f"{group}.name", given.get("name"), choices(group))
+
+
 def run(
     entry: str, function: Callable[[DictConfig], int | None], usage: str, arguments: Sequence[str] | None = None
 ) -> int:
@@ -170,6 +190,7 @@ def run(
         if "--cfg" in arguments:
             print(OmegaConf.to_yaml(config, resolve=True), end="")
             return 0
+        check(entry, plain(config))
         keep_memory()
         return function(config)
 

@@ -10,6 +10,11 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 T = TypeVar("T")
+LARGEST_SEED = 2**32 - 1  # what numpy's and Optuna's generators take
+_KINDS: dict[Any, str] = {
+    type(None): "null", str: "text", int: "a whole number", float: "a number", bool: "true or false",
+    dict: "a group of settings", list: "a list", tuple: "a list",
+}  # fmt: skip
 
 
 class SettingError(ValueError):
@@ -62,9 +67,10 @@ def check_number(
     """Raises SettingError unless `value` is a finite (or whole) number from `low`, or above it, to `high`."""
     kind = "a whole number" if whole else "a finite number"
     bound = f"{'above' if above else 'of at least'} {low:g}" if high == math.inf else f"from {low:g} to {high:g}"
+    bound = "" if (low, high) == (-math.inf, math.inf) else bound
     good = isinstance(value, int if whole else int | float) and not isinstance(value, bool)
     if not good or not math.isfinite(value) or not low <= value <= high or (above and value == low):  # type: ignore[arg-type, operator]
-        raise SettingError(name, value, f"must be {kind} {bound}")
+        raise SettingError(name, value, f"must be {kind} {bound}".strip())
 
 
 def build(kind: type[T], values: Mapping[str, Any], group: str = "") -> T:
@@ -85,6 +91,8 @@ def build(kind: type[T], values: Mapping[str, Any], group: str = "") -> T:
 def _build(kind: type[T], values: Mapping[str, Any]) -> T:
     hints = typing.get_type_hints(kind)
     known = [field.name for field in fields(kind)]  # type: ignore[arg-type]
+    if not isinstance(values, Mapping):
+        raise SettingError("settings", values, "must be a group of settings")
     for name in values:
         if name not in known:
             raise SettingError(str(name), values[name], f"unknown setting; known are {', '.join(known)}")
@@ -103,6 +111,8 @@ def build_named(group: str, kinds: Mapping[str, type[T]], values: Mapping[str, A
     Raises:
         SettingError: the name is unknown, or as `build` raises.
     """
+    if not isinstance(values, Mapping):
+        raise SettingError(group, values, "must be a group of settings")
     settings = dict(values)
     name = settings.pop("name", None)
     check_choice(f"{group}.name", name, list(kinds))
@@ -129,5 +139,5 @@ def _convert(name: str, value: Any, hint: Any) -> Any:
             return float(value)
         if isinstance(origin, type) and isinstance(value, origin) and (option is bool or not isinstance(value, bool)):
             return value
-    names = " or ".join("null" if o is type(None) else getattr(o, "__name__", str(o)) for o in options)
-    raise SettingError(name, value, f"must be of type {names}")
+    names = " or ".join(_KINDS.get(typing.get_origin(one) or one, str(one)) for one in options)
+    raise SettingError(name, value, f"must be {names}")

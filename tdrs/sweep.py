@@ -7,7 +7,7 @@ checks every setting, runs (or resumes) the study, writes its report with figure
 
 import sys
 import time
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from pathlib import Path
 
 from omegaconf import DictConfig
@@ -15,26 +15,25 @@ from omegaconf import DictConfig
 from tdrs.analysis import report
 from tdrs.commands import command, study_command
 from tdrs.configuration import plain, run, typed
-from tdrs.settings import SettingError
 from tdrs.stopping import stoppable
 from tdrs.sweeps import workers
 from tdrs.sweeps.study import Study
-from tdrs.tracking import open_tracker
+from tdrs.tracking import Tracker, open_tracker
 
 
 def main_sweep(config: DictConfig) -> int:
     start = time.perf_counter()
     values = plain(config)
-    if not isinstance(values["dry_run"], bool):
-        raise SettingError("dry_run", values["dry_run"], "must be true or false")
-    if values["dry_run"]:
-        values["tracking"] = {"name": "none"}
-    with stoppable() as stop, open_tracker(values["tracking"], Path(values["output"])) as tracker:
-        study = Study(values, tracker, stop, command("tdrs.sweep", *typed))
+    output = Path(values["output"])
+    with ExitStack() as stack:
+        stop = stack.enter_context(stoppable())
+        study = Study(values, Tracker("none", output), stop, command("tdrs.sweep", *typed))
         if values["dry_run"]:
             print("\n".join(study.dry_run()))
             return 0
         crew = workers.from_settings(values, typed, study.folder)
+        tracker = stack.enter_context(open_tracker(values["tracking"], output))
+        study.track(tracker)
         if values["workers"]["name"] == "member":
             study.help()
             return 0

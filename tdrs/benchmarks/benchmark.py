@@ -17,7 +17,7 @@ from PIL import Image
 from tdrs.benchmarks.filler import filler_of
 from tdrs.benchmarks.pixels import decode
 from tdrs.benchmarks.prompts import STYLES
-from tdrs.settings import check_choice, check_number
+from tdrs.settings import LARGEST_SEED, check_choice, check_number
 from tdrs.statistics import Interval
 
 SPLITS = ("tuning", "held_out")
@@ -195,7 +195,7 @@ class Benchmark:
         check_choice("prompt", self.prompt, ("backbone", *STYLES))
         check_choice("filler", self.filler, PLACES)
         check_number("gap", self.gap, 0, LONGEST_GAP, whole=True)
-        check_number("seed", self.seed, 0, whole=True)
+        check_number("seed", self.seed, 0, LARGEST_SEED, whole=True)
         check_choice("rule", self.rule, self.rules)
 
     def asked_by(self, style: str) -> Self:
