@@ -2,7 +2,7 @@
 
 import re
 from importlib.metadata import entry_points
-from urllib.parse import unquote, urlsplit
+from urllib.parse import urlsplit
 
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError
@@ -19,12 +19,8 @@ def check_password(name: str, value: str, instead: str) -> None:
     Args:
         instead: the environment variables that can hold it.
     """
-    plain = value
-    for _ in range(3):
-        plain = unquote(plain)
-    web = plain.lower().startswith(("http:", "https:"))
-    if hidden(plain) != plain or (web and re.search(r"//[^/?#]*@", plain)):
-        shown = f"{value.partition('://')[0]}://***" if "://" in value else "***"
+    shown = hidden(value)
+    if shown != value:
         raise SettingError(name, shown, f"must have no password, records would show it: use {instead}")
 
 

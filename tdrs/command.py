@@ -48,11 +48,11 @@ class _Output(io.FileIO):
         try:
             return super().write(data)  # type: ignore[arg-type]
         except OSError as error:
-            if error.errno not in (errno.EPIPE, errno.EIO):  # EIO: the terminal was closed
+            nothing = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nothing, self.fileno())
+            os.close(nothing)
+            if error.errno == errno.ENOSPC and self.fileno() == 1:  # a file that lacks lines: said once, on stderr
                 raise
-        nothing = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nothing, self.fileno())
-        os.close(nothing)
         return memoryview(data).nbytes  # type: ignore[arg-type]
 
 

@@ -67,7 +67,7 @@ def _check_addresses(name: str, value: object) -> None:
             _check_addresses(f"{name}.{key}" if name else str(key), inner)
     elif name == "tracking.uri":
         check_tracking(value)
-    elif isinstance(value, str) and "://" in value:
+    elif isinstance(value, str):
         check_password(name, value, "PGUSER and PGPASSWORD, or what its library reads")
 
 

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, fields, is_dataclass
 from pathlib import Path
 from typing import Any, TypeVar
+from urllib.parse import unquote
 
 T = TypeVar("T")
 LARGEST_SEED = 2**32 - 1  # what numpy's and Optuna's generators take
@@ -29,11 +30,21 @@ class SettingError(ValueError):
         return SettingError(f"{prefix}.{self.name}", self.value, self.allowed)
 
 
+_SECRET = r"(?i)(\w*(?:password|passwd|pwd|secret|token)\w*=)[^&\s'\"]+"
+
+
 def hidden(text: str) -> str:
-    """A text without the passwords of the addresses in it."""
-    at, colon = "(?:@|%40)", "(?::|%3a)"
-    text = re.sub(rf"(?i)(//[^/?#@:\s\[]*?{colon})(?!\d+(?:[/?#]|$))[^\s]*(?={at})", r"\1***", text)
-    return re.sub(r"(?i)(\w*(?:password|passwd|pwd|secret|token)\w*=)[^&\s'\"]+", r"\1***", text)
+    """A text without the passwords of the addresses in it, however they are encoded."""
+
+    def shown(found: re.Match[str]) -> str:
+        plain = found[0]
+        for _ in range(3):
+            plain = unquote(plain)
+        user = r"(?i)https?://[^/?#]*@|//[^/?#@:\[]*:(?!\d+(?:[/?#]|$)).*@"
+        return f"{found[1]}://***" if re.search(user, plain) or re.search(_SECRET, plain) else found[0]
+
+    text = re.sub(r"(?i)([\w+.-]+)(?::|%3a)(?:/|%2f){2}[^\s'\"]*", shown, text)
+    return re.sub(_SECRET, r"\1***", text)
 
 
 def first_line(error: BaseException) -> str:

@@ -1,15 +1,23 @@
 """The store: statuses, runs found again by their keys, a store that is down, nothing at all when tracking is off."""
 
+import shutil
+import sqlite3
+import threading
+import time
+from contextlib import closing, suppress
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
 from mlflow.tracking import MlflowClient
 
+from tdrs import tracking
 from tdrs.benchmarks import Record
+from tdrs.configuration import run
 from tdrs.records import Evaluation
 from tdrs.settings import SettingError
-from tdrs.tracking import Tracker, open_tracker
+from tdrs.tracking import Tracker, database_uri, open_tracker
 
 
 def runs(output: Path, experiment: str) -> list[Any]:
@@ -130,3 +138,192 @@ def test_metrics_of_any_name_are_logged_once_each(tmp_path: Path) -> None:
         assert not tracker.down
         assert tracker.client
         assert sorted(tracker.client.get_run(run).data.metrics.values()) == list(range(len(names)))
+
+
+@pytest.fixture(scope="module")
+def good(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A whole store with a run in it."""
+    output = tmp_path_factory.mktemp("good")
+    with Tracker("mlflow", output).study("s", "key", "title", {}):
+        pass
+    return output / "mlflow.db"
+
+
+def spoil(store: Path, how: str) -> None:
+    whole = store.read_bytes()
+    if how in ("older", "newer"):
+        with closing(sqlite3.connect(store)) as database, database:
+            version = "acf3f17fdcc7" if how == "older" else "ffffffffffff"
+            database.execute("update alembic_version set version_num = ?", (version,))
+    else:
+        store.write_bytes({"cut": whole[:100_000], "garbage": b"x" * 4096, "empty": b""}[how])
+
+
+@pytest.mark.parametrize("how", ["newer", "cut", "garbage", "empty"])
+def test_a_store_that_is_spoilt_stops_nothing_and_is_repaired(
+    good: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], how: str
+) -> None:
+    mended = tmp_path / "mended"  # MLflow keeps open what a process has opened; `sync` is a process of its own
+    mended.mkdir()
+    for folder in (tmp_path, mended):
+        shutil.copy(good, folder / "mlflow.db")
+        spoil(folder / "mlflow.db", how)
+    tracker = Tracker("mlflow", tmp_path)
+    with tracker.study("s", "key", "title", {}) as parent:
+        log(tracker, tmp_path, parent=parent)
+    assert bool(tracker.down) == (how != "empty")  # an empty one is filled
+    assert bool(tracker.down) == ("sync s output=" in tracker.next_steps("s")[0])
+    capsys.readouterr()
+    again = Tracker("mlflow", mended, repair=True)
+    with again.study("s", "key", "title", {}) as parent:
+        log(again, mended, parent=parent)
+    assert again.down == ""
+    assert statuses(mended, "s") == ["FINISHED", "FINISHED"]
+    if how != "empty":
+        assert "it is now" in capsys.readouterr().err  # nothing is thrown away
+        assert len(list(mended.glob("mlflow.db.*"))) == 1
+
+
+def test_a_locked_store_stops_nothing(good: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tracking, "BUSY", 0.1)
+    shutil.copy(good, tmp_path / "mlflow.db")
+    with closing(sqlite3.connect(tmp_path / "mlflow.db", isolation_level=None)) as database:
+        database.execute("begin exclusive")
+        tracker = Tracker("mlflow", tmp_path)
+        assert "locked" in tracker.down
+        assert Tracker("mlflow", tmp_path, repair=True).down
+    assert not Tracker("mlflow", tmp_path).down
+
+
+def test_a_deleted_experiment_is_restored_also_in_the_middle(good: Path, tmp_path: Path) -> None:
+    shutil.copy(good, tmp_path / "mlflow.db")
+    tracker = Tracker("mlflow", tmp_path)
+    client = tracker.client
+    assert client
+    with tracker.study("s", "key", "title", {}) as parent:
+        log(tracker, tmp_path, "a", parent)
+        client.delete_experiment(client.get_experiment_by_name("s").experiment_id)
+        log(tracker, tmp_path, "b", parent)
+    assert not tracker.down
+    assert sorted(run.data.tags["key"] for run in runs(tmp_path, "s")) == ["a", "b", "key"]
+    assert set(statuses(tmp_path, "s")) == {"FINISHED"}
+    client.delete_experiment(client.get_experiment_by_name("s").experiment_id)
+    assert Tracker("mlflow", tmp_path).delete("s", {"key"}) == 0  # somebody has done it
+
+
+def test_a_folder_that_is_moved_takes_its_artifacts_with_it(good: Path, tmp_path: Path) -> None:
+    old, new = tmp_path / "old", tmp_path / "new? 100%#"
+    old.mkdir()
+    shutil.copy(good, old / "mlflow.db")
+    first = Tracker("mlflow", old)
+    with first.study("s", "key", "title", {}) as parent:
+        log(first, old, "a", parent)
+    first.client = None
+    old.rename(new)
+    tracker = Tracker("mlflow", new)
+    with tracker.study("s", "key", "title", {}) as parent:
+        log(tracker, new, "b", parent)
+    assert not tracker.down
+    assert not old.exists()
+    client = MlflowClient(database_uri(new / "mlflow.db"))
+    found = client.search_runs([client.get_experiment_by_name("s").experiment_id])
+    files = {
+        run.data.tags["key"]: sorted(file.path for file in client.list_artifacts(run.info.run_id)) for run in found
+    }
+    whole = ["config.yaml", "result.json", "samples.parquet"]
+    assert files == {"a": whole, "b": whole, "key": []}
+    assert list((new / "mlartifacts").rglob("result.json"))
+    shutil.rmtree(new / "mlartifacts")
+    again = Tracker("mlflow", new, repair=True)
+    with again.study("s", "key", "title", {}) as parent:
+        log(again, new, "b", parent)  # of "a" this process remembers the old place
+    assert again.down == ""
+    assert len(list((new / "mlartifacts").rglob("result.json"))) == 1
+    assert len(client.search_runs([client.get_experiment_by_name("s").experiment_id])) == 3
+
+
+class Silent(BaseHTTPRequestHandler):
+    """A server that takes requests and says nothing for a while, or nonsense."""
+
+    seconds = 0.0
+
+    def do_GET(self) -> None:
+        time.sleep(self.seconds)
+        with suppress(OSError):
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(b"<html>not MLflow</html>")
+
+    do_POST = do_GET
+
+    def log_message(self, *_: object) -> None: ...
+
+
+@pytest.mark.parametrize("seconds", [0.0, 3.0], ids=["nonsense", "silence"])
+def test_a_server_that_does_not_answer_is_waited_for_so_long(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seconds: float
+) -> None:
+    monkeypatch.setattr(tracking, "PATIENCE", 1)
+    server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (Silent,), {"seconds": seconds}))
+    server.daemon_threads = True
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    begun = time.monotonic()
+    tracker = Tracker("mlflow", tmp_path, f"http://127.0.0.1:{server.server_address[1]}")
+    assert time.monotonic() - begun < 2.5
+    assert tracker.down
+    assert "tracking.uri=null" in tracker.next_steps("s")[1]
+    assert "same command" in tracker.next_steps("evaluate")[0]
+    server.shutdown()
+
+
+@pytest.mark.parametrize(
+    ("uri", "said"),
+    [
+        ("foo://x", "must begin with http:"),
+        ("localhost:5000", "must begin with http:"),
+        ("http://", "must be http://HOST:PORT"),
+        ("http://h:port", "must be http://HOST:PORT"),
+        ("", "must be an address, or null"),
+        ("sqlite://", "must be sqlite:"),
+        ("~/runs", "write the home folder out"),
+        ("postgresql+nothing://h/x", "must be a database's address"),
+    ],
+)
+def test_an_address_of_no_known_form(tmp_path: Path, uri: str, said: str) -> None:
+    with pytest.raises(SettingError, match=said), open_tracker({"name": "mlflow", "uri": uri}, tmp_path / "out"):
+        pass
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    "uri",
+    [
+        "http://u:hush@h",
+        "http://u%3Ahush@h:5000",
+        "https://hush@h",
+        "postgresql://u:hush@h/x",
+        "postgresql://u:hu/hush@h/x",
+        "postgresql://u@h/x?password=hush",
+        "postgresql://u@h/x?pass%77ord=hush",
+        "postgresql://u@h/x?sslpassword=hush",
+        "http%3A%2F%2Fu:hush@h",
+    ],
+)
+@pytest.mark.parametrize(
+    "setting", ["tracking.uri", "study.storage", "+tracking.url", "backbone.source", "tracking", "workers.address"]
+)
+def test_a_password_is_refused_and_never_shown(
+    tmp_path: Path, uri: str, setting: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def never(config: object) -> None:
+        raise AssertionError("reached")
+
+    workers = ["workers=ray"] if setting == "workers.address" else []
+    assert run("sweep", never, "", [*workers, f"{setting}='{uri}'", f"output={tmp_path}/out"]) == 2
+    said = capsys.readouterr()
+    assert "hush" not in said.err + said.out
+    assert len(said.err.splitlines()) == 1
+    if setting == "tracking.uri":
+        assert "MLFLOW_TRACKING_PASSWORD" in said.err
+        assert "PGPASSWORD" in said.err
+    assert not (tmp_path / "out").exists()

@@ -1,0 +1,118 @@
+"""One study has one leader, also where no lock works, and one that was replaced writes nothing more."""
+
+import json
+import os
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+from mlflow.tracking import MlflowClient
+from optuna.storages import InMemoryStorage
+from tdrs.sweeps.shared import Shared
+from tdrs.sweeps.study import Study
+
+from tdrs import evaluate as evaluate_module
+from tdrs.configuration import run
+from tdrs.lease import LostLease
+from tdrs.sweep import main_sweep
+from tdrs.tracking import Tracker
+
+from . import crash, pretend
+from .pretend import configuration
+
+SPACE = {"intervention.tau": [0.5, 0.8, 0.9]}
+
+
+def replaced(monkeypatch: pytest.MonkeyPatch, output: Path, after: int) -> None:
+    """After so many evaluations another process has taken the study's lead."""
+    count = 0
+
+    def run_batches(*given: Any) -> Any:
+        nonlocal count
+        count += 1
+        yield from pretend.run_batches(*given)
+        if count == after:
+            path = output / "studies" / "small" / "lock"
+            path.write_text(json.dumps({"machine": "elsewhere", "process": 7, "token": "x"}))
+
+    monkeypatch.setattr(evaluate_module, "run_batches", run_batches)
+
+
+def test_a_leader_that_was_replaced_writes_nothing_more(
+    tmp_path: Path, pretended: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    replaced(monkeypatch, tmp_path, 2)
+    config = configuration(tmp_path, "search=grid", "intervention=temperature", space=SPACE, controls={})
+    study = Study(config, Tracker("mlflow", tmp_path))
+    with pytest.raises(LostLease, match=r"process 7 on elsewhere has .*studies/small now; this one stops"):
+        study.run()
+    folder = tmp_path / "studies" / "small"
+    assert len((folder / "trials.jsonl").read_text().splitlines()) == 1
+    assert not (folder / "study.json").exists()
+    assert json.loads((folder / "lock").read_text())["token"] == "x"
+    client = MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
+    runs = client.search_runs([client.get_experiment_by_name("small").experiment_id])
+    assert sorted(one.info.status for one in runs) == ["FINISHED", "RUNNING"]  # the study's is the other's to end
+    assert len(study.log.trials) == 1
+
+
+def test_the_command_says_so_in_one_line(
+    tmp_path: Path, pretended: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    replaced(monkeypatch, tmp_path, 1)
+    words = ["search=grid", "++search.space={intervention.gain: [logits]}", "preset=smoke", "tracking=none"]
+    assert run("sweep", main_sweep, "", [*words, "study.name=small", f"output={tmp_path}"]) == 1
+    said = [line for line in capsys.readouterr().err.splitlines() if "trials asked for" not in line]
+    assert len(said) == 1
+    assert said[0].startswith("error: process 7 on elsewhere has ")
+
+
+def test_a_leader_that_slept_too_long_is_replaced_in_the_storage(tmp_path: Path) -> None:
+    """Machines that share no folder: the one that wakes finds its claim ended."""
+    storage = InMemoryStorage()
+    slept, awake = (Shared(tmp_path / name, storage, "work", 0.4) for name in ("a", "b"))
+    assert slept.lead() is not None
+    slept.check_lead()
+    assert awake.lead() is None
+    slept._held.clear()  # it beats no more
+    for _ in range(100):
+        right = awake.lead()
+        if right is not None:
+            break
+        awake._looked = -10.0
+        subprocess.run(["sleep", "0.05"], check=True)
+    assert right is not None
+    with pytest.raises(LostLease, match="another machine leads this study now"):
+        slept.check_lead()
+    awake.check_lead()
+
+
+@pytest.fixture(scope="module")
+def granting(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A library under which every lock is granted, as some shared file systems do."""
+    compiler = shutil.which("cc")
+    if compiler is None:
+        pytest.skip("needs a C compiler")
+    folder = tmp_path_factory.mktemp("granting")
+    (folder / "granting.c").write_text("int flock(int file, int operation) { return 0; }\n")
+    library = folder / "granting.so"
+    subprocess.run([compiler, "-shared", "-fPIC", "-o", str(library), str(folder / "granting.c")], check=True)
+    return str(library)
+
+
+def test_two_that_start_at_once_where_every_lock_is_granted(
+    granting: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    crash.finish(crash.start(tmp_path / "whole"))
+    monkeypatch.setenv("LD_PRELOAD", granting)
+    output = tmp_path / "both"
+    for process in [crash.start(output) for _ in range(2)]:
+        crash.finish(process)
+    assert crash.state(output) == crash.state(tmp_path / "whole")
+    left = [path.name for path in output.rglob("*") if path.suffix in (".partial", ".new") or ".damaged" in path.name]
+    assert not left
+    assert not list(output.glob("records/*/batches.jsonl"))
+    names = set(os.listdir(output / "studies" / "crash"))
+    assert names == set(os.listdir(tmp_path / "whole" / "studies" / "crash"))
