@@ -15,7 +15,7 @@ from tdrs.sweeps.log import read_outcome, studies_folder, study_folder
 from tdrs.sweeps.trials import Outcome
 
 from tdrs import __version__
-from tdrs.settings import SettingError
+from tdrs.settings import SettingError, check_choice
 
 # Okabe & Ito's palette: told apart by the colour-blind, and by their markers in black and white.
 STYLES = (
@@ -63,15 +63,20 @@ def span(numbers: Iterable[int]) -> str:
     return " to ".join(str(number) for number in dict.fromkeys((ordered[0], ordered[-1])))
 
 
-def redraw(arguments: list[str], draw_from: Callable[[Outcome, Path], list[Path]]) -> int:
+def redraw(
+    arguments: list[str], draw_from: Callable[[Outcome, Path], list[Path]], options: tuple[str, ...] = ()
+) -> int:
     """Redraw a figure from stored records: `study=NAME [output=FOLDER]`; returns the exit code.
 
     Args:
+        options: what else may be given.
         draw_from: from what a study found and its folder to the files written.
     """
     given = dict(argument.partition("=")[::2] for argument in arguments)
     output = Path(given.get("output", "outputs"))
     try:
+        for key in given:
+            check_choice("option", key, ("study", "output", *options))
         folder = study_folder(output, given["study"]) if "study" in given else None
         if folder is None or not (folder / "study.json").exists():
             have = sorted(p.parent.name for p in studies_folder(output).glob("*/study.json"))
