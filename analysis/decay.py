@@ -187,7 +187,7 @@ def main(arguments: list[str]) -> int:
             keep(path, outcome, values)
         return draw(read(values), folder, outcome.stamp)
 
-    return redraw(arguments, make)
+    return redraw(arguments, make, ("measure",))
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from tdrs.sweeps.trials import Outcome
 
 from tdrs import __version__, checked_file
 from tdrs.checked_file import Damaged
-from tdrs.settings import SettingError, folder_named
+from tdrs.settings import SettingError, check_choice, folder_named
 
 # Okabe & Ito's palette: told apart by the colour-blind, and by their markers in black and white.
 STYLES = (
@@ -60,14 +60,19 @@ def span(numbers: Iterable[int]) -> str:
     return " to ".join(str(number) for number in dict.fromkeys((ordered[0], ordered[-1])))
 
 
-def redraw(arguments: list[str], draw_from: Callable[[Outcome, Path], list[Path]]) -> int:
+def redraw(
+    arguments: list[str], draw_from: Callable[[Outcome, Path], list[Path]], options: tuple[str, ...] = ()
+) -> int:
     """Redraw a figure from stored records: `study=NAME [output=FOLDER]`; returns the exit code.
 
     Args:
+        options: what else may be given.
         draw_from: from what a study found and its folder to the files written.
     """
     given = dict(argument.partition("=")[::2] for argument in arguments)
     try:
+        for key in given:
+            check_choice("option", key, ("study", "output", *options))
         output = folder_named("output", given.get("output", "outputs"))
         folder = study_folder(output, given["study"]) if "study" in given else None
         if folder is None or not (folder / "study.json").exists():

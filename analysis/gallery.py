@@ -1,7 +1,7 @@
 """A page of samples per benchmark: picture, prompt as the model gets it, gold answer, a model's answer.
 
     python -m analysis.gallery                                   # the four embedded benchmarks
-    python -m analysis.gallery datasets=[mini_pope] gap=0        # (python -m tdrs.analysis.gallery where installed)
+    python -m analysis.gallery 'datasets=[mini_pope]' gap=0      # (python -m tdrs.analysis.gallery where installed)
 
 writes `gallery-<dataset>.png` into `outputs/gallery`.
 """

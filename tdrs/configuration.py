@@ -169,7 +169,7 @@ def check(entry: str, values: Mapping[str, Any]) -> None:
             for key in _choice(group, given["name"]):
                 if key not in given:
                     raise SettingError(f"{group}.{key}", None, "is required")
-        elif given is not None:
+        elif given is not None and group != "backbone":  # whose name is for people: the source decides
             check_choice(f"{group}.name", given.get("name"), choices(group))
 
 

@@ -179,7 +179,8 @@ def main(arguments: Sequence[str]) -> int:
             raise SettingError("study", " ".join(words[1:]), f"{words[0]} takes the name of one study")
         study = Kept(output, words[1])
         tracking = dict(study.config["tracking"])
-        if tracking["name"] == "none" or "tracking.uri" in given:
+        nowhere = words[0] == "delete" and not (output / "mlflow.db").exists()  # no run was ever logged there
+        if "tracking.uri" in given or (tracking["name"] == "none" and not nowhere):
             uri = given.get("tracking.uri")
             tracking = {"name": "mlflow", "uri": None if uri == "null" else uri}
         verbs: dict[str, Callable[[], int | None]] = {

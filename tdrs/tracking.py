@@ -493,7 +493,7 @@ def _guard(uri: str, parent: str) -> "subprocess.Popen[str]":
 
 def metric_name(text: str, taken: Container[str], longest: int = LONGEST) -> str:
     """A name that the store takes for a metric, and that is not taken yet; for other letters than it takes, dots."""
-    name = re.sub(r"[^\w.\- ]", ".", text)
+    name = re.sub(r"^\.+", "_", re.sub(r"[^\w.\- ]", ".", text)) or "_"
     if len(name) <= longest and name not in taken:
         return name
     return f"{name[: longest - 9]}.{hashlib.sha256(text.encode(errors='replace')).hexdigest()[:8]}"
