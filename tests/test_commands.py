@@ -154,7 +154,8 @@ def test_what_could_not_be_logged_is_logged_by_the_printed_command(
     assert run("sweep", main_sweep, "", [*down, "study.name='a b'", "search=grid", SPACE, "preset=smoke"]) == 0
     assert run("evaluate", main_evaluate, "", [*down, "limit=4"]) == 0
     said = capsys.readouterr().out
-    first, second = (line for line in printed(said) if "analysis" not in line and " show " not in line)
+    again = [line for line in printed(said) if "analysis" not in line and " show " not in line]
+    first, second = again[0], again[-1]
     assert paste(f"{first} tracking.uri=sqlite:///{tmp_path}/other.db") == 0
     assert paste(f"{second} tracking.uri=sqlite:///{tmp_path}/other.db") == 0
     found = MlflowClient(f"sqlite:///{tmp_path}/other.db").search_experiments()
