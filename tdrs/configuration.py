@@ -42,7 +42,7 @@ def compose(entry: str, overrides: Sequence[str]) -> DictConfig:
     """
     with initialize_config_dir(str(folder()), version_base="1.3"):
         try:
-            config = hydra_compose(entry, list(overrides))
+            config = hydra_compose(entry, [_quoted(text) for text in overrides])
             OmegaConf.resolve(config)
             if "output" in config:
                 config.output = str(folder_named("output", config.output))
@@ -50,6 +50,13 @@ def compose(entry: str, overrides: Sequence[str]) -> DictConfig:
         except (HydraException, OmegaConfBaseException) as error:
             raise _one_line(str(error), overrides) from error
     return config
+
+
+def _quoted(override: str) -> str:
+    """An override whose value begins with `~`, in quotes, without which Hydra does not take it."""
+    name, is_, value = override.partition("=")
+    escaped = value.replace("'", "\\'")
+    return f"{name}{is_}'{escaped}'" if value.startswith("~") else override
 
 
 def _check_addresses(name: str, value: object) -> None:

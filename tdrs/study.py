@@ -11,6 +11,7 @@
 """
 
 import csv
+import fcntl
 import json
 import shlex
 import shutil
@@ -27,7 +28,7 @@ from tqdm import tqdm
 
 from tdrs.command import command
 from tdrs.configuration import choice, with_settings
-from tdrs.records import Records, lock
+from tdrs.records import Records
 from tdrs.settings import SettingError, check_choice, folder_named
 from tdrs.sweeps.log import REPLACED, read_outcome, read_trials, study_folder, study_key, sync
 from tdrs.sweeps.storage import JOURNAL
@@ -66,10 +67,14 @@ class Kept:
     @property
     def running(self) -> bool:
         """Whether a process on this machine leads it."""
-        held = lock(self.folder / "lock")
-        if held:
-            held.close()
-        return held is None
+        try:
+            with (self.folder / "lock").open("rb") as file:  # looking needs no right to write
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        except FileNotFoundError:
+            return False
+        return False
 
     @property
     def state(self) -> str:
