@@ -5,6 +5,7 @@ are loaded. Nothing is set where tdrs is imported as a library.
 """
 
 import errno
+import getpass
 import io
 import os
 import re
@@ -31,14 +32,29 @@ def is_command() -> bool:
 
 
 def prepare() -> None:
-    """Set what has to be set before torch is imported; child processes inherit it."""
+    """Set what has to be set before torch is imported; child processes inherit it.
+
+    Raises:
+        SystemExit: the current folder was deleted: paths lead nowhere, and libraries cannot be loaded.
+    """
+    _open_streams()
+    try:
+        os.getcwd()
+    except OSError:
+        _say(sys.stderr, "error: the current folder was deleted; change to one that exists")
+        raise SystemExit(2) from None
+    if os.path.expanduser("~") == "~":
+        os.environ["HOME"] = "/nonexistent"  # libraries ask for it when they are imported
+    try:
+        getpass.getuser()
+    except (KeyError, OSError):
+        os.environ["USER"] = f"uid{os.getuid()}"  # torch names a folder after it
     if not any(name in os.environ for name in _WAITING):
         # By default a thread without work spins for milliseconds, on a core that other programs could use.
         os.environ["OMP_WAIT_POLICY"] = "PASSIVE"  # GNU and LLVM read it
         os.environ["KMP_BLOCKTIME"] = "0"  # Intel's
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, signal.SIG_DFL)  # nothing is begun yet that a traceback could be about
-    _open_streams()
 
 
 class _Output(io.FileIO):

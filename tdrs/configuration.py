@@ -47,7 +47,7 @@ def compose(entry: str, overrides: Sequence[str]) -> DictConfig:
     """
     with initialize_config_dir(str(folder()), version_base="1.3"):
         try:
-            config = hydra_compose(entry, _replacing(overrides))
+            config = hydra_compose(entry, _replacing([_quoted(text) for text in overrides]))
             OmegaConf.to_container(config, resolve=True)  # raises where a reference leads nowhere
             if "output" in config:
                 config.output = str(folder_named("output", config.output))
@@ -58,6 +58,13 @@ def compose(entry: str, overrides: Sequence[str]) -> DictConfig:
         if OmegaConf.select(config, f"search.{name}", default={}) is None:
             config.search[name] = {}
     return config
+
+
+def _quoted(override: str) -> str:
+    """An override whose value begins with `~`, in quotes, without which Hydra does not take it."""
+    name, is_, value = override.partition("=")
+    escaped = value.replace("'", "\\'")
+    return f"{name}{is_}'{escaped}'" if value.startswith("~") else override
 
 
 def _check_addresses(name: str, value: object) -> None:

@@ -15,7 +15,7 @@ import time
 import uuid
 from collections.abc import Callable
 from pathlib import Path
-from typing import TextIO
+from typing import IO, Any, TextIO
 
 ABANDONED = 10  # a lease that was not touched for so many times its seconds is void at first sight
 SETTLE = 0.1  # seconds in which two processes that take a lease at once overwrite each other's token
@@ -35,7 +35,7 @@ def lock(path: Path) -> TextIO | None:
     return None
 
 
-def _flock(file: TextIO) -> bool:
+def _flock(file: IO[Any]) -> bool:
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
@@ -152,15 +152,15 @@ class Lease:
     def taken(cls, folder: Path, seconds: float, name: str = "lease") -> bool:
         """Whether somebody alive has the lease of a folder; nothing is written."""
         path = folder / name
-        if not path.exists():
+        try:
+            with path.open("rb") as file:  # looking needs no right to write
+                if not _flock(file):
+                    return True
+                holder = _holder(path)
+                here = bool(holder) and holder["machine"] == machine()
+                return not (here and _locks_work(path)) and _alive(path, holder, seconds)
+        except FileNotFoundError:
             return False
-        file = lock(path)
-        if file is None:
-            return True
-        with file:
-            holder = _holder(path)
-            here = bool(holder) and holder["machine"] == machine()
-            return not (here and _locks_work(path)) and _alive(path, holder, seconds)
 
     @property
     def holds(self) -> bool:

@@ -293,7 +293,7 @@ class Tracker:
         with uninterrupted():  # a run that is begun has its guard
             parent = self._attempt(lambda client: self._begin(client, name, key, title, tags)) or ""
             guard = _guard(self._uri, parent) if parent else None
-        if not guard:
+        if not parent:
             yield parent
             return
         status = "FAILED"
@@ -309,12 +309,12 @@ class Tracker:
         finally:
             if status:
                 self._attempt(lambda client: client.set_terminated(parent, status))
-            assert guard.stdin
-            with suppress(OSError), guard.stdin:
-                guard.stdin.write("ended" if self.client else "")  # else it ends what runs, when the store answers
-            if self.client:
-                with suppress(subprocess.TimeoutExpired):
-                    guard.wait(PATIENCE)
+            if guard and guard.stdin:
+                with suppress(OSError), guard.stdin:
+                    guard.stdin.write("ended" if self.client else "")  # else it ends what runs, if the store answers
+                if self.client:
+                    with suppress(subprocess.TimeoutExpired):
+                        guard.wait(PATIENCE)
 
     def _begin(self, client: MlflowClient, name: str, key: str, title: str, tags: Mapping[str, str]) -> str:
         known = self._children(client, name, "").get(key)
@@ -479,16 +479,19 @@ def _take(lock: int) -> None:
             time.sleep(0.1)
 
 
-def _guard(uri: str, parent: str) -> "subprocess.Popen[str]":
-    """The process that ends a study's runs if this one cannot."""
-    return subprocess.Popen(
-        [sys.executable, "-c", _GUARD, uri, parent],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-        text=True,
-    )
+def _guard(uri: str, parent: str) -> "subprocess.Popen[str] | None":
+    """The process that ends a study's runs if this one cannot; None where no process can be started."""
+    try:
+        return subprocess.Popen(
+            [sys.executable, "-c", _GUARD, uri, parent],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+            text=True,
+        )
+    except OSError:
+        return None
 
 
 def metric_name(text: str, taken: Container[str], longest: int = LONGEST) -> str:
