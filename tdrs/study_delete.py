@@ -14,7 +14,7 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
-from tdrs.commands import study_command
+from tdrs.commands import command, study_command
 from tdrs.kept import Kept, is_running
 from tdrs.records import Records
 from tdrs.settings import SettingError
@@ -64,8 +64,11 @@ def delete(study: Kept, yes: bool, tracking: Mapping[str, Any]) -> None:
     shutil.move(study.folder, trash / "study")
     if study.config["study"].get("storage", JOURNAL) != JOURNAL:
         print(f"its trials in {study.config['study']['storage']} are kept: other machines may need them")
-    print(f"deleted, with {runs} runs in MLflow (`mlflow gc` frees their space); evaluations of other studies are kept")
+    print(f"deleted, with {runs} runs in MLflow; evaluations of other studies are kept")
     print(f"its files are in {trash} until:  {shlex.join(['rm', '-r', str(trash.absolute())])}")
+    if runs and not tracker.uri.startswith("http"):  # else it is for the server's keeper to do
+        gone = command("mlflow", "gc", "--backend-store-uri", tracker.uri, "--tracking-uri", tracker.uri)
+        print(f"its runs can be restored until:  {gone}")
 
 
 def named_in(folder: Path) -> set[str]:

@@ -62,6 +62,7 @@ class Tracker:
 
     Attributes:
         down: why logging stopped; "" while it works.
+        uri: the store's address.
     """
 
     def __init__(self, kind: str, output: Path, uri: str | None = None) -> None:
@@ -69,7 +70,7 @@ class Tracker:
         self.down = ""
         self._root = output.resolve()
         self._local = uri is None
-        self._uri = uri or f"sqlite:///{self._root}/mlflow.db"
+        self.uri = uri or f"sqlite:///{self._root}/mlflow.db"
         self._known: dict[str, dict[str, tuple[str, str]]] = {}  # of each parent: key → run and status
         self._experiments: dict[str, str] = {}
         if kind == "mlflow":
@@ -79,7 +80,7 @@ class Tracker:
                 except (MlflowException, SQLAlchemyError, OSError) as error:
                     self._give_up(error)
                     return
-            self.client = MlflowClient(tracking_uri=self._uri)
+            self.client = MlflowClient(tracking_uri=self.uri)
 
     def _create(self) -> None:
         """Make the local store if there is none: one process alone, and it is whole or not there."""
@@ -121,8 +122,8 @@ class Tracker:
         if not found:
             return []
         if not self._local:
-            return [f"runs:    {self._uri.rstrip('/')}/{page}"]
-        ui = command("mlflow", "ui", "--host", "127.0.0.1", "--backend-store-uri", self._uri)
+            return [f"runs:    {self.uri.rstrip('/')}/{page}"]
+        ui = command("mlflow", "ui", "--host", "127.0.0.1", "--backend-store-uri", self.uri)
         return [f"next:    {ui}", f"         then open http://127.0.0.1:5000/{page}"]
 
     def _experiment(self, client: MlflowClient, name: str) -> str:
@@ -173,7 +174,7 @@ class Tracker:
             yield parent
             return
         guard = subprocess.Popen(
-            [sys.executable, "-c", _GUARD, self._uri, parent],
+            [sys.executable, "-c", _GUARD, self.uri, parent],
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
