@@ -129,6 +129,16 @@ def test_a_study_that_cannot_be_read_stops_it(
     assert not kept(tmp_path)
 
 
+def test_a_store_that_cannot_be_reached_stops_it(
+    tmp_path: Path, pretended: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    made(tmp_path, tracking="none")
+    before = everything(tmp_path)
+    assert main(["delete", "small", f"output={tmp_path}", "--yes", "tracking.uri=http://127.0.0.1:9"]) == 2
+    assert "tracking.uri = 'http://127.0.0.1:9': cannot be reached" in capsys.readouterr().err
+    assert everything(tmp_path) == before
+
+
 def test_no_link_is_followed(tmp_path: Path, pretended: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     output = tmp_path / "outputs"
     found = made(output, tracking="none")
