@@ -245,9 +245,13 @@ def read_outcome(folder: Path) -> Outcome:
 
     Raises:
         FileNotFoundError: it is not finished.
-        SettingError: `study.json` is of another study than `config.yaml`.
+        SettingError: `study.json` is damaged, or of another study than `config.yaml`.
     """
-    outcome = Outcome.read(folder / "study.json")
+    try:
+        outcome = Outcome.read(folder / "study.json")
+    except (ValueError, KeyError, TypeError, AttributeError) as error:  # a SettingError is a ValueError
+        allowed = f"{folder}/study.json is damaged ({first_line(error)}); run the study again"
+        raise SettingError("study", folder.name, allowed) from None
     if (outcome.key or study_key(outcome.config)) != _key_in(folder):
         allowed = f"{folder}/study.json is of another study of this name; run the study again"
         raise SettingError("study", folder.name, allowed)

@@ -120,7 +120,7 @@ def test_only_what_was_measured_for_the_study_is_shown(
     assert decay.main(["study=s", f"output={tmp_path}"]) == 0
     assert kept(path, found)
     assert kept(path, replace(found, key="0")) is None
-    changed = replace(found, rows=[replace(found.rows[0], identity="0")])
+    changed = replace(found, rows=[replace(found.rows[0], identity="0" * 16)])
     assert kept(path, changed) is None
     changed.save(tmp_path / "studies" / "s" / "study.json")
     assert decay.main(["study=s", f"output={tmp_path}"]) == 2
