@@ -39,10 +39,10 @@ def value(given: Any) -> str:
 
 
 def _quoted(text: str) -> str:
-    """Hydra's quotes: a backslash means itself, but before `${`, before a quote and at the end."""
+    """In Hydra's double quotes: a backslash means itself, but before `${`, before such a quote and at the end."""
     text = re.sub(r"(\\*)\$\{", lambda found: 2 * found[1] + r"\${", text)
-    text = re.sub(r"(\\*)'", lambda found: 2 * found[1] + r"\'", text)
-    return "'" + re.sub(r"(\\*)\Z", lambda found: 2 * found[1], text, count=1) + "'"
+    text = re.sub(r'(\\*)"', lambda found: 2 * found[1] + r"\"", text)
+    return '"' + re.sub(r"(\\*)\Z", lambda found: 2 * found[1], text, count=1) + '"'
 
 
 def _key(text: str) -> str:

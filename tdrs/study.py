@@ -12,6 +12,7 @@ unless said; `sync` and `delete` take `tracking.uri=ADDRESS`.
 """
 
 import csv
+import json
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -114,6 +115,11 @@ def _command(study: Kept, trial: Trial) -> str:
     return command("tdrs.evaluate", *words, f"output={value(str(study.output.absolute()))}")
 
 
+def _cell(given: Any) -> str:
+    """A setting in a table's cell: a text as it is, all else as JSON, so that null is not the same as no setting."""
+    return given if isinstance(given, str) else json.dumps(given, ensure_ascii=False)
+
+
 def _export(study: Kept) -> None:
     folder = study.folder / "export"
     folder.mkdir(exist_ok=True)
@@ -126,7 +132,8 @@ def _export(study: Kept) -> None:
         for number, t in enumerate(study.trials):
             given = {**t.place, **t.settings}
             row = [study.key, number, t.name, t.split, t.status, t.reason, t.identity, t.n, f"{t.seconds:.3f}"]
-            writer.writerow([*row, *(given.get(key, "") for key in keys), *(t.metrics.get(m, "") for m in metrics)])
+            texts = [_cell(given[key]) if key in given else "" for key in keys]
+            writer.writerow([*row, *texts, *(t.metrics.get(m, "") for m in metrics)])
     path = folder / "samples.parquet"
     writer_: pq.ParquetWriter | None = None
     for identity in tqdm({t.identity for t in study.trials}, desc="samples", unit="trial", disable=None, leave=False):

@@ -8,13 +8,14 @@ import os
 import re
 import shlex
 import shutil
+import stat
 import time
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
-from tdrs.commands import study_command
+from tdrs.commands import command, study_command
 from tdrs.kept import Kept, is_running
 from tdrs.records import Records
 from tdrs.settings import SettingError
@@ -29,7 +30,8 @@ def delete(study: Kept, yes: bool, tracking: Mapping[str, Any]) -> None:
     """Move a study away, with the evaluations that are its alone; without `yes` only say what would go.
 
     Raises:
-        SettingError: it, or another study, is running; its folder is a link; another study's files cannot be read.
+        SettingError: it, or another study, is running; its folder is a link; another study's files cannot be read; or
+            the store of runs cannot be reached.
     """
     if study.folder.is_symlink():
         allowed = f"is a link to {study.folder.resolve()}; remove the link, or delete it there"
@@ -57,6 +59,9 @@ def delete(study: Kept, yes: bool, tracking: Mapping[str, Any]) -> None:
             pass  # all are free, before the first one goes
     with open_tracker(tracking, study.output) as tracker:
         runs = tracker.delete(study.name, {study.key, *(path.name for path in study.replaced)})
+        if tracker.down:
+            allowed = f"cannot be reached ({tracker.down}), so the study's runs there, and its files, are kept"
+            raise SettingError("tracking.uri", tracker.uri, allowed)
     trash = _trash(study)
     for identity in own:
         with _claimed(study.records, identity):
@@ -64,8 +69,11 @@ def delete(study: Kept, yes: bool, tracking: Mapping[str, Any]) -> None:
     shutil.move(study.folder, trash / "study")
     if study.config["study"].get("storage", JOURNAL) != JOURNAL:
         print(f"its trials in {study.config['study']['storage']} are kept: other machines may need them")
-    print(f"deleted, with {runs} runs in MLflow (`mlflow gc` frees their space); evaluations of other studies are kept")
+    print(f"deleted, with {runs} runs in MLflow; evaluations of other studies are kept")
     print(f"its files are in {trash} until:  {shlex.join(['rm', '-r', str(trash.absolute())])}")
+    if runs and not tracker.uri.startswith("http"):  # else it is for the server's keeper to do
+        gone = command("mlflow", "gc", "--backend-store-uri", tracker.uri, "--tracking-uri", tracker.uri)
+        print(f"its runs can be restored until:  {gone}")
 
 
 def named_in(folder: Path) -> set[str]:
@@ -86,7 +94,10 @@ def named_in(folder: Path) -> set[str]:
             raise SettingError("study", folder.name, allowed)
         for place, _, names in os.walk(folder, onerror=unknown):
             for name in (name for name in names if not name.endswith(".parquet")):  # an export, made of trials.jsonl
-                found |= {one.decode() for one in _IDENTITY.findall(Path(place, name).read_bytes())}
+                path = Path(place, name)
+                if not stat.S_ISREG(path.stat().st_mode):
+                    raise OSError(f"{path} is no file")
+                found |= {one.decode() for one in _IDENTITY.findall(path.read_bytes())}
     except OSError as error:
         unknown(error)
     return found

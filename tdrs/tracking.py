@@ -80,6 +80,7 @@ class Tracker:
 
     Attributes:
         down: why logging stopped; "" while it works.
+        uri: the store's address.
     """
 
     def __init__(self, kind: str, output: Path, uri: str | None = None, repair: bool = False) -> None:
@@ -87,7 +88,7 @@ class Tracker:
         self.down = ""
         self._output = output
         self._local = uri is None
-        self._uri = uri or ""
+        self.uri = uri or ""
         self._repair = repair
         self._known: dict[str, dict[str, tuple[str, str]]] = {}  # of each parent: key → run and status
         self._experiments: dict[str, str] = {}
@@ -102,19 +103,19 @@ class Tracker:
         if self._local:
             self._root = self._output.resolve()
             self._store = self._root / "mlflow.db"
-            self._uri = database_uri(self._store)
+            self.uri = database_uri(self._store)
             self._create()
             if self._repair:
                 self._mend()
             self._relocate()
-        elif self._uri.startswith(DATABASES):  # MLflow itself would try for minutes
-            engine = create_engine(self._uri, poolclass=NullPool)
+        elif self.uri.startswith(DATABASES):  # MLflow itself would try for minutes
+            engine = create_engine(self.uri, poolclass=NullPool)
             if engine.url.get_backend_name() != "sqlite":
                 engine.connect().close()
             elif Path(engine.url.database or "").exists():
                 with engine.connect() as connection:
                     connection.exec_driver_sql("begin immediate")
-        client = MlflowClient(tracking_uri=self._uri)
+        client = MlflowClient(tracking_uri=self.uri)
         client.search_experiments(max_results=1)
         return client
 
@@ -148,7 +149,7 @@ class Tracker:
         aside = self._aside("damaged" if damage else "other")
         if not damage:
             shutil.copy(aside, self._store)
-            upgrade = [sys.executable, "-m", "mlflow", "db", "upgrade", self._uri]
+            upgrade = [sys.executable, "-m", "mlflow", "db", "upgrade", self.uri]
             if not subprocess.run(upgrade, capture_output=True, check=False).returncode:
                 print(f"mlflow.db of an older MLflow was upgraded; as it was, it is {aside}", file=sys.stderr)
                 return
@@ -224,8 +225,8 @@ class Tracker:
         if not found:
             return []
         if not self._local:
-            return [f"runs:    {self._uri.rstrip('/')}/{page}"]
-        ui = command("mlflow", "ui", "--host", "127.0.0.1", "--backend-store-uri", self._uri)
+            return [f"runs:    {self.uri.rstrip('/')}/{page}"]
+        ui = command("mlflow", "ui", "--host", "127.0.0.1", "--backend-store-uri", self.uri)
         return [f"next:    {ui}", f"         then open http://127.0.0.1:5000/{page}"]
 
     def later(self, experiment: str) -> list[str]:
@@ -292,7 +293,7 @@ class Tracker:
         """
         with uninterrupted():  # a run that is begun has its guard
             parent = self._attempt(lambda client: self._begin(client, name, key, title, tags)) or ""
-            guard = _guard(self._uri, parent) if parent else None
+            guard = _guard(self.uri, parent) if parent else None
         if not parent:
             yield parent
             return

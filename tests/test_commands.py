@@ -136,8 +136,9 @@ def test_printed_commands_run_when_pasted(
     (line,) = printed(capsys.readouterr().out)
     assert paste(line) == 0
     assert not folder.exists()
-    said = capsys.readouterr().out
-    (line,) = [line.partition("until:  ")[2] for line in said.splitlines() if "until:" in line]
+    line, gc = (line.partition("until:  ")[2] for line in capsys.readouterr().out.splitlines() if "until:" in line)
+    store = f"sqlite:///{tmp_path}/{output}/mlflow.db"
+    assert words_of(gc)[1:] == ["mlflow", "gc", "--backend-store-uri", store, "--tracking-uri", store]
     subprocess.run(["bash", "-c", line], check=True)
     assert not list((tmp_path / output / "trash").iterdir())
     assert paste(commands.command("tdrs.study", "list", f"output={tmp_path / output}")) == 0

@@ -1,6 +1,7 @@
 """The command that looks after studies: list, show, best, export, delete, sync; bad words are one line and code 2."""
 
 import csv
+import shlex
 import shutil
 from pathlib import Path
 
@@ -147,3 +148,34 @@ def test_bad_words(
 
 def test_help(capsys: pytest.CaptureFixture[str]) -> None:
     assert "python -m tdrs.study list" in say(capsys, "--help")
+
+
+@pytest.mark.parametrize(
+    ("typed", "place", "edit"),
+    [
+        ([], {"backbone.system": '1e3, it\'s "null": ${x}', "batch_size": 3, "backbone.revision": "0123"}, {}),
+        (["backbone.name='true'"], {"attention.execution": "reference", "dataset.prompt": "internvl"}, {}),
+        ([], {"backbone": "mini_internvl"}, {"intervention.layers": [0, 1], "intervention.heads": "0%-50%"}),
+        ([], {"backbone": "mini_qwen2_5_vl", "dataset": "mini_textvqa"}, {"intervention.phase": "prefill"}),
+        ([], {"dataset": "mini_pope", "dataset.blank": True, "dataset.filler": "before_image"}, {}),
+    ],
+)
+def test_best_repeats_every_kind_of_setting(
+    typed: list[str],
+    place: dict[str, object],
+    edit: dict[str, object],
+    tmp_path: Path,
+    pretended: list[str],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    methods = {"tuned": METHODS["tuned"] | edit}
+    config = configuration(tmp_path, "search=compare", *typed, methods=methods, axes={"x": [place]}, budget=3)
+    config["tracking"] = {"name": "none", "uri": None}
+    found = Study(config, Tracker("none", tmp_path)).run()
+    printed = say(capsys, "best", "small", f"output={tmp_path}")
+    (row,) = [row for row in found.rows if row.budget]
+    words = shlex.split(printed.splitlines()[1])
+    assert run("evaluate", main_evaluate, "", [*words[3:], "tracking=none"]) == 0
+    again = capsys.readouterr().out
+    assert row.identity in again
+    assert "found done" in again

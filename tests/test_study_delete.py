@@ -129,6 +129,16 @@ def test_a_study_that_cannot_be_read_stops_it(
     assert not kept(tmp_path)
 
 
+def test_a_store_that_cannot_be_reached_stops_it(
+    tmp_path: Path, pretended: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    made(tmp_path, tracking="none")
+    before = everything(tmp_path)
+    assert main(["delete", "small", f"output={tmp_path}", "--yes", "tracking.uri=http://127.0.0.1:9"]) == 2
+    assert "tracking.uri = 'http://127.0.0.1:9': cannot be reached" in capsys.readouterr().err
+    assert everything(tmp_path) == before
+
+
 def test_no_link_is_followed(tmp_path: Path, pretended: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     output = tmp_path / "outputs"
     found = made(output, tracking="none")
@@ -165,7 +175,14 @@ def test_a_name_that_leads_elsewhere_is_refused(
 
 def test_a_damaged_study_is_one_line(tmp_path: Path, pretended: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     made(tmp_path, tracking="none")
-    for name, text in (("config.yaml", "a: ["), ("config.yaml", "3"), (TRIALS, "{}\n"), (TRIALS, "nonsense\n")):
+    damages = [("config.yaml", "a: ["), ("config.yaml", "3"), (TRIALS, "{}\n"), (TRIALS, "nonsense\n")]
+    for text in ("", "[]", "{}", '{"trials": [{"identity": "../x", "clamped": {}}], "rows": [], "curves": []}'):
+        (tmp_path / "studies" / "small" / "study.json").write_text(text)
+        for verb in ("show", "best"):
+            assert main([verb, "small", f"output={tmp_path}"]) == 2
+            assert "study.json is damaged" in (said := capsys.readouterr().err)
+            assert said.count("\n") == 1
+    for name, text in damages:
         path = tmp_path / "studies" / "small" / name
         whole = path.read_text()
         path.write_text(text)
