@@ -129,8 +129,8 @@ def draw(panels: list[Panel], folder: Path, warning: str = "", stamp: Mapping[st
     title = f"Accuracy against distance, {what}: held-out split, n = {size}; 95 % intervals"
     canvas.suptitle(escape.label(warning, 120) or title, fontsize=11)
     tables = folder / "distance.md"
-    tables.write_text("\n".join(f"## {name}\n\n{markdown(panels, name)}\n" for name in backbones), encoding="utf-8")
-    tables.write_text("\n".join(f"## {escape.markdown(name)}\n\n{markdown(panels, name)}\n" for name in backbones))
+    parts = [f"## {escape.markdown(name)}\n\n{markdown(panels, name)}\n" for name in backbones]
+    tables.write_text("\n".join(parts), encoding="utf-8")
     return [*save(canvas, folder, "distance", stamp), tables]
 
 

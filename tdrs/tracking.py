@@ -122,13 +122,25 @@ class Tracker:
     def _create(self) -> None:
         """Make the local store if there is none: one process alone, and it is whole or not there."""
         self._root.mkdir(parents=True, exist_ok=True)
-        new = self._root / "mlflow.db.new"
+        new = self._root / f"mlflow.db.{os.getpid()}.new"
         with (self._root / "mlflow.lock").open("a", encoding="utf-8") as lock:
             _take(lock.fileno())
             if not self._store.exists() or not self._store.stat().st_size:
                 new.unlink(missing_ok=True)
                 MlflowClient(tracking_uri=database_uri(new)).search_experiments(max_results=1)
-                new.replace(self._store)
+                self._put(new)
+
+    def _put(self, new: Path) -> None:
+        """Move a new store into place, unless another process, which the lock did not keep out, was first."""
+        if self._store.exists() and not self._store.stat().st_size:
+            self._store.unlink()
+        try:
+            os.link(new, self._store)
+        except FileExistsError:
+            pass
+        except OSError:  # a file system without hard links
+            new.replace(self._store)
+        new.unlink(missing_ok=True)
 
     def _mend(self) -> None:
         """Bring a local store of an older MLflow up to date; put one that cannot be used aside and begin a new one."""
