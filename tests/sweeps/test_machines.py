@@ -11,7 +11,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -162,10 +162,23 @@ def test_every_pair_finds_the_same(
     assert state(tmp_path, where, name) == renamed(inline, name)
 
 
-def rays_workers() -> list[int]:
-    """The processes in which Ray's workers measure."""
-    titles = running()
-    return [int(path.parent.name) for path, title in titles.items() if title.startswith(b"ray::Worker.measure")]
+def rays_workers(of: int) -> list[int]:
+    """The processes in which the Ray that a process has started measures; others may test here, too."""
+    parents: dict[int, int] = {}
+    found = []
+    for path, title in running().items():
+        number = int(path.parent.name)
+        with suppress(OSError):  # it ends meanwhile
+            parents[number] = int(path.with_name("stat").read_text().rpartition(")")[2].split()[1])
+            if title.startswith(b"ray::Worker.measure"):
+                found.append(number)
+
+    def begun(number: int) -> bool:
+        while number in parents and number != of:
+            number = parents[number]
+        return number == of
+
+    return [number for number in found if begun(number)]
 
 
 def test_rays_workers_may_die_and_be_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -175,10 +188,12 @@ def test_rays_workers_may_die_and_be_stopped(tmp_path: Path, monkeypatch: pytest
     output = tmp_path / "stopped"
     process = start(output, study, "ray", "journal")
     killed: list[int] = []
-    while not killed or len(set(rays_workers()) - set(killed)) < 2:
+    measuring: list[int] = []
+    while not killed or len(set(measuring) - set(killed)) < 2:
         assert process.poll() is None, process.communicate()
-        if not killed and len(rays_workers()) == 2:
-            killed = rays_workers()[:1]
+        measuring = rays_workers(process.pid)
+        if not killed and len(measuring) == 2:
+            killed = measuring[:1]
             os.kill(killed[0], signal.SIGKILL)
         time.sleep(0.02)
     time.sleep(0.5)
@@ -187,7 +202,11 @@ def test_rays_workers_may_die_and_be_stopped(tmp_path: Path, monkeypatch: pytest
     assert "attempt 1 of 2: " in said
     assert "the same command continues from there" in said
     assert list(output.glob("records/*/shard-*/batches.jsonl"))
-    assert rays_workers() == []
+    end = time.monotonic() + 20
+    left = set(measuring)
+    while left and time.monotonic() < end:  # Ray ends them on its own
+        left = {int(path.parent.name) for path, title in running().items() if title.startswith(b"ray::")} & left
+    assert left == set()
     for folder in (output, tmp_path / "whole"):
         here(folder, study, "inline", "journal", monkeypatch)
     assert state(output, "journal") == state(tmp_path / "whole", "journal")
