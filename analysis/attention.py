@@ -29,7 +29,7 @@ from tdrs.analysis.watch import Unedited, subject, watch
 from tdrs.sweeps.trials import Outcome
 
 from tdrs import escape
-from tdrs.command import command
+from tdrs.entry_point import run_command
 from tdrs.interventions import Method
 from tdrs.interventions.tdrs import TDRS
 from tdrs.settings import SettingError, check_choice
@@ -164,4 +164,4 @@ def main(arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(command(lambda: main(sys.argv[1:])))
+    sys.exit(run_command(lambda: main(sys.argv[1:])))

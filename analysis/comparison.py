@@ -21,7 +21,7 @@ from tdrs.analysis.figure import STYLES, redraw, save
 from tdrs.sweeps.trials import STOCK, Outcome
 
 from tdrs import escape
-from tdrs.command import command
+from tdrs.entry_point import run_command
 
 COLUMNS = 4  # panels a row
 
@@ -119,4 +119,4 @@ def markdown(panels: list[Panel]) -> str:
 
 if __name__ == "__main__":
     drawn = lambda found, folder: draw(numbers(found), folder, found.warning, found.stamp)  # noqa: E731
-    sys.exit(command(lambda: redraw(sys.argv[1:], drawn)))
+    sys.exit(run_command(lambda: redraw(sys.argv[1:], drawn)))

@@ -32,7 +32,7 @@ from tdrs.sweeps.trials import Outcome
 
 from tdrs import escape
 from tdrs.attention.call import Call
-from tdrs.command import command
+from tdrs.entry_point import run_command
 from tdrs.interventions import Method
 from tdrs.interventions.tdrs import DC, RE, TDRS
 
@@ -191,4 +191,4 @@ def main(arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(command(lambda: main(sys.argv[1:])))
+    sys.exit(run_command(lambda: main(sys.argv[1:])))

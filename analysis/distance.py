@@ -28,8 +28,8 @@ from tdrs.analysis.figure import STYLES, redraw, save, span
 from tdrs.sweeps.trials import STOCK, Outcome
 
 from tdrs import escape
-from tdrs.command import command
 from tdrs.configuration import with_settings
+from tdrs.entry_point import run_command
 
 TRAINED = 32  # tokens: the longest text the embedded models were trained with
 PLACES = {"between": "text between image and question", "before_image": "the same text before the image"}
@@ -200,4 +200,4 @@ def markdown(panels: list[Panel], backbone: str) -> str:
 
 if __name__ == "__main__":
     drawn = lambda found, folder: draw(numbers(found), folder, found.warning, found.stamp)  # noqa: E731
-    sys.exit(command(lambda: redraw(sys.argv[1:], drawn)))
+    sys.exit(run_command(lambda: redraw(sys.argv[1:], drawn)))

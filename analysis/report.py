@@ -28,9 +28,9 @@ from tdrs.sweeps.trials import COMPLETE, FAILED, PRUNED, STOCK, Outcome, Trial, 
 
 from tdrs import escape
 from tdrs.benchmarks import Record, Sample
-from tdrs.command import command
 from tdrs.commands import study_command
 from tdrs.configuration import with_settings
+from tdrs.entry_point import run_command
 from tdrs.environment import environment
 from tdrs.evaluate import plan
 from tdrs.published import Comparison, checked, compare
@@ -412,4 +412,4 @@ def main(arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(command(lambda: main(sys.argv[1:])))
+    sys.exit(run_command(lambda: main(sys.argv[1:])))

@@ -24,7 +24,7 @@ from tdrs.analysis.figure import STYLES, redraw, save
 from tdrs.sweeps.trials import STOCK, Outcome
 
 from tdrs import escape
-from tdrs.command import command
+from tdrs.entry_point import run_command
 
 TICKS_ABOVE = 0.01  # below it a symmetric-log axis is linear, so that 0 has a place
 
@@ -170,4 +170,4 @@ def main(arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(command(lambda: main(sys.argv[1:])))
+    sys.exit(run_command(lambda: main(sys.argv[1:])))

@@ -20,8 +20,8 @@ from tdrs.analysis.figure import redraw
 from tdrs.sweeps.trials import Outcome, Request, Trial
 
 from tdrs import escape
-from tdrs.command import command
 from tdrs.configuration import with_settings
+from tdrs.entry_point import run_command
 from tdrs.published import reported
 from tdrs.records import Records
 from tdrs.statistics import Interval, McNemar
@@ -183,4 +183,4 @@ def main(arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(command(lambda: main(sys.argv[1:])))
+    sys.exit(run_command(lambda: main(sys.argv[1:])))

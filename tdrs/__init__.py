@@ -1,6 +1,6 @@
 """tdrs: does this inference-time edit of a vision-language model's attention help, and how sure are we?"""
 
-import tdrs.command  # noqa: F401 - before torch: it chooses how the threads of a command wait
+import tdrs.entry_point  # noqa: F401 - before torch: it chooses how the threads of a command wait
 
 # isort: split
 from tdrs.attention.intervene import intervene

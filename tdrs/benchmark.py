@@ -31,8 +31,8 @@ from tdrs.attention.call import IMAGE, TEXT, Call
 from tdrs.attention.core import Intervention, blocked, reference
 from tdrs.attention.intervene import intervene
 from tdrs.backbones import Backbone
-from tdrs.command import command
 from tdrs.configuration import choice, compose, plain
+from tdrs.entry_point import run_command
 from tdrs.environment import environment, keep_memory
 from tdrs.evaluate import evaluate
 from tdrs.interventions import METHODS
@@ -345,4 +345,4 @@ def main(arguments: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(command(lambda: main(sys.argv[1:])))
+    sys.exit(run_command(lambda: main(sys.argv[1:])))

@@ -22,7 +22,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from tdrs import schema
 from tdrs.addresses import check_password, check_tracking
-from tdrs.command import command
+from tdrs.entry_point import run_command
 from tdrs.environment import keep_memory
 from tdrs.settings import SettingError, check_choice, folder_named
 
@@ -201,4 +201,4 @@ def run(
         keep_memory()
         return function(config)
 
-    return command(work)
+    return run_command(work)

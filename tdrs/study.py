@@ -23,9 +23,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from tqdm import tqdm
 
-from tdrs.command import command as run_command
 from tdrs.commands import changes, command, value
 from tdrs.configuration import choice, choices, compose, plain, with_settings
+from tdrs.entry_point import run_command
 from tdrs.kept import Kept
 from tdrs.settings import SettingError, check_choice, folder_named
 from tdrs.study_delete import delete

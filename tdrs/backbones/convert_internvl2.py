@@ -34,7 +34,7 @@ from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import GotOcr2Im
 
 from tdrs import commands
 from tdrs.backbones.processors import InternVLImagesOnly, save_processor
-from tdrs.command import command
+from tdrs.entry_point import run_command
 from tdrs.settings import SettingError
 
 TOKENIZER = "OpenGVLab/InternVL2_5-8B-MPO-hf"  # same vocabulary; its weights are not needed
@@ -397,4 +397,4 @@ def main(arguments: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(command(lambda: main(sys.argv[1:])))
+    sys.exit(run_command(lambda: main(sys.argv[1:])))

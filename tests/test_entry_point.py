@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from tdrs import command as command_module
-from tdrs.command import _Output, command, is_command, prepare
+from tdrs import entry_point
+from tdrs.entry_point import _Output, is_command, prepare, run_command
 from tdrs.settings import SettingError, folder_named
 from tdrs.stopping import stoppable, uninterrupted
 
@@ -34,7 +34,7 @@ def test_every_text_file_is_utf_8_whatever_the_locale(path: Path) -> None:
 def test_every_command_is_run_as_one() -> None:
     entries = [text for path in SOURCES if "\nif __name__ ==" in (text := path.read_text(encoding="utf-8"))]
     assert len(entries) > 10
-    assert all("sys.exit(command(" in text or "sys.exit(run(" in text for text in entries)
+    assert all("sys.exit(run_command(" in text or "sys.exit(run(" in text for text in entries)
 
 
 @pytest.mark.parametrize(
@@ -59,9 +59,9 @@ def test_a_command_is_told_from_a_library(
 
 @pytest.mark.parametrize("given", ["", "OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME"])
 def test_threads_wait_without_spinning_unless_the_user_has_chosen(monkeypatch: pytest.MonkeyPatch, given: str) -> None:
-    monkeypatch.setattr(command_module, "_open_streams", lambda: None)
+    monkeypatch.setattr(entry_point, "_open_streams", lambda: None)
     handler = signal.getsignal(signal.SIGINT)
-    for name in command_module._WAITING:
+    for name in entry_point._WAITING:
         monkeypatch.setenv(name, "")  # put back afterwards
         monkeypatch.delenv(name)
     if given:
@@ -75,7 +75,7 @@ def test_a_user_without_name_and_home(monkeypatch: pytest.MonkeyPatch) -> None:
     def nobody(*_: object) -> object:
         raise KeyError("no such uid")
 
-    monkeypatch.setattr(command_module, "_open_streams", lambda: None)
+    monkeypatch.setattr(entry_point, "_open_streams", lambda: None)
     monkeypatch.setattr("pwd.getpwuid", nobody)
     for name in ("HOME", "LOGNAME", "USER", "LNAME", "USERNAME"):
         monkeypatch.setenv(name, "")
@@ -105,7 +105,7 @@ def test_a_reader_that_goes_away_ends_nothing() -> None:
 
 
 def test_output_to_a_full_disk_is_said_once() -> None:
-    code = "import sys; from tdrs.command import command; sys.exit(command(lambda: print('\\xb1')))"
+    code = "import sys; from tdrs.entry_point import run_command; sys.exit(run_command(lambda: print('\\xb1')))"
     surroundings = {**os.environ, "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "LC_ALL": "C", "PYTHONPATH": str(ROOT)}
     light = "import sys, types; sys.modules['tdrs'] = types.ModuleType('tdrs'); "  # without torch
     light += f"sys.modules['tdrs'].__path__ = [{str(ROOT / 'tdrs')!r}]; "
@@ -133,7 +133,7 @@ def test_errors_are_one_line(error: BaseException, code: int, said: str, capsys:
     def work() -> None:
         raise error
 
-    assert command(work) == code
+    assert run_command(work) == code
     line = capsys.readouterr().err
     assert line.startswith(said)
     assert line.count("\n") == 1

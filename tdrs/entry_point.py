@@ -99,7 +99,7 @@ def _say(stream: TextIO, text: str) -> None:
         return
 
 
-def command(work: Callable[[], int | None]) -> int:
+def run_command(work: Callable[[], int | None]) -> int:
     """Do a command's work; returns the exit code. Errors that a user can do something about are one line.
 
     0 done, or what `work` returns; 1 a file cannot be read or written, is damaged, a logit is NaN, or another process
