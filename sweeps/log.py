@@ -178,6 +178,18 @@ class Log:
                 aside = checked_file.set_aside(path)
                 print(f"{path}: {first_line(error)}; it is now {aside.name}, and made again", file=sys.stderr)
 
+    def journal_fault(self) -> str:
+        """What is wrong with the journal; "" if nothing is, or there is none. Nothing is written."""
+        if self._storage or not (self.folder / "study.journal").exists():
+            return ""
+        self.trials = read_trials(self.folder, self.key)
+        try:
+            study = load_optuna(self.folder, self.name)
+            self._check_told(study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)))
+        except Exception as error:  # whatever a damaged file makes the library raise
+            return first_line(error)
+        return ""
+
     def _check_told(self, told: Sequence[FrozenTrial]) -> None:
         """Raises Damaged unless the journal's trials are those of the log, each once."""
         keys = [trial.user_attrs.get("key") for trial in told]
@@ -262,10 +274,18 @@ def _attributes(trial: Trial) -> dict[str, Any]:
 
 
 def read_trials(folder: Path, key: str) -> dict[str, Trial]:
-    """The trials of the study with a key, by their own keys, in the protocol's order; damaged lines are left out."""
+    """The trials of the study with a key, by their own keys, in the protocol's order; damaged lines are left out.
+
+    Raises:
+        SettingError: a whole line is no trial.
+    """
     found: dict[str, Trial] = {}
-    for line in checked_file.read_lines(folder / TRIALS, key)[0]:
-        trial = Trial.of(line)
+    for number, line in enumerate(checked_file.read_lines(folder / TRIALS, key)[0], 1):
+        try:
+            trial = Trial.of(line)
+        except (ValueError, KeyError, TypeError, AttributeError) as error:  # a SettingError is a ValueError
+            allowed = f"line {number} of {folder / TRIALS} is no trial ({first_line(error)})"
+            raise SettingError("study", folder.name, allowed) from None
         found[trial.key] = trial  # of one that was tried again, the last line counts
     return found
 

@@ -65,7 +65,9 @@ def examine(values: Mapping[str, Any]) -> Iterator[Finding]:
     features = Features(output / "features", gib(values["features_gib"]))
     planned = plan({**values, "split": "held_out", "limit": None})
     yield _files(planned)
-    asked = {**values, "study": {"name": "doctor", "storage": "journal"}, "workers": {"name": "inline"}}
+    asked = {name: value for name, value in values.items() if name != "samples"}
+    asked |= {"study": {"name": "doctor", "storage": "journal"}, "workers": {"name": "inline"}}
+    asked |= {"tracking": {"name": "none"}, "dry_run": True}
     study = Study(asked, Tracker("none", output))
     samples = planned.load()
     yield Finding("data", [_data(planned, samples), *samples.notes])

@@ -8,7 +8,7 @@ from tdrs.checked_file import Damaged
 from tdrs.lease import Lease
 from tdrs.records import Records
 from tdrs.settings import SettingError, first_line
-from tdrs.sweeps.log import REPLACED, read_trials, studies_folder, study_folder, study_key
+from tdrs.sweeps.log import REPLACED, TRIALS, read_trials, studies_folder, study_folder, study_key
 
 
 class Kept:
@@ -27,6 +27,9 @@ class Kept:
         self.output = output
         self.records = Records(output / "records")
         self.config = _configuration(self.folder / "config.yaml")
+        faults = checked_file.read_lines(self.folder / TRIALS, self.key)[1]
+        if faults:
+            raise SettingError("study", name, f"{faults[0]}; run the study again, which sets it aside")
         self.trials = list(read_trials(self.folder, self.key).values())
 
     @property

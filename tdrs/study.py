@@ -6,6 +6,8 @@
     python -m tdrs.study export sqa_ablation           # trials.csv and samples.parquet
     python -m tdrs.study sync sqa_ablation             # write to Optuna and MLflow what is missing there
     python -m tdrs.study delete sqa_ablation --yes     # to outputs/trash; without --yes it says what would go
+    python -m tdrs.study check                         # verify every kept file, and say what would repair it
+    python -m tdrs.study prune --yes                   # remove records that no study uses; without --yes list them
 
 A name that begins with `-` or has a `=` is given as `study=NAME`. `output=FOLDER` is where studies are kept, `outputs`
 unless said; `sync` and `delete` take `tracking.uri=ADDRESS`.
@@ -28,17 +30,18 @@ from tdrs.configuration import choice, choices, compose, plain, with_settings
 from tdrs.entry_point import run_command
 from tdrs.kept import Kept
 from tdrs.settings import SettingError, check_choice, folder_named
+from tdrs.study_check import check, prune
 from tdrs.study_delete import delete
 from tdrs.sweeps.log import read_outcome, studies_folder, sync
 from tdrs.sweeps.trials import FAILED, PRUNED, STOCK, Request, Trial, spelled
 from tdrs.tracking import open_tracker
 
 
-def _list(output: Path) -> None:
+def _list(output: Path) -> int:
     names = sorted(path.parent.name for path in studies_folder(output).glob("*/config.yaml"))
     if not names:
         print(f"no study in {output}; the first:  {command('tdrs.sweep', '+experiment=sqa_ablation', *_at(output))}")
-        return
+        return 0
     print(f"{'study':20}{'protocol':12}{'state':10}{'trials':>7}{'failed':>8}{'pruned':>8}  last change")
     for name in names:
         try:
@@ -51,6 +54,7 @@ def _list(output: Path) -> None:
         counts = f"{len(study.trials):>7}{study.count(FAILED):>8}{study.count(PRUNED):>8}"
         when = time.strftime("%Y-%m-%d %H:%M", time.localtime(changed))
         print(f"{study.name:20}{protocol:12}{study.state:10}{counts}  {when}")
+    return 0
 
 
 def _at(output: Path) -> list[str]:
@@ -162,7 +166,7 @@ def _sync(study: Kept, tracking: dict[str, Any]) -> int:
     return 0
 
 
-VERBS = ("list", "show", "best", "export", "delete", "sync")
+VERBS = ("list", "show", "best", "export", "sync", "delete", "check", "prune")
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -179,9 +183,15 @@ def main(arguments: Sequence[str]) -> int:
         for key in given:
             check_choice("option", key, ("study", "output", "tracking.uri"))
         output = folder_named("output", given.get("output", "outputs"))
-        if words[0] == "list":
-            _list(output)
-            return 0
+        whole: dict[str, Callable[[], int]] = {
+            "list": lambda: _list(output),
+            "check": lambda: check(output),
+            "prune": lambda: prune(output, "--yes" in arguments),
+        }
+        if words[0] in whole:
+            if len(words) > 1:
+                raise SettingError("study", " ".join(words[1:]), f"{words[0]} takes no name: it looks at all studies")
+            return whole[words[0]]()
         if len(words) != 2:
             raise SettingError("study", " ".join(words[1:]), f"{words[0]} takes the name of one study")
         study = Kept(output, words[1])

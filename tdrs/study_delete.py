@@ -55,7 +55,7 @@ def delete(study: Kept, yes: bool, tracking: Mapping[str, Any]) -> None:
         print(f"nothing was deleted; to do it:  {again}")
         return
     for identity in own:
-        with _claimed(study.records, identity):
+        with claimed(study.records, identity):
             pass  # all are free, before the first one goes
     with open_tracker(tracking, study.output) as tracker:
         runs = tracker.delete(study.name, {study.key, *(path.name for path in study.replaced)})
@@ -64,7 +64,7 @@ def delete(study: Kept, yes: bool, tracking: Mapping[str, Any]) -> None:
             raise SettingError("tracking.uri", tracker.uri, allowed)
     trash = _trash(study)
     for identity in own:
-        with _claimed(study.records, identity):
+        with claimed(study.records, identity):
             shutil.move(study.records.path(identity), trash / "records" / identity)
     shutil.move(study.folder, trash / "study")
     if study.config["study"].get("storage", JOURNAL) != JOURNAL:
@@ -88,6 +88,12 @@ def named_in(folder: Path) -> set[str]:
         raise SettingError("study", folder.name, allowed) from None
 
     found: set[str] = set()
+    if (folder / "config.yaml").exists() and not folder.is_symlink():
+        try:
+            Kept(folder.parents[1], folder.name)
+        except SettingError as error:
+            allowed = f"{error.allowed}; till then it is not known which evaluations it needs"
+            raise SettingError("study", folder.name, allowed) from None
     try:
         if (folder / "lock").exists() and is_running(folder):
             allowed = "is running, and may need evaluations of the other one; nothing was deleted: stop it first"
@@ -117,7 +123,7 @@ def _trash(study: Kept) -> Path:
             return trash
 
 
-def _claimed(records: Records, identity: str) -> AbstractContextManager[object]:
+def claimed(records: Records, identity: str) -> AbstractContextManager[object]:
     """An evaluation that no other process measures; one that is a link is moved as a link, and not looked into.
 
     Raises:

@@ -72,6 +72,14 @@ class Features:
             raise Damaged("has another content than its checksum says")
         return found
 
+    def fault(self, path: Path) -> str:
+        """What is wrong with a file of this model's features; "" if nothing is."""
+        try:
+            self._read(path)
+        except Damaged as error:
+            return str(error)
+        return ""
+
     def _checksum(self, path: Path, features: torch.Tensor) -> str:
         """A hash of features, their type and shape, and whose they are."""
         head = [self._model, path.name, str(features.dtype), list(features.shape)]

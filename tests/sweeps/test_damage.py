@@ -206,3 +206,59 @@ def test_a_journals_torn_line_is_cut(kept: tuple[Path, Outcome], tmp_path: Path,
     run(output)
     assert [json.loads(line) for line in path.read_bytes().splitlines()]
     assert path.read_bytes().startswith(whole)
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+@pytest.mark.parametrize("file", FILES)
+def test_check_says_what_is_damaged_and_writes_nothing(
+    file: str, damage: str, kept: tuple[Path, Outcome], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output, outcome = tmp_path / "outputs", kept[1]
+    shutil.copytree(kept[0], output)
+    place, name = file.split("/")
+    number = {"record": 2, "partial": 1}.get(place, 0)
+    folder = output / "records" / outcome.trials[number].identity if number else output / "studies" / "small"
+    DAMAGES[damage](folder / name)
+    before = {path: path.read_bytes() for path in output.rglob("*") if path.is_file()}
+    code = study_command(["check", f"output={output}"])
+    said = capsys.readouterr().out
+    assert {path: path.read_bytes() for path in output.rglob("*") if path.is_file()} == before
+    if (file, damage) in QUIET:
+        return
+    assert code == 1
+    assert str(folder) in said
+    assert "faults" in said or "1 fault" in said
+
+
+def test_check_of_what_is_whole(kept: tuple[Path, Outcome], capsys: pytest.CaptureFixture[str]) -> None:
+    """An evaluation that is not finished is no fault."""
+    assert study_command(["check", f"output={kept[0]}"]) == 0
+    assert capsys.readouterr().out.splitlines()[-1].endswith(": no faults")
+
+
+def test_prune_removes_what_no_study_names(
+    kept: tuple[Path, Outcome], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "outputs"
+    shutil.copytree(kept[0], output)
+    mine = {trial.identity for trial in [*kept[1].trials, *kept[1].rows]}
+    everything = {path.name for path in (output / "records").iterdir()}
+    assert study_command(["prune", f"output={output}"]) == 0
+    assert "0 records that no study in" in capsys.readouterr().out
+    shutil.rmtree(output / "studies" / "other")
+    unused = everything - mine
+    assert unused
+    assert study_command(["prune", f"output={output}"]) == 0
+    said = capsys.readouterr().out
+    assert all(identity in said for identity in unused)
+    assert "nothing was removed; to do it:  python -m tdrs.study prune" in said
+    assert {path.name for path in (output / "records").iterdir()} == everything
+    (output / "records" / "notes").mkdir()
+    (tmp_path / "elsewhere").mkdir()
+    (output / "records" / ("d" * 16)).symlink_to(tmp_path / "elsewhere")
+    DAMAGES["nul"](output / "studies" / "small" / "trials.jsonl")
+    assert study_command(["prune", f"output={output}", "--yes"]) == 2  # it is not known what that study needs
+    shutil.copy(kept[0] / "studies" / "small" / "trials.jsonl", output / "studies" / "small")
+    assert study_command(["prune", f"output={output}", "--yes"]) == 0
+    assert {path.name for path in (output / "records").iterdir()} == mine | {"notes"}
+    assert (tmp_path / "elsewhere").is_dir()

@@ -63,7 +63,7 @@ def state(output: Path, storage: str, name: str = "pairs") -> Any:
     """What there is to compare of a finished study: its result, its lines, its trials in Optuna."""
     folder = output / "studies" / name
     study = _timeless(json.loads((folder / "study.json").read_text()))
-    del study["config"]["study"], study["environment"], study["key"]  # the key is of the name, too
+    del study["config"]["study"], study["environment"]
     lines = [_timeless(json.loads(line)) for line in (folder / "trials.jsonl").read_text().splitlines()]
     trials = load_optuna(folder if storage == "journal" else open_storage(storage), name).get_trials()
     return study, lines, [(t.number, t.state.name, t.values, t.params, t.user_attrs["key"]) for t in trials]

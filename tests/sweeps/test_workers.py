@@ -57,4 +57,4 @@ def test_one_that_fails_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[st
 def test_bad_settings(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     given = ["preset=smoke", "workers=processes", "workers.count=0", f"output={tmp_path}", "tracking=none"]
     assert run("sweep", main_sweep, "", given) == 2
-    assert "workers.count = 0: must be a whole number of at least 1" in capsys.readouterr().err
+    assert "workers.count = 0: must be a whole number from 1 to 1024" in capsys.readouterr().err

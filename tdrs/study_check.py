@@ -1,0 +1,176 @@
+"""What `tdrs.study check` and `tdrs.study prune` do: look at every kept file, and free what no study uses.
+
+`check` changes nothing. It reads each file with its checksum, computes metrics again from the rows, and compares what
+studies say with the records they name. What it finds is repaired by the study's own command, which measures again what
+is damaged, and nothing else.
+"""
+
+import math
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from tqdm import tqdm
+
+from tdrs import benchmarks, checked_file
+from tdrs.backbones.features import Features
+from tdrs.checked_file import ASIDE, Damaged
+from tdrs.commands import command
+from tdrs.kept import Kept
+from tdrs.records import Evaluation, Records, is_identity
+from tdrs.settings import SettingError
+from tdrs.study_delete import claimed, named_in
+from tdrs.sweeps.log import Log, read_outcome, studies_folder
+from tdrs.tracking import Tracker
+
+KIB = 1024
+
+
+class Fault(NamedTuple):
+    """A file that is not as it was written, how it differs, and what would repair it."""
+
+    path: Path
+    what: str
+    repair: str
+
+
+def faults(output: Path) -> Iterator[Fault]:
+    """Every fault of the files under an output folder."""
+    records = Records(output / "records")
+    folders = sorted(path for path in records.folder.glob("*") if path.is_dir())
+    for folder in tqdm(folders, desc="records", unit="record", disable=None, leave=False):
+        if is_identity(folder.name):
+            yield from _of_record(records, folder.name)
+        else:
+            yield Fault(folder, "is no record: its name is not of 16 hexadecimal digits", "nothing uses it")
+    for folder in sorted(path for path in studies_folder(output).glob("*") if path.is_dir()):
+        yield from _of_study(output, folder)
+    kept = sorted((output / "features").glob("*/*.safetensors"))
+    for path in tqdm(kept, desc="features", unit="picture", disable=None, leave=False):
+        fault = Features(output / "features", 1, path.parent.name).fault(path)
+        if fault:
+            yield Fault(path, fault, "the picture is seen again")
+    for path in sorted(output.rglob("*")):
+        if path.name.endswith(".partial"):
+            yield Fault(path, "was left by a process that died while it wrote", "it can be removed")
+        elif ASIDE in path.name:
+            yield Fault(path, "was damaged and set aside", "it can be removed")
+
+
+def _of_record(records: Records, identity: str) -> Iterator[Fault]:
+    folder, again = records.path(identity), "it is measured again where a study asks for it"
+    try:
+        evaluation = records.read(identity)
+    except FileNotFoundError:
+        pass
+    except Damaged as error:
+        yield Fault(folder, str(error), again)
+    else:
+        what = _other_metrics(folder, evaluation)
+        if what:
+            yield Fault(folder / "result.json", what, again)
+    for path in (folder / "batches.jsonl", *sorted(folder.glob("shard-*/batches.jsonl"))):
+        for what in checked_file.read_lines(path, identity)[1]:
+            yield Fault(path, what, "its batches are asked again")
+    try:
+        checked_file.read_json(folder / "failed.json", identity)
+    except FileNotFoundError:
+        pass
+    except Damaged as error:
+        yield Fault(folder / "failed.json", str(error), "the evaluation is tried again")
+
+
+def _other_metrics(folder: Path, evaluation: Evaluation) -> str:
+    """How the metrics differ from what the benchmark makes of the rows; "" if they do not."""
+    try:
+        dataset = benchmarks.from_settings(checked_file.read_yaml(folder / "config.yaml")["dataset"])
+    except (SettingError, Damaged, KeyError, TypeError):
+        return ""
+    for name, value in dataset.metrics(evaluation.records).items():
+        said = evaluation.metrics.get(name, math.nan)
+        if not (math.isclose(said, value, abs_tol=1e-9) or (math.isnan(said) and math.isnan(value))):
+            return f"has {name} {said:g}, its rows give {value:g}"
+    return ""
+
+
+def _of_study(output: Path, folder: Path) -> Iterator[Fault]:
+    again = "the study's own command repairs it"
+    try:
+        study = Kept(output, folder.name)
+    except SettingError as error:
+        yield Fault(folder, error.allowed, again)
+        return
+    try:
+        what = Log(folder, study.config, Tracker("none", output), study.records).journal_fault()
+    except SettingError as error:  # a configuration of another version
+        what = str(error)
+    if what:
+        yield Fault(folder / "study.journal", what, "it is made again from the trials when the study runs")
+    try:
+        outcome = read_outcome(folder)
+    except FileNotFoundError:
+        return
+    except SettingError as error:
+        yield Fault(folder / "study.json", error.allowed, again)
+        return
+    for row in outcome.rows:
+        kept = study.records.outline(row.identity).get("metrics") if row.metrics else None
+        if row.metrics and kept is None:
+            yield Fault(folder / "study.json", f"names {row.identity} ({row.name}), which is not kept whole", again)
+        elif kept is not None and any(row.metrics.get(name) != value for name, value in kept.items() if value):
+            yield Fault(folder / "study.json", f"has other metrics of {row.name} than its record {row.identity}", again)
+
+
+def check(output: Path) -> int:
+    """Print every fault and what would repair it; returns the exit code, 1 if there is one."""
+    found = 0
+    for fault in faults(output):
+        found += 1
+        print(f"{fault.path}: {fault.what}; {fault.repair}")
+    count = sum(1 for _ in (output / "records").glob("*/result.json"))
+    studies = sum(1 for _ in studies_folder(output).glob("*/config.yaml"))
+    print(f"{count} finished evaluations and {studies} studies in {output}: {found or 'no'} fault{'s' * (found != 1)}")
+    return 1 if found else 0
+
+
+def prune(output: Path, yes: bool) -> int:
+    """Remove records that no study names; without `yes` only say which, with their sizes. Returns the exit code.
+
+    Raises:
+        SettingError: a study is running, or its files cannot be read, so what it names is not known.
+    """
+    named: set[str] = set()
+    for folder in sorted(studies_folder(output).glob("*")):
+        if folder.is_dir() or folder.is_symlink():
+            named |= named_in(folder)
+    records = Records(output / "records")
+    unused = [path for path in sorted(records.folder.glob("*")) if is_identity(path.name) and path.name not in named]
+    total = 0
+    for path in unused:
+        size = _size(path)
+        total += size
+        config = _settings(path)
+        print(f"{path.name}  {size / KIB:8.1f} KiB  {config}")
+        if yes and path.is_symlink():
+            path.unlink()
+        elif yes:
+            with claimed(records, path.name):
+                shutil.rmtree(path)
+    print(f"{len(unused)} records that no study in {output} names, {total / KIB:.1f} KiB{' removed' if yes else ''}")
+    if unused and not yes:
+        print(f"nothing was removed; to do it:  {command('tdrs.study', 'prune', f'output={output}', '--yes')}")
+    return 0
+
+
+def _size(path: Path) -> int:
+    return 0 if path.is_symlink() else sum(file.lstat().st_size for file in path.rglob("*") if not file.is_dir())
+
+
+def _settings(folder: Path) -> str:
+    """What was evaluated, for people."""
+    try:
+        config = checked_file.read_yaml(folder / "config.yaml")
+        return " ".join(str(config[part]["name"]) for part in ("backbone", "dataset", "intervention"))
+    except (OSError, Damaged, KeyError, TypeError):
+        return "unfinished"
