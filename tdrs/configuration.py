@@ -183,7 +183,7 @@ def check(entry: str, values: Mapping[str, Any]) -> None:
 def run(
     entry: str, function: Callable[[DictConfig], int | None], usage: str, arguments: Sequence[str] | None = None
 ) -> int:
-    """Compose, then call `function`; returns the exit code, as `command` does. `--help` and `--cfg` print."""
+    """Compose, then call `function`; returns the exit code, as `run_command` does. `--help` and `--cfg` print."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     typed[:] = arguments
 
