@@ -5,6 +5,7 @@ The folder `conf/` is installed as `tdrs/conf`; entry modules compose `evaluate.
 
 import copy
 import re
+import shlex
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
@@ -16,11 +17,12 @@ from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from tdrs import schema
+from tdrs import commands, schema
 from tdrs.addresses import check_password, check_tracking
 from tdrs.entry_point import run_command
 from tdrs.environment import keep_memory
@@ -87,7 +89,7 @@ def _replacing(overrides: Sequence[str]) -> list[str]:
     found: list[str] = []
     groups = {path.name for path in folder().iterdir() if path.is_dir()}
     for text in overrides:
-        one = OverridesParser.create().parse_override(text)
+        one = _parsed(text)
         key = one.key_or_group
         if key in groups and not one.is_delete() and not isinstance(one.value(), str | list | dict):
             raise SettingError(key, one.value(), f"must be one of {', '.join(choices(key))}")
@@ -100,6 +102,26 @@ def _replacing(overrides: Sequence[str]) -> list[str]:
         else:
             raise SettingError(key, {}, "an empty mapping changes nothing; give settings, or null where it may be off")
     return found
+
+
+def _parsed(text: str) -> Override:
+    """One override; raises SettingError if it is none, with the quotes that would make it one."""
+    try:
+        found = OverridesParser.create().parse_override(text)
+    except HydraException:
+        found = None
+    if found and found.key_or_group and not found.is_sweep_override():
+        return found
+    key, is_, value = text.partition("=")
+    quoted = f"{key}={commands.value(value)}"
+    try:
+        OverridesParser.create().parse_override(quoted)
+    except HydraException:
+        is_ = ""
+    if not is_ or not key.strip("+~"):
+        raise SettingError("command line", text, "must be SETTING=VALUE, without blanks around the sign, or ~SETTING")
+    what = "is a list of runs" if found else "does not stand for itself"
+    raise SettingError(key.lstrip("+~"), value, f"{what} in Hydra's grammar; quoted it does:  {shlex.quote(quoted)}")
 
 
 def choices(group: str) -> list[str]:
@@ -156,6 +178,10 @@ def _one_line(message: str, overrides: Sequence[str]) -> SettingError:
         name = found[1]
         return SettingError(name, given.get(name), "no such setting; `--cfg` prints all of them")
     text = next((o for o in overrides if o in message), " ".join(overrides))
+    referring = next((o for o in overrides if "${" in o), "")
+    if referring and "nterpolation" in message:
+        name, _, value = referring.partition("=")
+        return SettingError(name.lstrip("+~"), value, message.strip().splitlines()[0])
     return SettingError("command line", text, message.strip().splitlines()[0])
 
 

@@ -245,12 +245,12 @@ class Tracker:
         """What to do where the store was down: what repairs it, or writes the runs to another one."""
         if experiment == "evaluate":
             return ["tracking was unavailable; later, the same command finds the records and logs the run"]
-        sync = study_command("sync", experiment, self._output)
+        sync = study_command("sync", experiment, self._output.absolute())
         if self._local:
             return [f"tracking was unavailable; {'again' if self._repair else 'this repairs it'}:  {sync}"]
         return [
             f"tracking was unavailable; when it answers again:  {sync}",
-            f"         or, into {self._output}/mlflow.db:  {sync} tracking.uri=null",
+            f"         or, into {self._output.absolute()}/mlflow.db:  {sync} tracking.uri=null",
         ]
 
     def _find(self, client: MlflowClient, name: str) -> str:

@@ -1,5 +1,6 @@
 """Every configuration file composes; every bad override is one line that names it, with exit code 2."""
 
+import shlex
 from dataclasses import fields
 from pathlib import Path
 
@@ -272,3 +273,33 @@ def test_an_empty_mapping_is_refused_where_it_would_change_nothing(override: str
     key = override.strip("+").partition("=")[0]
     with pytest.raises(SettingError, match=f"^{key} = {{}}: an empty mapping changes nothing; give settings"):
         compose("sweep", [override])
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "dataset.source=ckpt/epoch=3-step=900",
+        "dataset.source=/data/x(1).parquet",
+        "dataset.source=/data/x[1].parquet",
+        "dataset.source=/data/a,b.parquet",
+        "dataset.source=/data/#1/x",
+        "backbone.system=It's fine",
+        "backbone.system=Réponds !",
+        "intervention.tau=0,5",
+    ],
+)
+def test_what_hydras_grammar_does_not_take_is_shown_in_quotes(override: str) -> None:
+    given = ["dataset=scienceqa", "intervention=temperature"]
+    name, _, value = override.partition("=")
+    with pytest.raises(SettingError) as error:
+        compose("evaluate", [*given, override])
+    assert str(error.value).startswith(f"{name} = {value!r}: ")
+    (word,) = shlex.split(str(error.value).rpartition(":  ")[2])
+    group, _, key = name.partition(".")
+    assert plain(compose("evaluate", [*given, word]))[group][key] == value
+
+
+@pytest.mark.parametrize("override", ["backbone", "backbone = mini_llava", "=3", "a b=3"])
+def test_what_is_no_override_is_said(override: str) -> None:
+    with pytest.raises(SettingError, match=r"command line = .*: must be SETTING=VALUE"):
+        compose("evaluate", [override])
