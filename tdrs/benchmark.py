@@ -2,14 +2,16 @@
 
     python -m tdrs.benchmark attention                    # each method's attention beside PyTorch's; a model end to end
     python -m tdrs.benchmark sweep experiment=search      # a study beside the plain loop over the same trials
+    python -m tdrs.benchmark neighbours                   # an evaluation alone, and two on the same cores
 
-`lengths=512,2048`, `rounds=9`, `backbone=mini_llava`, `preset=smoke`, `output=FOLDER` are what may be set. Both write a
-JSON file, and `attention` a figure, into OUTPUT/benchmark.
+`lengths=512,2048`, `rounds=9`, `backbone=mini_llava`, `preset=smoke`, `output=FOLDER` are what may be set. Each writes
+a JSON file, and `attention` a figure, into OUTPUT/benchmark.
 """
 
 import json
 import os
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
@@ -313,9 +315,51 @@ def _plain(job: Job) -> tuple[float, float, float, float]:
     return loading, seconds(False, False), whole, shared  # the plain loop last: all is warm then
 
 
+def neighbours(given: Mapping[str, str], folder: Path) -> None:
+    """The command `neighbours`: how an evaluation fares beside another one, by how threads without work wait.
+
+    Commands let them sleep (`tdrs/entry_point.py`). By OpenMP's own defaults they spin, on cores that others could use.
+    """
+    ways = {"asleep, as commands": {}, "by OpenMP's defaults": {"KMP_BLOCKTIME": "200"}}  # Intel's own; GNU has another
+    rounds = int(given.get("rounds", 3))
+    found: dict[str, dict[str, list[float]]] = {way: {"alone": [], "two": []} for way in ways}
+    for _ in tqdm(range(rounds), desc="rounds", unit="round", disable=None, leave=False):
+        for way, variables in ways.items():
+            found[way]["alone"].append(_side_by_side(1, variables))
+            found[way]["two"].append(_side_by_side(2, variables))
+    rows = {way: {number: statistics.median(times) for number, times in some.items()} for way, some in found.items()}
+    print(f"{environment()['device']}, {os.cpu_count()} cores; seconds of a command on 64 samples, median of {rounds}")
+    for way, row in rows.items():
+        print(f"  threads wait {way:22}alone {row['alone']:6.1f}    two side by side {row['two']:6.1f}")
+    path = folder / "neighbours.json"
+    path.write_text(json.dumps({"seconds": rows, "environment": environment()}, indent=1), encoding="utf-8")
+    print(path)
+
+
+def _side_by_side(count: int, variables: Mapping[str, str]) -> float:
+    """Seconds until so many evaluations, begun at once, are all done."""
+    unset = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME", "OMP_NUM_THREADS")
+    surroundings = {name: value for name, value in os.environ.items() if name not in unset} | dict(variables)
+    words = ["-m", "tdrs.evaluate", "limit=64", "intervention=tdrs", "tracking=none", "features_gib=0"]
+    with tempfile.TemporaryDirectory(prefix="tdrs-benchmark-") as place:
+        start = time.perf_counter()
+        running = [
+            subprocess.Popen(
+                [sys.executable, *words, f"output={place}/{number}"], env=surroundings, stdout=subprocess.DEVNULL
+            )
+            for number in range(count)
+        ]
+        codes = [one.wait() for one in running]
+        seconds = time.perf_counter() - start
+    if any(codes):
+        raise RuntimeError(f"an evaluation ended with code {max(codes)}")
+    return seconds
+
+
 VERBS: dict[str, tuple[Callable[[Mapping[str, str], Path], None], tuple[str, ...]]] = {
     "attention": (attention, ("lengths", "rounds", "backbone", "output")),
     "sweep": (sweep, ("experiment", "preset", "output")),
+    "neighbours": (neighbours, ("rounds", "output")),
 }
 
 

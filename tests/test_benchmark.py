@@ -1,10 +1,12 @@
 """The two benchmark commands on the smallest there is: what they measure adds up, and what they write can be read."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
 
+from tdrs import benchmark
 from tdrs.benchmark import main, medians
 from tdrs.interventions import METHODS
 
@@ -48,7 +50,7 @@ def test_runs_take_turns() -> None:
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["speed"], "verb = 'speed': must be one of attention, sweep"),
+        (["speed"], "verb = 'speed': must be one of attention, sweep, neighbours"),
         (["attention", "lengths=0"], "lengths = '0': must be whole numbers of at least 1"),
         (["sweep", "lengths=3"], "option = 'lengths': must be one of experiment, preset, output"),
         (["sweep", "experiment=nothing"], "experiment = 'nothing': must be one of distance"),
@@ -57,3 +59,17 @@ def test_runs_take_turns() -> None:
 def test_bad_arguments(arguments: list[str], said: str, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     assert main([*arguments, f"output={tmp_path}"]) == 2
     assert said in capsys.readouterr().err
+
+
+def test_neighbours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    asked: list[tuple[int, bool]] = []
+
+    def seconds(count: int, variables: Mapping[str, str]) -> float:
+        asked.append((count, bool(variables)))
+        return 2.0 * count if variables else 1.0
+
+    monkeypatch.setattr(benchmark, "_side_by_side", seconds)
+    assert main(["neighbours", "rounds=2", f"output={tmp_path}"]) == 0
+    assert asked == [(1, False), (2, False), (1, True), (2, True)] * 2
+    assert "by OpenMP's defaults  alone    2.0    two side by side    4.0" in capsys.readouterr().out
+    assert json.loads((tmp_path / "benchmark" / "neighbours.json").read_text())["seconds"]
