@@ -26,7 +26,7 @@ from tdrs import commands, schema
 from tdrs.addresses import check_password, check_tracking
 from tdrs.entry_point import run_command
 from tdrs.environment import keep_memory
-from tdrs.settings import SettingError, check_choice, folder_named
+from tdrs.settings import SettingError, check_choice, first_line, folder_named
 
 typed: list[str] = []  # the arguments of the command that `run` runs
 _MAPPINGS = ("axes", "controls", "methods", "space")  # of `search`: null is none
@@ -106,10 +106,11 @@ def _replacing(overrides: Sequence[str]) -> list[str]:
 
 def _parsed(text: str) -> Override:
     """One override; raises SettingError if it is none, with the quotes that would make it one."""
+    why = ""
     try:
         found = OverridesParser.create().parse_override(text)
-    except HydraException:
-        found = None
+    except HydraException as error:
+        found, why = None, first_line(error)
     if found and found.key_or_group and not found.is_sweep_override():
         return found
     key, is_, value = text.partition("=")
@@ -120,6 +121,8 @@ def _parsed(text: str) -> Override:
         is_ = ""
     if not is_ or not key.strip("+~"):
         raise SettingError("command line", text, "must be SETTING=VALUE, without blanks around the sign, or ~SETTING")
+    if value.startswith(("{", "[")) and not found:  # it was meant as it stands
+        raise SettingError(key.lstrip("+~"), value, f"is no mapping or list in Hydra's grammar: {why}")
     what = "is a list of runs" if found else "does not stand for itself"
     raise SettingError(key.lstrip("+~"), value, f"{what} in Hydra's grammar; quoted it does:  {shlex.quote(quoted)}")
 

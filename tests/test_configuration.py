@@ -299,6 +299,13 @@ def test_what_hydras_grammar_does_not_take_is_shown_in_quotes(override: str) -> 
     assert plain(compose("evaluate", [*given, word]))[group][key] == value
 
 
+def test_a_broken_mapping_is_no_text() -> None:
+    with pytest.raises(
+        SettingError, match=r"^search\.space = '\{a: \[1\}': is no mapping or list in Hydra's grammar: "
+    ):
+        compose("sweep", ["++search.space={a: [1}"])
+
+
 @pytest.mark.parametrize("override", ["backbone", "backbone = mini_llava", "=3", "a b=3"])
 def test_what_is_no_override_is_said(override: str) -> None:
     with pytest.raises(SettingError, match=r"command line = .*: must be SETTING=VALUE"):
