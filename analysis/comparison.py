@@ -22,6 +22,7 @@ from tdrs.sweeps.trials import STOCK, Outcome
 
 from tdrs import escape
 from tdrs.entry_point import run_command
+from tdrs.settings import SettingError
 
 COLUMNS = 4  # panels a row
 
@@ -65,6 +66,8 @@ def draw(panels: list[Panel], folder: Path, warning: str = "", stamp: Mapping[st
         warning: what must be said of the result first, in place of the title.
         stamp: whose figure it is, for the files' metadata.
     """
+    if not any(panel.rows for panel in panels):
+        raise SettingError("study", (stamp or {}).get("Title"), "has no row beside a whole stock model")
     firsts = {panel.place.split(", ")[0] for panel in panels}
     even = len(panels) // len(firsts) if len(panels) % len(firsts) == 0 else len(panels)
     columns = even if 1 < even <= COLUMNS else min(COLUMNS, len(panels))  # a row for each backbone, where that fits

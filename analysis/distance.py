@@ -30,6 +30,7 @@ from tdrs.sweeps.trials import STOCK, Outcome
 from tdrs import escape
 from tdrs.configuration import with_settings
 from tdrs.entry_point import run_command
+from tdrs.settings import SettingError
 
 TRAINED = 32  # tokens: the longest text the embedded models were trained with
 PLACES = {"between": "text between image and question", "before_image": "the same text before the image"}
@@ -106,6 +107,8 @@ def draw(panels: list[Panel], folder: Path, warning: str = "", stamp: Mapping[st
         warning: what must be said of the result first, in place of the title.
         stamp: whose figure it is, for the files' metadata.
     """
+    if not panels:
+        raise SettingError("study", (stamp or {}).get("Title"), "has no row that was measured whole")
     backbones = list(dict.fromkeys(panel.backbone for panel in panels))
     datasets = list(dict.fromkeys(panel.dataset for panel in panels))
     methods = list(dict.fromkeys(method for panel in panels for method, _ in panel.lines))

@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,11 @@ def save(canvas: Figure, folder: Path, name: str, stamp: Mapping[str, str] | Non
 
 def keep(path: Path, outcome: Outcome, values: Mapping[str, Any]) -> None:
     """Keep numbers that were measured with the study's model, under the study's key and its first evaluation."""
+    with suppress(FileNotFoundError):
+        try:
+            checked_file.read_json(path, outcome.key)
+        except Damaged as error:
+            print(f"{path.parent}: {error}; it is now {checked_file.set_aside(path).name}", file=sys.stderr)
     checked_file.write_json(path, {"evaluation": outcome.rows[0].identity, **values}, outcome.key)
 
 
@@ -51,7 +57,7 @@ def kept(path: Path, outcome: Outcome) -> dict[str, Any] | None:
     except Damaged as error:
         print(f"{path.parent}: {error}; it is not shown", file=sys.stderr)
         return None
-    return values if values.pop("evaluation") == outcome.rows[0].identity else None
+    return values if values.pop("evaluation", "") == outcome.rows[0].identity else None
 
 
 def span(numbers: Iterable[int]) -> str:

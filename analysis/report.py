@@ -224,11 +224,12 @@ def _name(trial: Trial) -> str:
 def _figures(outcome: Outcome, folder: Path) -> list[tuple[str, Path]]:
     """The figures that fit the study, drawn; SVG."""
     drawn: list[tuple[str, Path]] = []
-    if outcome.curves:
+    curves_of_settings = sensitivity.numbers(outcome)
+    if any(line.panels for line in curves_of_settings):
         drawn.append(
             (
                 "Each setting in turn, on the tuning split",
-                _svg(sensitivity.draw(sensitivity.numbers(outcome), folder, outcome.stamp)),
+                _svg(sensitivity.draw(curves_of_settings, folder, outcome.stamp)),
             )
         )
     if len({row.place.get("dataset.gap") for row in outcome.rows}) > 1:

@@ -25,6 +25,7 @@ from tdrs.sweeps.trials import STOCK, Outcome
 
 from tdrs import escape
 from tdrs.entry_point import run_command
+from tdrs.settings import SettingError
 
 TICKS_ABOVE = 0.01  # below it a symmetric-log axis is linear, so that 0 has a place
 
@@ -94,6 +95,9 @@ def numbers(outcome: Outcome) -> list[Line]:
 
 def draw(lines: list[Line], folder: Path, stamp: Mapping[str, str] | None = None) -> list[Path]:
     """Draw `sensitivity.png` and `sensitivity.svg` into a folder, with a study's stamp; returns their paths."""
+    if not any(line.panels for line in lines):
+        allowed = "has no curves: they are those of the protocol coordinate, of trials that were measured"
+        raise SettingError("study", (stamp or {}).get("Title"), allowed)
     count = max(len(line.panels) for line in lines)
     canvas, axes = plt.subplots(
         len(lines), count, figsize=(3.6 * count, 3.4 * len(lines) + 0.9), sharey="row", squeeze=False,

@@ -22,8 +22,8 @@ from tdrs.backbones.features import Features
 from tdrs.benchmarks import Benchmark, Record, Samples
 from tdrs.checked_file import Damaged
 from tdrs.configuration import with_settings
-from tdrs.evaluate import Plan, complete, plan, summary
-from tdrs.records import Evaluation, Records, is_identity
+from tdrs.evaluate import Plan, complete, other_metrics, plan, summary
+from tdrs.records import Evaluation, Records, asked_of, is_identity
 from tdrs.settings import SettingError, first_line
 from tdrs.statistics import paired_difference
 from tdrs.stopping import Stop
@@ -203,8 +203,8 @@ class Engine:
             evaluation = self.store.read(job.identity)
         except (Damaged, FileNotFoundError):  # since a moment ago
             return None
-        asked = [sample.id for sample in job.samples]
-        return evaluation if [record.id for record in evaluation.records] == asked else None
+        same = asked_of(evaluation.records) == asked_of(job.samples)
+        return evaluation if same and not other_metrics(job.plan.dataset, evaluation) else None
 
     def _run(self, job: Job) -> Trial | None:
         """The trial, run here; None if another worker is at it, or if it failed and may be tried again."""

@@ -37,12 +37,26 @@ from .storage import JOURNAL, load_optuna, open_storage
 from .trials import COMPLETE, FAILED, PRUNED, STOCK, Outcome, Request, Trial
 
 REPLACED, TRIALS = "replaced", "trials.jsonl"
+UNKNOWN = "unknown"  # the key of a study whose configuration cannot be read
 _NOT_DECISIVE = ("output", "tracking", "study", "workers", "features_gib", "dry_run")
 
 
 def studies_folder(output: Path) -> Path:
     """Where all studies are kept."""
     return output / "studies"
+
+
+def study_folders(output: Path) -> list[Path]:
+    """The folders of all studies; raises SettingError if they cannot be listed."""
+    folder = studies_folder(output)
+    try:
+        return sorted(path for path in folder.iterdir() if path.is_dir() or path.is_symlink())
+    except FileNotFoundError:
+        if not folder.is_symlink():
+            return []
+        raise SettingError("output", str(output), f"{folder} is a link that leads nowhere") from None
+    except OSError as error:
+        raise SettingError("output", str(output), f"{folder} cannot be listed: {error.strerror}") from None
 
 
 def study_folder(output: Path, name: str) -> Path:
@@ -105,6 +119,10 @@ class Log:
         checked_file.write_yaml(self.folder / "config.yaml", self._config)
         path = self.folder / TRIALS
         lines, faults = checked_file.read_lines(path, self.key)
+        trials = [line for line in lines if _is_trial(line)]
+        if len(trials) < len(lines):
+            faults.append(f"{TRIALS} has {len(lines) - len(trials)} lines that are no trials of this version")
+            lines = trials
         if faults:
             aside = checked_file.keep_lines(path, lines, self.key)
             print(f"{path}: {faults[0]}; it is now {aside.name}, {len(lines)} trials are kept", file=sys.stderr)
@@ -121,15 +139,17 @@ class Log:
         place = self._aside(key)
         for path in sorted(files, key=lambda path: path.name == "config.yaml"):  # last: till then it names its study
             path.rename(place / path.name)
-        print(f"{self.name}: an earlier study of this name had other settings; it is now in {place}", file=sys.stderr)
+        why = "config.yaml is damaged" if key == UNKNOWN else "an earlier study of this name had other settings"
+        print(f"{self.name}: {why}; it is now in {place}", file=sys.stderr)
 
     def _aside(self, key: str) -> Path:
         """A new folder for what is replaced of a study with this key."""
         number = 1
+        (self.folder / REPLACED).mkdir(exist_ok=True)
         while True:
             place = self.folder / REPLACED / (key if number == 1 else f"{key}-{number}")
             try:
-                place.mkdir(parents=True)
+                place.mkdir()
             except FileExistsError:
                 number += 1
             else:
@@ -161,6 +181,7 @@ class Log:
     def _open_optuna(self) -> None:
         """The Optuna study; a damaged journal is made again from the trials."""
         path = self.folder / "study.journal"
+        checked_file.free(path)
         checked_file.cut_torn_line(path)
         for attempt in range(2):
             try:
@@ -211,8 +232,9 @@ class Log:
         self.check()
         self._asked[trial.key] = trial
         known = self.trials.get(trial.key)
-        if known is None or known.status != trial.status:
-            checked_file.append_line(self.folder / TRIALS, checked_file.seal(asdict(trial), self.key))
+        line = checked_file.seal(asdict(trial), self.key)
+        if known is None or line != checked_file.seal(asdict(known), self.key):
+            checked_file.append_line(self.folder / TRIALS, line)
             self.trials[trial.key] = trial
         if isinstance(self._store, Shared):
             self._store.publish(trial.identity)
@@ -273,6 +295,14 @@ def _attributes(trial: Trial) -> dict[str, Any]:
     }
 
 
+def _is_trial(line: Mapping[str, Any]) -> bool:
+    try:
+        Trial.of(line)
+    except (ValueError, KeyError, TypeError, AttributeError):  # a SettingError is a ValueError
+        return False
+    return True
+
+
 def read_trials(folder: Path, key: str) -> dict[str, Trial]:
     """The trials of the study with a key, by their own keys, in the protocol's order; damaged lines are left out.
 
@@ -301,6 +331,9 @@ def read_outcome(folder: Path) -> Outcome:
         return Outcome.read(folder / "study.json", key_in(folder))
     except Damaged as error:
         raise SettingError("study", folder.name, f"{error}; run the study again") from None
+    except (KeyError, TypeError, ValueError, AttributeError) as error:  # of another version
+        allowed = f"study.json has another form ({first_line(error)}); run the study again"
+        raise SettingError("study", folder.name, allowed) from None
 
 
 def key_in(folder: Path) -> str:
@@ -308,7 +341,7 @@ def key_in(folder: Path) -> str:
     try:
         return study_key(checked_file.read_yaml(folder / "config.yaml"))
     except (FileNotFoundError, Damaged, KeyError, TypeError):
-        return "unknown"
+        return UNKNOWN
 
 
 def study_key(config: Mapping[str, Any]) -> str:

@@ -16,9 +16,9 @@ from typing import Any
 import torch
 
 from tdrs.backbones.features import Features
-from tdrs.evaluate import gib
+from tdrs.evaluate import gib, other_metrics
 from tdrs.lease import Lease
-from tdrs.records import Records
+from tdrs.records import Records, asked_of
 from tdrs.settings import SettingError, check_number
 
 from .engine import WAIT, Engine, Job
@@ -173,7 +173,8 @@ class RayEngine(Engine):
         if self._found(job):  # somebody was through with it just now
             lease.release()
             return
-        self.store.mend(job.identity, [sample.id for sample in job.samples])
+        unlike = lambda evaluation: other_metrics(job.plan.dataset, evaluation)  # noqa: E731
+        self.store.mend(job.identity, asked_of(job.samples), job.plan.batch_size, unlike=unlike)
         self._show(job)
         worker = self._free.pop()
         result = worker.measure.remote(job.request, job.identity, self.store.pack(job.identity))

@@ -153,6 +153,23 @@ class Trial:
     def of(cls, values: Mapping[str, Any]) -> "Trial":
         """The trial of plain values, such as JSON gives; raises SettingError if its identity is not of its form."""
         given = dict(values)
+        kinds: dict[str, Any] = {
+            "name": str,
+            "split": str,
+            "place": dict,
+            "settings": dict,
+            "metrics": dict,
+            "clamped": dict,
+        }
+        kinds |= {"notes": list, "seconds": (int, float), "n": int, "status": str, "budget": int}
+        for name, kind in kinds.items():
+            if name in given and not isinstance(given[name], kind):
+                raise SettingError(name, given[name], "is of another type")
+        numbers = given.get("metrics", {}).values()
+        if not all(isinstance(value, int | float) for value in numbers):
+            raise SettingError("metrics", given["metrics"], "must be numbers")
+        if given.get("status", COMPLETE) == COMPLETE and "accuracy" not in given.get("metrics", {}):
+            raise SettingError("metrics", given.get("metrics"), "lack the accuracy")
         if not re.fullmatch(r"[0-9a-f]{16}", str(given.get("identity"))):
             raise SettingError("identity", given.get("identity"), "must be 16 hexadecimal digits")
         given["difference"] = given.get("difference") and tuple(given["difference"])

@@ -2,7 +2,7 @@
 
 import re
 from importlib.metadata import entry_points
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError
@@ -20,6 +20,8 @@ def check_password(name: str, value: str, instead: str) -> None:
         instead: the environment variables that can hold it.
     """
     shown = hidden(value)
+    if shown == value and "://" not in value and re.search(r":.*@", unquote(value)):  # such as file:user:word@host
+        shown = "***"
     if shown != value:
         raise SettingError(name, shown, f"must have no password, records would show it: use {instead}")
 

@@ -9,6 +9,7 @@ import errno
 import hashlib
 import json
 import os
+import sys
 from collections.abc import Mapping
 from io import RawIOBase
 from pathlib import Path
@@ -37,6 +38,7 @@ def write(path: Path, content: bytes) -> None:
         OSError: it cannot be written; what was there is left.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
+    free(path)
     partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
     try:
         with partial.open("wb") as file:
@@ -108,6 +110,8 @@ def read_json(path: Path, key: str) -> dict[str, Any]:
 
 
 def _content(path: Path) -> bytes:
+    if path.is_symlink():
+        raise Damaged(f"{path.name} is a link")
     try:
         return path.read_bytes()
     except FileNotFoundError:
@@ -140,6 +144,7 @@ def append_line(path: Path, line: str) -> None:
     """
     text = line.encode() + b"\n"
     path.parent.mkdir(parents=True, exist_ok=True)
+    free(path)
     with path.open("a+b", buffering=0) as file:
         _cut_torn_line(file)
         whole = file.tell()
@@ -203,6 +208,12 @@ def keep_lines(path: Path, lines: list[dict[str, Any]], key: str) -> Path:
     return aside
 
 
+def free(path: Path) -> None:
+    """Set aside what stands in the place of a file and is none, such as a link, whose target is left alone; say so."""
+    if path.is_symlink() or (path.exists() and not path.is_file()):
+        print(f"{path} is no file; it is now {set_aside(path).name}", file=sys.stderr)
+
+
 def set_aside(path: Path) -> Path:
     """Move a damaged file to a name that says so, and return it.
 
@@ -210,7 +221,7 @@ def set_aside(path: Path) -> Path:
         FileNotFoundError: somebody else did.
     """
     number = 1
-    while (aside := path.with_name(f"{path.name}{ASIDE}-{number}")).exists():
+    while os.path.lexists(aside := path.with_name(f"{path.name}{ASIDE}-{number}")):
         number += 1
     path.rename(aside)
     return aside

@@ -51,9 +51,9 @@ def compose(entry: str, overrides: Sequence[str]) -> DictConfig:
         try:
             config = hydra_compose(entry, _replacing([_quoted(text) for text in overrides]))
             OmegaConf.to_container(config, resolve=True)  # raises where a reference leads nowhere
+            _check_addresses("", plain(config))
             if "output" in config:
                 config.output = str(folder_named("output", config.output))
-            _check_addresses("", plain(config))
         except (HydraException, OmegaConfBaseException) as error:
             raise _one_line(str(error), overrides) from error
     for name in _MAPPINGS:

@@ -37,9 +37,8 @@ from tdrs.commands import command
 from tdrs.configuration import plain, run, typed
 from tdrs.environment import environment
 from tdrs.interventions import Method
-from tdrs.records import Batch, Counts, Evaluation, Records
+from tdrs.records import Batch, Counts, Evaluation, Records, alike, asked_of, of_rows
 from tdrs.settings import SettingError, check_choice, check_number
-from tdrs.statistics import accuracy_interval
 from tdrs.stopping import stoppable
 from tdrs.tracking import open_tracker
 
@@ -192,10 +191,7 @@ def summary(benchmark: Benchmark, samples: Sequence[Sample], batches: Sequence[B
             before = clamped.get(name, (0, 0))
             clamped[name] = (before[0] + count, before[1] + of)
     metrics = benchmark.metrics(records)
-    weights = [record.weight for record in records]
-    interval = accuracy_interval([r.score for r in records], [r.image_id for r in records], weights)
-    metrics |= {"accuracy_low": interval.low, "accuracy_high": interval.high}
-    metrics["margin"] = sum(r.margin * r.weight for r in records) / sum(weights) if records else math.nan
+    metrics |= of_rows(records) | {"accuracy": metrics["accuracy"]}
     metrics |= {f"clamped_{name}": count / max(of, 1) for name, (count, of) in clamped.items()}
     notes = [*(samples.notes if isinstance(samples, Samples) else ()), *benchmark.notes(records)]
     marked = sum((Counter(batch.marked) for batch in batches), Counter())
@@ -206,6 +202,15 @@ def summary(benchmark: Benchmark, samples: Sequence[Sample], batches: Sequence[B
     if smallest < batch_size:
         notes.append(f"out of memory: batches of {batch_size} were asked {smallest} samples at a time")
     return Evaluation(records, metrics, notes, clamped, sum(batch.seconds for batch in batches), time.time())
+
+
+def other_metrics(benchmark: Benchmark, evaluation: Evaluation) -> str:
+    """How an evaluation's metrics differ from what its benchmark makes of its rows; "" if they do not."""
+    for name, value in benchmark.metrics(evaluation.records).items():
+        said = evaluation.metrics.get(name, math.nan)
+        if not alike(said, value):
+            return f"has {name} {said:g}, its rows give {value:g}"
+    return ""
 
 
 def evaluate(
@@ -286,7 +291,7 @@ def main_evaluate(config: DictConfig) -> None:
 
 def gib(value: float) -> int:
     """A size in GiB as bytes; raises SettingError below 0."""
-    check_number("features_gib", value, 0)
+    check_number("features_gib", value, 0, 1e9)
     return int(value * 2**30)
 
 
@@ -328,7 +333,8 @@ def complete(
         The evaluation, kept in `records`; None if it ended early, or lacks other shards, its batches kept.
     """
     starts = shard_starts(len(samples), planned.batch_size, shard)
-    records.mend(identity, [sample.id for sample in samples], shard)
+    unlike = lambda evaluation: other_metrics(planned.dataset, evaluation)  # noqa: E731
+    records.mend(identity, asked_of(samples), planned.batch_size, shard, unlike)
     known: list[Record] = []
 
     def add(batch: Batch) -> bool:

@@ -9,6 +9,7 @@ from tdrs.lease import Lease
 from tdrs.records import Records
 from tdrs.settings import SettingError, first_line
 from tdrs.sweeps.log import REPLACED, TRIALS, read_trials, studies_folder, study_folder, study_key
+from tdrs.sweeps.protocols import PROTOCOLS
 
 
 class Kept:
@@ -71,8 +72,13 @@ def _configuration(path: Path) -> dict[str, Any]:
     """A study's configuration; raises SettingError if the file is damaged."""
     try:
         config = checked_file.read_yaml(path)
-        for known in (study_key(config), config["search"]["protocol"], config["tracking"]["name"]):
-            str(known)
+        for group in ("backbone", "dataset", "intervention"):
+            str(config[group]["name"])
+        for key in ("preset", "batch_size", "attention", "tracking", "study", "output"):
+            str(config[key])
+        str(config["tracking"]["name"])
+        if config["search"]["protocol"] not in PROTOCOLS:
+            raise KeyError(config["search"]["protocol"])
         return dict(config)
     except (Damaged, KeyError, TypeError, AttributeError) as error:
         raise SettingError("study", path.parent.name, f"{path} is damaged ({first_line(error)})") from None

@@ -17,6 +17,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any, TextIO
 
+from tdrs.checked_file import free
+
 ABANDONED = 10  # a lease that was not touched for so many times its seconds is void at first sight
 SETTLE = 0.1  # seconds in which two processes that take a lease at once overwrite each other's token
 
@@ -28,6 +30,7 @@ class LostLease(RuntimeError):
 def lock(path: Path) -> TextIO | None:
     """A file, created if need be and locked until it is closed or the process ends; None if another process has it."""
     path.parent.mkdir(parents=True, exist_ok=True)
+    free(path)
     file = path.open("a+", encoding="utf-8", errors="replace")
     if _flock(file):
         return file
@@ -159,7 +162,7 @@ class Lease:
                 holder = _holder(path)
                 here = bool(holder) and holder["machine"] == machine()
                 return not (here and _locks_work(path)) and _alive(path, holder, seconds)
-        except FileNotFoundError:
+        except OSError:  # there is none, or it cannot be looked at
             return False
 
     @property

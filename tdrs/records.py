@@ -21,7 +21,8 @@ import shutil
 import sys
 import time
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -32,12 +33,14 @@ import pyarrow.parquet as pq
 from tdrs import checked_file
 from tdrs.benchmarks import Record
 from tdrs.benchmarks.benchmark import mean_score
-from tdrs.checked_file import Damaged
+from tdrs.checked_file import ASIDE, Damaged
 from tdrs.lease import Lease
 from tdrs.settings import SettingError
+from tdrs.statistics import accuracy_interval
 from tdrs.stopping import Stop
 
 Counts = dict[str, tuple[int, int]]
+Asked = tuple[str, str, str, float]
 _FIELDS = [column.name for column in fields(Record)]
 _WHOLE = ("config.yaml", "samples.parquet", "result.json")  # result.json last: with it an evaluation is done
 _IDENTITY = re.compile(r"[0-9a-f]{16}")
@@ -113,6 +116,15 @@ class Evaluation:
             FileNotFoundError: it is not finished.
             Damaged: a file is not what was written, or the metrics are not those of the rows.
         """
+        try:
+            return cls._read(folder)
+        except Damaged:
+            raise
+        except (KeyError, TypeError, ValueError, AttributeError, pa.ArrowException) as error:
+            raise Damaged(f"result.json or samples.parquet has another form ({type(error).__name__})") from None
+
+    @classmethod
+    def _read(cls, folder: Path) -> "Evaluation":
         result = checked_file.read_json(folder / "result.json", folder.name)
         contents = {}
         for name, digest in result["files"].items():
@@ -125,10 +137,11 @@ class Evaluation:
         rows = pq.read_table(io.BytesIO(contents["samples.parquet"])).to_pylist()
         records = [Record(**row) for row in rows]
         metrics = {name: math.nan if value is None else value for name, value in result["metrics"].items()}
-        mean = mean_score(records)
-        if len(records) != result["n"] or not _alike(metrics["accuracy"], mean):
-            found = f"an accuracy of {metrics['accuracy']} on {result['n']} samples"
-            raise Damaged(f"result.json has {found}, its rows {mean} on {len(records)}")
+        if len(records) != result["n"]:
+            raise Damaged(f"result.json has {result['n']} samples, samples.parquet {len(records)}")
+        for name, value in of_rows(records).items():
+            if not alike(metrics[name], value):
+                raise Damaged(f"result.json has {name} {metrics[name]:g}, its rows give {value:g}")
         return cls(
             records=records,
             metrics=metrics,
@@ -154,7 +167,17 @@ def _counts(values: Mapping[str, Sequence[int]]) -> Counts:
     return {name: (count, of) for name, (count, of) in values.items()}
 
 
-def _alike(first: float, second: float) -> bool:
+def of_rows(records: Sequence[Record]) -> dict[str, float]:
+    """The metrics that every benchmark has: accuracy with its 95 % limits, and the mean margin."""
+    weights = [record.weight for record in records]
+    interval = accuracy_interval([r.score for r in records], [r.image_id for r in records], weights)
+    margin = sum(r.margin * r.weight for r in records) / sum(weights) if records else math.nan
+    limits = {"accuracy_low": interval.low, "accuracy_high": interval.high}
+    return {"accuracy": mean_score(records), **limits, "margin": margin}
+
+
+def alike(first: float, second: float) -> bool:
+    """Whether two metrics are one, but for rounding; not measured is like not measured."""
     return math.isclose(first, second, abs_tol=1e-9) or (math.isnan(first) and math.isnan(second))
 
 
@@ -170,11 +193,19 @@ def _batch(values: Mapping[str, Any]) -> Batch:
     return Batch(values["start"], records, clamped, values["seconds"], values["size"], marked)
 
 
-def _asks(line: Mapping[str, Any], ids: Sequence[str]) -> bool:
-    """Whether the batch of a line has the samples that stand at its place."""
-    start, at = line["start"], _FIELDS.index("id")
-    asked = [row[at] for row in line["records"]]
-    return bool(asked) and list(ids[start : start + len(asked)]) == asked
+def _is_batch(line: Mapping[str, Any], asked: Sequence[Asked], size: int) -> bool:
+    """Whether a line is the batch of the samples that stand at its place."""
+    try:
+        batch = _batch(line)
+        whole = batch.start % size == 0 and len(batch.records) == len(asked[batch.start : batch.start + size]) > 0
+        return whole and asked_of(batch.records) == list(asked[batch.start : batch.start + size])
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError):
+        return False
+
+
+def asked_of(items: Sequence[Any]) -> list[Asked]:
+    """What samples, or records, are known by: id, image, gold answer, weight."""
+    return [(one.id, one.image_id, one.gold, float(one.weight)) for one in items]
 
 
 class Records:
@@ -242,7 +273,19 @@ class Records:
         for name in ("batches.jsonl", "failed.json"):
             (folder / name).unlink(missing_ok=True)
         for shard in folder.glob("shard-*"):
+            self._keep_damaged(shard, identity)
             shutil.rmtree(shard, ignore_errors=True)
+
+    @staticmethod
+    def _keep_damaged(shard: Path, identity: str) -> None:
+        """Move what is damaged out of the folder of a shard, which is to be removed."""
+        path = shard / "batches.jsonl"
+        faults = checked_file.read_lines(path, identity)[1]
+        if faults:
+            aside = checked_file.set_aside(path)
+            print(f"{path}: {faults[0]}; it is now {shard.parent / f'{shard.name}.{aside.name}'}", file=sys.stderr)
+        for aside in shard.glob(f"*{ASIDE}-*"):
+            aside.rename(shard.parent / f"{shard.name}.{aside.name}")
 
     def _batch_files(self, identity: str) -> list[Path]:
         folder = self.path(identity)
@@ -256,7 +299,9 @@ class Records:
         found: dict[int, Batch] = {}
         for path in self._batch_files(identity):
             for values in checked_file.read_lines(path, identity)[0]:
-                found.setdefault(values["start"], _batch(values))  # a second one is brought by another worker
+                with suppress(KeyError, TypeError, ValueError, AttributeError):  # of another version: asked again
+                    batch = _batch(values)
+                    found.setdefault(batch.start, batch)  # a second one is brought by another worker
         return [found[start] for start in sorted(found)]
 
     def append(self, identity: str, batch: Batch, shard: str | None = None) -> None:
@@ -271,18 +316,30 @@ class Records:
         values = vars(batch) | {"records": rows}
         checked_file.append_line(self._place(identity, shard) / "batches.jsonl", checked_file.seal(values, identity))
 
-    def mend(self, identity: str, ids: Sequence[str], shard: str | None = None) -> None:
+    def mend(
+        self,
+        identity: str,
+        asked: Sequence[Asked],
+        size: int,
+        shard: str | None = None,
+        unlike: Callable[[Evaluation], str] = lambda evaluation: "",
+    ) -> None:
         """Set aside what is damaged of an evaluation, or not of these samples, and say so; the caller has claimed it.
 
         Damaged batches of other shards are left where they are, since others may be writing there.
 
         Args:
-            ids: of its samples, in their order.
+            asked: its samples, as `asked_of` has them.
+            size: of its batches.
+            unlike: what else is wrong with a whole evaluation.
         """
         folder = self.path(identity)
         try:
-            if [record.id for record in self.read(identity).records] != list(ids):
+            evaluation = self.read(identity)
+            if asked_of(evaluation.records) != list(asked):
                 raise Damaged("samples.parquet has other samples than are asked")
+            if unlike(evaluation):
+                raise Damaged(f"result.json {unlike(evaluation)}")
         except FileNotFoundError:
             pass
         except Damaged as error:
@@ -295,9 +352,9 @@ class Records:
             self._set_aside([folder / "failed.json"], error)
         path = self._place(identity, shard) / "batches.jsonl"
         lines, faults = checked_file.read_lines(path, identity)
-        good = [line for line in lines if _asks(line, ids)]
+        good = [line for line in lines if _is_batch(line, asked, size)]
         if len(good) < len(lines):
-            faults.append(f"{len(lines) - len(good)} batches have other samples than are asked")
+            faults.append(f"{len(lines) - len(good)} lines are no batches of the samples that are asked")
         if faults:
             aside = checked_file.keep_lines(path, good, identity)
             print(f"{path}: {faults[0]}; it is now {aside.name}, {len(good)} batches are kept", file=sys.stderr)
@@ -321,9 +378,11 @@ class Records:
     def failure(self, identity: str) -> Failure | None:
         """Why the last attempt at an evaluation failed; None if none did, or if that is not known."""
         try:
-            return Failure(**checked_file.read_json(self.path(identity) / "failed.json", identity))
+            found = Failure(**checked_file.read_json(self.path(identity) / "failed.json", identity))
         except (FileNotFoundError, Damaged, TypeError):
             return None
+        good = isinstance(found.reason, str) and isinstance(found.attempts, int) and isinstance(found.time, float)
+        return found if good else None
 
     def pack(self, identity: str) -> bytes:
         """What is kept of an evaluation, as a zip file, for `unpack` elsewhere; empty if there is nothing."""
@@ -372,4 +431,7 @@ class Records:
     def claim(self, identity: str, shard: str | None = None) -> "Lease | None":
         """The right to run an evaluation, or a shard of it, to be released; None if another process, here or elsewhere,
         has it."""
+        folder = self.path(identity)
+        if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
+            print(f"{folder} is no folder; it is now {checked_file.set_aside(folder).name}", file=sys.stderr)
         return Lease.take(self._place(identity, shard), self.lease_seconds)

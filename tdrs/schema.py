@@ -108,6 +108,10 @@ class Ray(Processes):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_number("num_gpus", self.num_gpus, 0)
+        if self.address is not None and ("@" in self.address or not self.address.strip()):
+            raise SettingError(
+                "address", "***", "must be a cluster's address, such as auto, without a user or a password"
+            )
 
 
 TRACKING: dict[str, type[Any]] = {"mlflow": MLflow, "none": NoTracking}
@@ -134,7 +138,7 @@ class Common:
             if not isinstance(values.get("name", ""), str):
                 raise SettingError(f"{group}.name", values["name"], "must be the name of a choice")
         check_number("batch_size", self.batch_size, 1, whole=True)
-        check_number("features_gib", self.features_gib, 0)
+        check_number("features_gib", self.features_gib, 0, 1e9)
         check_output(self.output)
 
 

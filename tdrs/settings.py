@@ -30,7 +30,7 @@ class SettingError(ValueError):
         return SettingError(f"{prefix}.{self.name}", self.value, self.allowed)
 
 
-_SECRET = r"(?i)(\w*(?:password|passwd|pwd|secret|token)\w*=)[^&\s'\"]+"
+_SECRET = r"(?i)(\w*(?:password|passwd|passphrase|pwd|secret|token|api_?key|keypass|credential)\w*=)[^&\s'\"]+"
 
 
 def hidden(text: str) -> str:
@@ -40,7 +40,7 @@ def hidden(text: str) -> str:
         plain = found[0]
         for _ in range(3):
             plain = unquote(plain)
-        user = r"(?i)https?://[^/?#]*@|//[^/?#@:\[]*:(?!\d+(?:[/?#]|$)).*@"
+        user = r"(?i)(https?|grpc)://.*@|//.*:.*@"  # all up to the last @, as the libraries of databases read it
         return f"{found[1]}://***" if re.search(user, plain) or re.search(_SECRET, plain) else found[0]
 
     text = re.sub(r"(?i)([\w+.-]+)(?::|%3a)(?:/|%2f){2}[^\s'\"]*", shown, text)

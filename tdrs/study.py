@@ -180,6 +180,9 @@ def main(arguments: Sequence[str]) -> int:
         return 0 if words or "--help" in arguments or "-h" in arguments else 2
     try:
         check_choice("verb", words[0], VERBS)
+        for word in arguments:
+            if word.startswith("-") and word != "--yes":
+                raise SettingError("option", word, "must be --yes; a study whose name begins so is study=NAME")
         for key in given:
             check_choice("option", key, ("study", "output", "tracking.uri"))
         output = folder_named("output", given.get("output", "outputs"))

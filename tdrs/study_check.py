@@ -5,7 +5,6 @@ studies say with the records they name. What it finds is repaired by the study's
 is damaged, and nothing else.
 """
 
-import math
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,11 +16,12 @@ from tdrs import benchmarks, checked_file
 from tdrs.backbones.features import Features
 from tdrs.checked_file import ASIDE, Damaged
 from tdrs.commands import command
+from tdrs.evaluate import other_metrics
 from tdrs.kept import Kept
 from tdrs.records import Evaluation, Records, is_identity
 from tdrs.settings import SettingError
 from tdrs.study_delete import claimed, named_in
-from tdrs.sweeps.log import Log, read_outcome, studies_folder
+from tdrs.sweeps.log import Log, read_outcome, studies_folder, study_folders
 from tdrs.tracking import Tracker
 
 KIB = 1024
@@ -38,13 +38,15 @@ class Fault(NamedTuple):
 def faults(output: Path) -> Iterator[Fault]:
     """Every fault of the files under an output folder."""
     records = Records(output / "records")
-    folders = sorted(path for path in records.folder.glob("*") if path.is_dir())
+    folders = sorted(path for path in records.folder.glob("*"))
     for folder in tqdm(folders, desc="records", unit="record", disable=None, leave=False):
-        if is_identity(folder.name):
+        if folder.is_symlink() or not folder.is_dir():
+            yield Fault(folder, "is no folder of a record", "it is set aside where a study needs its name")
+        elif is_identity(folder.name):
             yield from _of_record(records, folder.name)
         else:
             yield Fault(folder, "is no record: its name is not of 16 hexadecimal digits", "nothing uses it")
-    for folder in sorted(path for path in studies_folder(output).glob("*") if path.is_dir()):
+    for folder in study_folders(output):
         yield from _of_study(output, folder)
     kept = sorted((output / "features").glob("*/*.safetensors"))
     for path in tqdm(kept, desc="features", unit="picture", disable=None, leave=False):
@@ -70,6 +72,9 @@ def _of_record(records: Records, identity: str) -> Iterator[Fault]:
         what = _other_metrics(folder, evaluation)
         if what:
             yield Fault(folder / "result.json", what, again)
+    lease = folder / "lease"
+    if lease.is_symlink() or (lease.exists() and not lease.is_file()):
+        yield Fault(lease, "is no file", "it is set aside when the evaluation is measured")
     for path in (folder / "batches.jsonl", *sorted(folder.glob("shard-*/batches.jsonl"))):
         for what in checked_file.read_lines(path, identity)[1]:
             yield Fault(path, what, "its batches are asked again")
@@ -87,15 +92,14 @@ def _other_metrics(folder: Path, evaluation: Evaluation) -> str:
         dataset = benchmarks.from_settings(checked_file.read_yaml(folder / "config.yaml")["dataset"])
     except (SettingError, Damaged, KeyError, TypeError):
         return ""
-    for name, value in dataset.metrics(evaluation.records).items():
-        said = evaluation.metrics.get(name, math.nan)
-        if not (math.isclose(said, value, abs_tol=1e-9) or (math.isnan(said) and math.isnan(value))):
-            return f"has {name} {said:g}, its rows give {value:g}"
-    return ""
+    return other_metrics(dataset, evaluation)
 
 
 def _of_study(output: Path, folder: Path) -> Iterator[Fault]:
     again = "the study's own command repairs it"
+    held = folder / "lock"
+    if held.is_symlink() or (held.exists() and not held.is_file()):
+        yield Fault(held, "is no file", again)
     try:
         study = Kept(output, folder.name)
     except SettingError as error:
@@ -141,9 +145,11 @@ def prune(output: Path, yes: bool) -> int:
         SettingError: a study is running, or its files cannot be read, so what it names is not known.
     """
     named: set[str] = set()
-    for folder in sorted(studies_folder(output).glob("*")):
-        if folder.is_dir() or folder.is_symlink():
-            named |= named_in(folder)
+    folders = study_folders(output)
+    if not studies_folder(output).exists():
+        raise SettingError("output", str(output), "has no folder of studies, so what is used is not known")
+    for folder in folders:
+        named |= named_in(folder)
     records = Records(output / "records")
     unused = [path for path in sorted(records.folder.glob("*")) if is_identity(path.name) and path.name not in named]
     total = 0
@@ -159,7 +165,9 @@ def prune(output: Path, yes: bool) -> int:
                 shutil.rmtree(path)
     print(f"{len(unused)} records that no study in {output} names, {total / KIB:.1f} KiB{' removed' if yes else ''}")
     if unused and not yes:
-        print(f"nothing was removed; to do it:  {command('tdrs.study', 'prune', f'output={output}', '--yes')}")
+        print(
+            f"nothing was removed; to do it:  {command('tdrs.study', 'prune', f'output={output.absolute()}', '--yes')}"
+        )
     return 0
 
 

@@ -19,7 +19,7 @@ from tdrs.commands import command, study_command
 from tdrs.kept import Kept, is_running
 from tdrs.records import Records
 from tdrs.settings import SettingError
-from tdrs.sweeps.log import REPLACED, studies_folder
+from tdrs.sweeps.log import REPLACED, read_outcome, study_folders
 from tdrs.sweeps.storage import JOURNAL
 from tdrs.tracking import open_tracker
 
@@ -40,8 +40,8 @@ def delete(study: Kept, yes: bool, tracking: Mapping[str, Any]) -> None:
         raise SettingError("study", study.name, "is running; stop it first")
     identities = study.identities
     others: set[str] = set()
-    for folder in sorted(studies_folder(study.output).iterdir()):
-        if folder.name != study.name and (folder.is_dir() or folder.is_symlink()):
+    for folder in study_folders(study.output):
+        if folder.name != study.name:
             others |= named_in(folder)
     own = {identity for identity in identities - others if study.records.exists(identity)}
     shared = len(identities & others)
@@ -91,6 +91,8 @@ def named_in(folder: Path) -> set[str]:
     if (folder / "config.yaml").exists() and not folder.is_symlink():
         try:
             Kept(folder.parents[1], folder.name)
+            if (folder / "study.json").exists():
+                read_outcome(folder)
         except SettingError as error:
             allowed = f"{error.allowed}; till then it is not known which evaluations it needs"
             raise SettingError("study", folder.name, allowed) from None
@@ -113,13 +115,15 @@ def _trash(study: Kept) -> Path:
     """A new folder for what is deleted."""
     name = f"{study.name[:100]}-{time.strftime('%Y%m%d-%H%M%S')}"
     number = 1
+    (study.output / "trash").mkdir(exist_ok=True)
     while True:
         trash = study.output / "trash" / (name if number == 1 else f"{name}-{number}")
         try:
-            (trash / "records").mkdir(parents=True)
+            trash.mkdir()
         except FileExistsError:
             number += 1
         else:
+            (trash / "records").mkdir()
             return trash
 
 

@@ -15,7 +15,7 @@ from tdrs import lease as lease_module
 from tdrs import records as records_module
 from tdrs.benchmarks import Record
 from tdrs.lease import Lease, LostLease
-from tdrs.records import Batch, Evaluation, Records
+from tdrs.records import Batch, Evaluation, Records, of_rows
 
 A, B = "a" * 16, "b" * 16
 
@@ -84,7 +84,9 @@ assert store.batches(A) == [batch(0)]
 
 
 def evaluation() -> Evaluation:
-    return Evaluation(batch(0).records, {"accuracy": 0.05, "f1": math.nan}, ["note"], {"dc.w_min": (1, 4)}, 1.5, 99.0)
+    return Evaluation(
+        batch(0).records, {**of_rows(batch(0).records), "f1": math.nan}, ["note"], {"dc.w_min": (1, 4)}, 1.5, 99.0
+    )
 
 
 def test_a_finished_evaluation(tmp_path: Path) -> None:
@@ -97,7 +99,7 @@ def test_a_finished_evaluation(tmp_path: Path) -> None:
     assert store.done(A)
     found = store.read(A)
     assert math.isnan(found.metrics.pop("f1"))
-    assert found == Evaluation(**{**vars(evaluation()), "metrics": {"accuracy": 0.05}})
+    assert found == Evaluation(**{**vars(evaluation()), "metrics": of_rows(batch(0).records)})
     assert store.failure(A) is None
     assert sorted(p.name for p in (tmp_path / A).iterdir()) == ["config.yaml", "result.json", "samples.parquet"]
 

@@ -14,9 +14,11 @@ from mlflow.tracking import MlflowClient
 
 from tdrs import tracking
 from tdrs.benchmarks import Record
+from tdrs.commands import value
 from tdrs.configuration import run
-from tdrs.records import Evaluation
+from tdrs.records import Evaluation, of_rows
 from tdrs.settings import SettingError
+from tdrs.sweep import main_sweep
 from tdrs.tracking import Tracker, database_uri, open_tracker
 
 
@@ -31,7 +33,7 @@ def statuses(output: Path, experiment: str) -> list[str]:
 
 def log(tracker: Tracker, output: Path, key: str = "k", parent: str = "", error: str = "") -> None:
     record = Record("0", "i", "q", "p", "a", "g", 1.0, 0.5, "", 1.0)
-    evaluation = Evaluation([record], {"accuracy": 1.0}, [], {}, 2.0, 1000.0)
+    evaluation = Evaluation([record], of_rows([record]), [], {}, 2.0, 1000.0)
     evaluation.save(output / "r", {"a": 1})
     folder = None if error else output / "r"
     tracker.log("s", "name", key, {"t": "1"}, {"p": 3}, {"accuracy": 1.0}, folder, parent, error)
@@ -327,3 +329,27 @@ def test_a_password_is_refused_and_never_shown(
         assert "MLFLOW_TRACKING_PASSWORD" in said.err
         assert "PGPASSWORD" in said.err
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "postgresql://u:1/hunt3r@127.0.0.1:1/db", "http://u:1/hunt3r@h", "http://u:12@h", "postgresql://u[x:hunt3r@h/db",
+        "postgresql://u#x:hunt3r@h/db", "postgresql://u?x:hunt3r@h/db", "postgresql://u@x:hunt3r@h/db",
+        "postgresql://h/db?api_key=hunt3r", "postgresql://h/db?passphrase=hunt3r", "file:u:hunt3r@h",
+        "http:/u:hunt3r@h", "//u:hunt3r@h",
+    ],
+)  # fmt: skip
+def test_a_password_in_any_place_is_refused(
+    address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for setting in ("tracking.uri", "study.storage", "output", "dataset.source"):
+        if "://" not in address and setting != "tracking.uri":
+            continue
+        given = ["dataset=scienceqa"] if setting == "dataset.source" else []
+        assert run("sweep", main_sweep, "", ["preset=smoke", *given, f"{setting}={value(address)}"]) == 2
+        said = capsys.readouterr()
+        assert "hunt3r" not in said.err + said.out
+        assert len(said.err.splitlines()) == 1
+    assert not list(tmp_path.iterdir())

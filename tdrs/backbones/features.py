@@ -124,6 +124,7 @@ class Features:
         for _, used, path in files:
             if size <= 0.9 * self.limit:
                 break
-            path.unlink(missing_ok=True)
+            with suppress(OSError):
+                path.unlink()
             size -= used
         self._size = size

@@ -29,7 +29,8 @@ def outcome(output: Path, name: str) -> Outcome:
     config["preset"]["held_out"] = 8
     planned = plan({**with_settings(config, {"intervention": "none"}), "split": "held_out", "limit": 8})
     samples = planned.load()
-    stock = Trial("stock", "held_out", {}, {"intervention": "none"}, planned.identity(samples), len(samples))
+    metrics = {"accuracy": 0.5, "accuracy_low": 0.4, "accuracy_high": 0.6}
+    stock = Trial("stock", "held_out", {}, {"intervention": "none"}, planned.identity(samples), len(samples), metrics)
     found = Outcome("s", "compare", config, [], [stock], key=study_key(config), environment={"tdrs": __version__})
     folder = output / "studies" / "s"
     folder.mkdir(parents=True, exist_ok=True)

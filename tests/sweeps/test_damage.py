@@ -176,7 +176,7 @@ def test_metrics_are_those_of_the_rows(kept: tuple[Path, Outcome], tmp_path: Pat
     result["metrics"]["accuracy"] = 0.99
     checked_file.write_json(path, result, identity)
     assert not records.done(identity)
-    with pytest.raises(Damaged, match=r"has an accuracy of 0\.99 on 8 samples, its rows"):
+    with pytest.raises(Damaged, match=r"has accuracy 0\.99, its rows give"):
         records.read(identity)
 
 
@@ -262,3 +262,112 @@ def test_prune_removes_what_no_study_names(
     assert study_command(["prune", f"output={output}", "--yes"]) == 0
     assert {path.name for path in (output / "records").iterdir()} == mine | {"notes"}
     assert (tmp_path / "elsewhere").is_dir()
+
+
+def _reseal(path: Path, **values: Any) -> None:
+    """Change values and write the checksum anew, as another version, or somebody who knows how, would."""
+    first, *others = path.read_bytes().splitlines(keepends=True)
+    line = json.loads(first)
+    key = line.pop("key")
+    del line["sha256"]
+    changed = {name: value for name, value in (line | values).items() if value is not ...}
+    path.write_bytes((checked_file.seal(changed, key) + "\n").encode() + b"".join(others))
+
+
+@pytest.mark.parametrize(
+    ("file", "values"),
+    [
+        (
+            "record/result.json",
+            {"metrics": {"accuracy": 1, "accuracy_low": 1, "accuracy_high": 1, "margin": 1}},
+        ),
+        ("record/result.json", {"notes": ...}),
+        ("record/result.json", {"files": {}}),
+        ("record/result.json", {"metrics": []}),
+        ("record/result.json", {"n": "8"}),
+        ("partial/batches.jsonl", {"records": []}),
+        ("partial/batches.jsonl", {"size": ...}),
+        ("partial/batches.jsonl", {"start": "0"}),
+        ("partial/batches.jsonl", {"start": 2}),
+        ("partial/failed.json", {"time": "t"}),
+        ("study/trials.jsonl", {"metrics": {"accuracy": 0.987}}),
+        ("study/trials.jsonl", {"metrics": {"accuracy": "high"}}),
+        ("study/trials.jsonl", {"settings": []}),
+        ("study/trials.jsonl", {"new": 1}),
+        ("study/trials.jsonl", {"identity": "../x"}),
+        ("study/study.json", {"new": 1}),
+        ("study/study.json", {"curves": ...}),
+        ("study/study.json", {"rows": 3}),
+    ],
+)
+def test_another_form_under_a_right_checksum_is_not_believed(
+    file: str,
+    values: dict[str, Any],
+    kept: tuple[Path, Outcome],
+    tmp_path: Path,
+    pretended: list[str],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    output, outcome = tmp_path / "outputs", kept[1]
+    shutil.copytree(kept[0], output)
+    place, name = file.split("/")
+    number = {"record": 2, "partial": 1}.get(place, 0)
+    folder = output / "records" / outcome.trials[number].identity if number else output / "studies" / "small"
+    _reseal(folder / name, **values)
+    for words in (["check"], ["list"], ["show", "small"], ["best", "small"], ["export", "small"]):
+        assert study_command([*words, f"output={output}"]) in (0, 1, 2)
+    assert timeless(run(output)) == timeless(outcome)
+    lines = checked_file.read_lines(output / "studies" / "small" / "trials.jsonl", outcome.key)[0]
+    assert {line["identity"]: line["metrics"] for line in lines} == {
+        trial.identity: trial.metrics for trial in [*outcome.trials, *outcome.rows]
+    }
+    assert study_command(["show", "small", f"output={output}"]) == 0
+
+
+@pytest.mark.parametrize(
+    "file", [*FILES, "record/lease", "study/lock", "partial"],
+)  # fmt: skip
+@pytest.mark.parametrize("what", ["link", "dangling link", "folder"])
+def test_what_is_no_file_is_set_aside_and_its_target_left_alone(
+    file: str, what: str, kept: tuple[Path, Outcome], tmp_path: Path, pretended: list[str]
+) -> None:
+    output, outcome = tmp_path / "outputs", kept[1]
+    shutil.copytree(kept[0], output)
+    place, _, name = file.partition("/")
+    number = {"record": 2, "partial": 1}.get(place, 0)
+    folder = output / "records" / outcome.trials[number].identity if number else output / "studies" / "small"
+    path = folder / name if name else folder
+    if path.is_dir():
+        shutil.rmtree(path)
+    path.unlink(missing_ok=True)
+    (tmp_path / "elsewhere").mkdir()
+    precious = tmp_path / "elsewhere" / "precious"
+    precious.write_text("mine")
+    if what == "folder":
+        path.mkdir()
+    elif what == "link":
+        path.symlink_to(precious if name else tmp_path / "elsewhere")
+    else:
+        path.symlink_to(tmp_path / "nowhere")
+    for words in (["check"], ["list"], ["show", "small"]):
+        assert study_command([*words, f"output={output}"]) in (0, 1, 2)
+    assert timeless(run(output)) == timeless(outcome)
+    assert precious.read_text() == "mine"
+    assert [one.name for one in (tmp_path / "elsewhere").iterdir()] == ["precious"]
+    assert not (tmp_path / "nowhere").exists()
+
+
+@pytest.mark.parametrize("what", ["dangling link", "file"])
+def test_nothing_is_removed_where_studies_cannot_be_listed(
+    what: str, kept: tuple[Path, Outcome], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "outputs"
+    shutil.copytree(kept[0], output)
+    shutil.rmtree(output / "studies")
+    assert study_command(["prune", f"output={output}", "--yes"]) == 2
+    (output / "studies").symlink_to(tmp_path / "not mounted") if what != "file" else (output / "studies").touch()
+    before = sorted((output / "records").iterdir())
+    for verb in ("prune", "check"):
+        assert study_command([verb, f"output={output}", *(["--yes"] if verb == "prune" else [])]) == 2
+    assert sorted((output / "records").iterdir()) == before
+    assert len(capsys.readouterr().err.splitlines()) == 3

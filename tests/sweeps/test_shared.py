@@ -12,14 +12,13 @@ from tdrs.sweeps import shared
 from tdrs.sweeps.shared import Shared
 
 from tdrs.lease import Lease
-from tdrs.records import Evaluation, Records
+from tdrs.records import Evaluation, Records, of_rows
 from tests.test_records import A, B, batch
 
 
 def evaluation(samples: int = 4) -> Evaluation:
     records = batch(0, samples).records
-    mean = sum(record.score for record in records) / samples
-    return Evaluation(records, {"accuracy": mean}, ["a note"], {"dc.w_min": (1, 4)}, 2.5, time.time())
+    return Evaluation(records, of_rows(records), ["a note"], {"dc.w_min": (1, 4)}, 2.5, time.time())
 
 
 @pytest.fixture(autouse=True)
