@@ -291,7 +291,8 @@ class Outcome:
                 place = row.place
                 lines.append(", ".join(filter(None, [spelled(place), f"n = {row.n}"])))
             values = shown(row.settings) if row.budget else ""
-            lines.append(f"  {row.name:{width}}{_numbers(row)}{values}".rstrip())
+            numbers = _numbers(row) + ("  " if row.status == FAILED else "")
+            lines.append(f"  {row.name:{width}}{numbers}{values}".rstrip())
         return [printable(line) for line in lines]
 
     def clamps(self) -> list[str]:

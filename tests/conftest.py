@@ -18,6 +18,13 @@ from tdrs.backbones import Backbone
 from tdrs.configuration import compose, plain
 from tests.sweeps.pretend import pretend
 
+SLOW = ("test_crash.py", "test_machines.py", "test_ui.py", "test_fence.py", "test_damage.py")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The slowest files first: a worker that begins one last keeps the other waiting."""
+    items.sort(key=lambda item: item.path.name not in SLOW)
+
 
 @pytest.fixture(scope="session", autouse=True)
 def _threads() -> None:
