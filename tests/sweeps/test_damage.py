@@ -325,10 +325,16 @@ def test_another_form_under_a_right_checksum_is_not_believed(
     assert study_command(["show", "small", f"output={output}"]) == 0
 
 
+PLACES = [*FILES, "record/lease", "study/lock", "partial"]
+
+
 @pytest.mark.parametrize(
-    "file", [*FILES, "record/lease", "study/lock", "partial"],
-)  # fmt: skip
-@pytest.mark.parametrize("what", ["link", "dangling link", "folder"])
+    ("file", "what"),
+    [
+        *((file, what) for file in PLACES for what in ("link", "folder")),
+        *((file, "dangling link") for file in ("study/trials.jsonl", "record/lease", "partial")),
+    ],
+)
 def test_what_is_no_file_is_set_aside_and_its_target_left_alone(
     file: str, what: str, kept: tuple[Path, Outcome], tmp_path: Path, pretended: list[str]
 ) -> None:
