@@ -126,7 +126,7 @@ class Log:
         if faults:
             aside = checked_file.keep_lines(path, lines, self.key)
             print(f"{path}: {faults[0]}; it is now {aside.name}, {len(lines)} trials are kept", file=sys.stderr)
-        self.trials = read_trials(self.folder, self.key)
+        self.trials = {trial.key: trial for trial in map(Trial.of, lines)}
         self._open_optuna()
 
     def _replace(self) -> None:

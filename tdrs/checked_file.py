@@ -208,9 +208,14 @@ def keep_lines(path: Path, lines: list[dict[str, Any]], key: str) -> Path:
     return aside
 
 
+def is_no_file(path: Path) -> bool:
+    """Whether something stands in the place of a file that is none, such as a link or a folder."""
+    return path.is_symlink() or (path.exists() and not path.is_file())
+
+
 def free(path: Path) -> None:
     """Set aside what stands in the place of a file and is none, such as a link, whose target is left alone; say so."""
-    if path.is_symlink() or (path.exists() and not path.is_file()):
+    if is_no_file(path):
         print(f"{path} is no file; it is now {set_aside(path).name}", file=sys.stderr)
 
 

@@ -338,8 +338,8 @@ class Records:
             evaluation = self.read(identity)
             if asked_of(evaluation.records) != list(asked):
                 raise Damaged("samples.parquet has other samples than are asked")
-            if unlike(evaluation):
-                raise Damaged(f"result.json {unlike(evaluation)}")
+            if what := unlike(evaluation):
+                raise Damaged(f"result.json {what}")
         except FileNotFoundError:
             pass
         except Damaged as error:

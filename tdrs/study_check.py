@@ -73,7 +73,7 @@ def _of_record(records: Records, identity: str) -> Iterator[Fault]:
         if what:
             yield Fault(folder / "result.json", what, again)
     lease = folder / "lease"
-    if lease.is_symlink() or (lease.exists() and not lease.is_file()):
+    if checked_file.is_no_file(lease):
         yield Fault(lease, "is no file", "it is set aside when the evaluation is measured")
     for path in (folder / "batches.jsonl", *sorted(folder.glob("shard-*/batches.jsonl"))):
         for what in checked_file.read_lines(path, identity)[1]:
@@ -98,7 +98,7 @@ def _other_metrics(folder: Path, evaluation: Evaluation) -> str:
 def _of_study(output: Path, folder: Path) -> Iterator[Fault]:
     again = "the study's own command repairs it"
     held = folder / "lock"
-    if held.is_symlink() or (held.exists() and not held.is_file()):
+    if checked_file.is_no_file(held):
         yield Fault(held, "is no file", again)
     try:
         study = Kept(output, folder.name)

@@ -117,6 +117,12 @@ LINES = ("partial/batches.jsonl", "study/trials.jsonl", "study/study.journal")
 QUIET = {(file, damage) for file in LINES for damage in ("cut", "empty", "reordered", "a row less")}
 
 
+def _folder(output: Path, outcome: Outcome, place: str) -> Path:
+    """A finished record's folder, the one with batches alone, or the study's."""
+    number = {"record": 2, "partial": 1}.get(place, 0)
+    return output / "records" / outcome.trials[number].identity if number else output / "studies" / "small"
+
+
 @pytest.mark.parametrize("damage", DAMAGES)
 @pytest.mark.parametrize("file", FILES)
 def test_a_damaged_file_is_set_aside_and_measured_again(
@@ -214,8 +220,7 @@ def test_check_says_what_is_damaged_and_writes_nothing(
     output, outcome = tmp_path / "outputs", kept[1]
     shutil.copytree(kept[0], output)
     place, name = file.split("/")
-    number = {"record": 2, "partial": 1}.get(place, 0)
-    folder = output / "records" / outcome.trials[number].identity if number else output / "studies" / "small"
+    folder = _folder(output, outcome, place)
     DAMAGES[damage](folder / name)
     before = {path: path.read_bytes() for path in output.rglob("*") if path.is_file()}
     for words in (["list"], ["show", "small"], ["show", "other"], ["best", "small"]):
@@ -312,8 +317,7 @@ def test_another_form_under_a_right_checksum_is_not_believed(
     output, outcome = tmp_path / "outputs", kept[1]
     shutil.copytree(kept[0], output)
     place, name = file.split("/")
-    number = {"record": 2, "partial": 1}.get(place, 0)
-    folder = output / "records" / outcome.trials[number].identity if number else output / "studies" / "small"
+    folder = _folder(output, outcome, place)
     _reseal(folder / name, **values)
     for words in (["check"], ["list"], ["show", "small"], ["best", "small"], ["export", "small"]):
         assert study_command([*words, f"output={output}"]) in (0, 1, 2)
@@ -341,8 +345,7 @@ def test_what_is_no_file_is_set_aside_and_its_target_left_alone(
     output, outcome = tmp_path / "outputs", kept[1]
     shutil.copytree(kept[0], output)
     place, _, name = file.partition("/")
-    number = {"record": 2, "partial": 1}.get(place, 0)
-    folder = output / "records" / outcome.trials[number].identity if number else output / "studies" / "small"
+    folder = _folder(output, outcome, place)
     path = folder / name if name else folder
     if path.is_dir():
         shutil.rmtree(path)
