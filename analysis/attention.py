@@ -85,7 +85,7 @@ def grid(count: int, thw: list[int] | None, merge: int) -> tuple[int, int]:
 
 def numbers(outcome: Outcome, number: int = 0, gain: str = "logits") -> Maps:
     """Measure; needs the model."""
-    place = outcome.rows[0].place
+    condition = outcome.rows[0].condition
     backbone, samples = subject(outcome, number + 1)
     sample = samples[number]
     inputs = backbone.inputs([sample])
@@ -103,7 +103,7 @@ def numbers(outcome: Outcome, number: int = 0, gain: str = "logits") -> Maps:
             maps.append(Map(name, layer, square.tolist(), float(square.sum())))
     buffer = io.BytesIO()
     sample.image.save(buffer, "PNG")
-    title = f"{where(outcome, place)}, gain = {gain}"
+    title = f"{where(outcome, condition)}, gain = {gain}"
     gold = f"{sample.question} (gold: {sample.gold})"
     return Maps(title, gold, base64.b64encode(buffer.getvalue()).decode(), maps)
 

@@ -1,4 +1,4 @@
-"""Paired differences to the stock model on the held-out split, of every row of a study's table: a panel a place.
+"""Paired differences to the stock model on the held-out split, of every row of a study's table: a panel a condition.
 
     python -m analysis.comparison study=peers            # in a checkout
     python -m tdrs.analysis.comparison study=peers       # where tdrs is installed
@@ -39,9 +39,9 @@ class Row(NamedTuple):
 
 
 class Panel(NamedTuple):
-    """A place: what it is, how many samples, the stock model's accuracy with 95 % limits, a row a method."""
+    """A condition: what it is, how many samples, the stock model's accuracy with 95 % limits, a row a method."""
 
-    place: str
+    condition: str
     n: int
     stock: tuple[float, float, float]
     rows: list[Row]
@@ -52,7 +52,7 @@ def numbers(outcome: Outcome) -> list[Panel]:
     panels: list[Panel] = []
     for row in outcome.rows:
         if row.name == STOCK and row.metrics:
-            panels.append(Panel(where(outcome, row.place), row.n, row.accuracy, []))
+            panels.append(Panel(where(outcome, row.condition), row.n, row.accuracy, []))
         elif row.difference:
             value, low, high = row.difference
             panels[-1].rows.append(Row(row.name, row.score, value, low, high, row.budget > 0))
@@ -63,12 +63,12 @@ def draw(panels: list[Panel], folder: Path, warning: str = "", stamp: Mapping[st
     """Write `comparison.png`, `comparison.svg` and `comparison.md` into a folder; returns their paths.
 
     Args:
-        warning: what must be said of the result first, in place of the title.
+        warning: what must be said of the result first, in condition of the title.
         stamp: whose figure it is, for the files' metadata.
     """
     if not any(panel.rows for panel in panels):
         raise SettingError("study", (stamp or {}).get("Title"), "has no row beside a whole stock model")
-    firsts = {panel.place.split(", ")[0] for panel in panels}
+    firsts = {panel.condition.split(", ")[0] for panel in panels}
     even = len(panels) // len(firsts) if len(panels) % len(firsts) == 0 else len(panels)
     columns = even if 1 < even <= COLUMNS else min(COLUMNS, len(panels))  # a row for each backbone, where that fits
     lines = -(-len(panels) // columns)
@@ -103,17 +103,17 @@ def _panel(axis: Axes, panel: Panel) -> None:
         axis.errorbar([100 * row.difference], [number], xerr=errors, color=color, marker=marker, **style)
     axis.set_yticks(range(len(panel.rows)), [escape.label(row.method, 40) for row in panel.rows], fontsize=9)
     axis.set_ylim(len(panel.rows) - 0.4, -0.6)
-    axis.set_title(f"{escape.label(panel.place)}\nstock {panel.stock[0]:.3f}, n = {panel.n}", fontsize=9)
+    axis.set_title(f"{escape.label(panel.condition)}\nstock {panel.stock[0]:.3f}, n = {panel.n}", fontsize=9)
     axis.tick_params(axis="x", labelsize=8)
     axis.grid(axis="x", color="0.9", linewidth=0.6)
     axis.spines[["top", "right", "left"]].set_visible(False)
 
 
 def markdown(panels: list[Panel]) -> str:
-    """All numbers as a table, a row a place and method."""
-    lines = ["| place | method | n | accuracy | difference to stock [95 %] |", "|---|---|---|---|---|"]
+    """All numbers as a table, a row a condition and method."""
+    lines = ["| condition | method | n | accuracy | difference to stock [95 %] |", "|---|---|---|---|---|"]
     for panel in panels:
-        lines.append(f"| {escape.markdown(panel.place)} | stock | {panel.n} | {panel.stock[0]:.3f} | |")
+        lines.append(f"| {escape.markdown(panel.condition)} | stock | {panel.n} | {panel.stock[0]:.3f} | |")
         for row in panel.rows:
             difference = f"{row.difference:+.3f} [{row.low:+.3f}, {row.high:+.3f}]"
             lines.append(f"| | {escape.markdown(row.method)} | {panel.n} | {row.accuracy:.3f} | {difference} |")

@@ -70,7 +70,7 @@ def methods(gain: str) -> dict[str, Method]:
 
 def numbers(outcome: Outcome) -> Decay:
     """Measure; needs the model."""
-    place, most = outcome.rows[0].place, outcome.rows[0].n
+    condition, most = outcome.rows[0].condition, outcome.rows[0].n
     backbone, samples = subject(outcome, min(SAMPLES, most))
     measured: dict[str, list[Curve]] = {}
     smallest: list[float] = []
@@ -90,7 +90,7 @@ def numbers(outcome: Outcome) -> Decay:
                         smallest.append(float(statistics.smallest.clamp_min(1e-6).log().mean()))
             measured.setdefault(gain, []).append(_binned(name, sums, counts))
     a_min = float(np.exp(np.mean(smallest)))
-    return Decay(where(outcome, place), len(samples), measured, kernels(a_min), a_min)
+    return Decay(where(outcome, condition), len(samples), measured, kernels(a_min), a_min)
 
 
 def _by_distance(call: Call, weights: torch.Tensor, image: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:

@@ -33,7 +33,7 @@ from tdrs.entry_point import run_command
 from tdrs.settings import SettingError
 
 TRAINED = 32  # tokens: the longest text the embedded models were trained with
-PLACES = {"between": "text between image and question", "before_image": "the same text before the image"}
+POSITIONS = {"between": "text between image and question", "before_image": "the same text before the image"}
 LINES: dict[str, Literal["-", "--"]] = {"between": "-", "before_image": "--"}
 
 
@@ -48,7 +48,7 @@ class Point(NamedTuple):
 
 
 class Panel(NamedTuple):
-    """One backbone on one benchmark, each named with what else the axes set of it: a line a method and place of the
+    """One backbone on one benchmark, each named with what else the axes set of it: a line a method and position of the
     text; the stock model's accuracy with blank pictures and no text, or nan."""
 
     backbone: str
@@ -58,7 +58,7 @@ class Panel(NamedTuple):
 
 
 def numbers(outcome: Outcome) -> list[Panel]:
-    """The figure's numbers, from a finished study. A gap of 0 stands in the lines of both places.
+    """The figure's numbers, from a finished study. A gap of 0 stands in the lines of both positions.
 
     Rows with blank pictures are in no line.
     """
@@ -66,8 +66,8 @@ def numbers(outcome: Outcome) -> list[Panel]:
     for row in outcome.rows:
         if not row.metrics:
             continue
-        dataset = with_settings(outcome.config, dict(row.place))["dataset"]
-        names = _names(outcome, row.place)
+        dataset = with_settings(outcome.config, dict(row.condition))["dataset"]
+        names = _names(outcome, row.condition)
         panel = panels.setdefault(names, Panel(*names, {}, math.nan))
         gap = dataset["gap"]
         if dataset["blank"]:
@@ -76,22 +76,22 @@ def numbers(outcome: Outcome) -> list[Panel]:
             continue
         value, low, high = row.accuracy
         point = Point(gap, value, low, high, row.n)
-        for place in PLACES if gap == 0 else [dataset["filler"]]:
-            panel.lines.setdefault((row.name, place), []).append(point)
+        for position in POSITIONS if gap == 0 else [dataset["filler"]]:
+            panel.lines.setdefault((row.name, position), []).append(point)
     for panel in panels.values():
         far = {key for key, line in panel.lines.items() if any(point.gap for point in line)}
         near = {(method, "between") for method, _ in panel.lines} if not far else set()
         for key in set(panel.lines) - far - near:
-            del panel.lines[key]  # a place that no text ever stood in
+            del panel.lines[key]  # a position that no text ever stood in
         for line in panel.lines.values():
             line.sort()
     return [panel for panel in panels.values() if panel.lines]
 
 
-def _names(outcome: Outcome, place: Mapping[str, Any]) -> tuple[str, str]:
-    """What tells a place's panel from others: backbone and data set, each with the axes' settings but for the text."""
-    parts = {group: [outcome.named(place, group)] for group in ("backbone", "dataset")}
-    for key, value in place.items():
+def _names(outcome: Outcome, condition: Mapping[str, Any]) -> tuple[str, str]:
+    """A condition's panel: backbone and data set, each with the axes' settings except the text."""
+    parts = {group: [outcome.named(condition, group)] for group in ("backbone", "dataset")}
+    for key, value in condition.items():
         group, _, name = key.partition(".")
         if key not in ("backbone", "dataset", "dataset.gap", "dataset.filler", "dataset.blank"):
             known = group in parts and name
@@ -138,17 +138,21 @@ def draw(panels: list[Panel], folder: Path, warning: str = "", stamp: Mapping[st
 
 
 def _legend(panels: list[Panel], methods: list[str]) -> list[Artist]:
-    """Methods by colour and marker, places of the text by line; the stock model alone has a colour for each place."""
-    places = list(dict.fromkeys(place for panel in panels for _, place in panel.lines))
+    """Methods by colour and marker, positions of the text by line; the stock model alone has a colour for each."""
+    positions = list(dict.fromkeys(position for panel in panels for _, position in panel.lines))
     handles: list[Artist] = []
     if methods == [STOCK]:
-        for number, place in enumerate(places):
+        for number, position in enumerate(positions):
             color, marker = STYLES[number]
-            handles.append(Line2D([], [], color=color, marker=marker, linestyle=LINES[place], label=PLACES[place]))
+            handles.append(
+                Line2D([], [], color=color, marker=marker, linestyle=LINES[position], label=POSITIONS[position])
+            )
     else:
         for method, (color, marker) in zip(methods, cycle(STYLES), strict=False):
             handles.append(Line2D([], [], color=color, marker=marker, label=escape.label(method)))
-        handles += [Line2D([], [], color="0.3", linestyle=LINES[place], label=PLACES[place]) for place in places]
+        handles += [
+            Line2D([], [], color="0.3", linestyle=LINES[position], label=POSITIONS[position]) for position in positions
+        ]
     if any(panel.backbone.startswith("mini_") for panel in panels):
         handles.append(Patch(color="0.93", label=f"distances seen in training (0 to {TRAINED})"))
     if not all(math.isnan(panel.blank) for panel in panels):
@@ -162,13 +166,13 @@ def _panel(axis: Axes, panel: Panel) -> None:
     if not math.isnan(panel.blank):
         axis.axhline(panel.blank, color="0.4", linestyle=":", linewidth=1.2)
     methods = list(dict.fromkeys(method for method, _ in panel.lines))
-    for number, ((method, place), points) in enumerate(panel.lines.items()):
+    for number, ((method, position), points) in enumerate(panel.lines.items()):
         alone = methods == [STOCK]
         color, marker = STYLES[(number if alone else methods.index(method)) % len(STYLES)]
         errors = [[p.accuracy - p.low for p in points], [p.high - p.accuracy for p in points]]
         axis.errorbar(
             [p.gap for p in points], [p.accuracy for p in points], yerr=errors, color=color, marker=marker,
-            linestyle=LINES[place], markersize=4, linewidth=1.3, elinewidth=0.8, capsize=2,
+            linestyle=LINES[position], markersize=4, linewidth=1.3, elinewidth=0.8, capsize=2,
         )  # fmt: skip
     axis.set_xscale("symlog", base=2, linthresh=16, linscale=0.8)
     gaps = sorted({p.gap for points in panel.lines.values() for p in points})
@@ -182,14 +186,14 @@ def _panel(axis: Axes, panel: Panel) -> None:
 
 
 def markdown(panels: list[Panel], backbone: str) -> str:
-    """A backbone's numbers as a table: a row a benchmark, method and place of the text, a column a gap."""
+    """A backbone's numbers as a table: a row a benchmark, method and position of the text, a column a gap."""
     panels = [panel for panel in panels if panel.backbone == backbone]
     gaps = sorted({p.gap for panel in panels for line in panel.lines.values() for p in line})
     lines = ["| | blank pictures | " + " | ".join(f"gap {gap}" for gap in gaps) + " |", "|---" * (len(gaps) + 2) + "|"]
     for panel in panels:
-        for (method, place), line in panel.lines.items():
+        for (method, position), line in panel.lines.items():
             found = {point.gap: point for point in line}
-            first = place == "between"
+            first = position == "between"
             name = escape.code(panel.dataset) + ("" if method == STOCK else f", {escape.markdown(method)}")
             name = name if first else "— the same text before the image"
             blank = first and method == STOCK and not math.isnan(panel.blank)

@@ -1,7 +1,7 @@
 """What a study's rows say of the stock model: paired tests, corrected for how many there are, and how sure they are.
 
-Each row is compared with the stock model at the same place on the same samples. A row is called better or worse where
-the sign-flip test over images says so at 5 % after Holm's correction over all rows of the study.
+Each row is compared with the stock model at the same condition on the same samples. A row is called better or worse
+where the sign-flip test over images says so at 5 % after Holm's correction over all rows of the study.
 """
 
 from collections.abc import Mapping
@@ -65,14 +65,14 @@ def show_p(p: float) -> str:
     return "< .001" if p < 0.001 else f"{p:.3f}".lstrip("0") if p < 1 else "1"
 
 
-def where(outcome: Outcome, place: Mapping[str, Any]) -> str:
-    """A place in words: backbone, data set, what the axes set, and text or blank pictures, whatever set these."""
-    names = [outcome.named(place, group) for group in ("backbone", "dataset")]
-    dataset = with_settings(outcome.config, dict(place))["dataset"]
+def where(outcome: Outcome, condition: Mapping[str, Any]) -> str:
+    """A condition in words: backbone, data set, what the axes set, and text or blank pictures, whatever set these."""
+    names = [outcome.named(condition, group) for group in ("backbone", "dataset")]
+    dataset = with_settings(outcome.config, dict(condition))["dataset"]
     own = {"dataset.gap": dataset["gap"]} if dataset["gap"] else {}
     own |= {"dataset.filler": dataset["filler"]} if dataset["gap"] and dataset["filler"] != "between" else {}
     own |= {"dataset.blank": True} if dataset["blank"] else {}
-    own |= {key: value for key, value in place.items() if key not in ("backbone", "dataset")}
+    own |= {key: value for key, value in condition.items() if key not in ("backbone", "dataset")}
     text = [f"{key.removeprefix('dataset.')} {value}" for key, value in own.items()]
     return ", ".join([*names, *text])
 
@@ -82,13 +82,13 @@ def numbers(outcome: Outcome, records: Records) -> list[Evidence]:
     kept: dict[str, list[Record]] = {}
 
     def of(trial: Trial) -> list[Record]:
-        if trial.identity not in kept:
-            kept[trial.identity] = records.read(trial.identity).records
-        return kept[trial.identity]
+        if trial.cache_key not in kept:
+            kept[trial.cache_key] = records.read(trial.cache_key).records
+        return kept[trial.cache_key]
 
-    stock = {spelled(row.place): row for row in outcome.rows if row.name == STOCK and row.status == COMPLETE}
+    stock = {spelled(row.condition): row for row in outcome.rows if row.name == STOCK and row.status == COMPLETE}
     found = [
-        _evidence(outcome, row, None if row.name == STOCK else stock.get(spelled(row.place)), of)
+        _evidence(outcome, row, None if row.name == STOCK else stock.get(spelled(row.condition)), of)
         for row in outcome.rows
         if row.status == COMPLETE
     ]
@@ -100,11 +100,11 @@ def numbers(outcome: Outcome, records: Records) -> list[Evidence]:
 
 def _evidence(outcome: Outcome, row: Trial, stock: Trial | None, of: Any) -> Evidence:
     after = of(row)
-    is_pope = DATASETS[outcome.named(row.place, "dataset")].real == "pope"
-    rule = str(with_settings(outcome.config, dict(row.place))["dataset"]["rule"])
+    is_pope = DATASETS[outcome.named(row.condition, "dataset")].real == "pope"
+    rule = str(with_settings(outcome.config, dict(row.condition))["dataset"]["rule"])
     one = Evidence(
         trial=row,
-        where=where(outcome, row.place),
+        where=where(outcome, row.condition),
         accuracy=Interval(*row.accuracy),
         difference=None,
         discordant=None,

@@ -45,7 +45,7 @@ def keep(path: Path, outcome: Outcome, values: Mapping[str, Any]) -> None:
             checked_file.read_json(path, outcome.key)
         except Damaged as error:
             print(f"{path.parent}: {error}; it is now {checked_file.set_aside(path).name}", file=sys.stderr)
-    checked_file.write_json(path, {"evaluation": outcome.rows[0].identity, **values}, outcome.key)
+    checked_file.write_json(path, {"evaluation": outcome.rows[0].cache_key, **values}, outcome.key)
 
 
 def kept(path: Path, outcome: Outcome) -> dict[str, Any] | None:
@@ -57,7 +57,7 @@ def kept(path: Path, outcome: Outcome) -> dict[str, Any] | None:
     except Damaged as error:
         print(f"{path.parent}: {error}; it is not shown", file=sys.stderr)
         return None
-    return values if values.pop("evaluation", "") == outcome.rows[0].identity else None
+    return values if values.pop("evaluation", "") == outcome.rows[0].cache_key else None
 
 
 def span(numbers: Iterable[int]) -> str:

@@ -67,10 +67,10 @@ class Report:
 
     Attributes:
         split: the first line: which split was reported, and what chose the settings.
-        verified: at how many places weights, prompts and rules were checked by a published score, and a line a place.
-        off: those places where the stock model's score is far from the published one.
-        findings: a sentence a row, by place.
-        tables: Markdown, by place.
+        verified: at how many conditions a published score checked weights, prompts and rules; then a line each.
+        off: those conditions where the stock model's score is far from the published one.
+        findings: a sentence a row, by condition.
+        tables: Markdown, by condition.
         figures: what they show, and their files.
         cost: lines on time and trials.
         environment: where the records were measured.
@@ -119,11 +119,11 @@ def split_line(outcome: Outcome) -> str:
 
 
 def comparisons(outcome: Outcome, records: Records) -> list[tuple[str, Comparison | str]]:
-    """Each place with its stock score beside the published one, or with why there is none."""
+    """Each condition with its stock score beside the published one, or with why there is none."""
     return [
         (
-            where(outcome, row.place),
-            compare(with_settings(outcome.config, row.place), records.read(row.identity).records),
+            where(outcome, row.condition),
+            compare(with_settings(outcome.config, row.condition), records.read(row.cache_key).records),
         )
         for row in outcome.rows
         if row.name == STOCK and row.status == COMPLETE
@@ -131,18 +131,19 @@ def comparisons(outcome: Outcome, records: Records) -> list[tuple[str, Compariso
 
 
 def verified(compared: Sequence[tuple[str, Comparison | str]]) -> list[str]:
-    """At how many places weights, prompts and rules were checked by a published score; then a line a place."""
+    """At how many conditions weights, prompts and rules were checked by a published score; then a line a condition."""
     lines = [
-        (place, one.sentence if isinstance(one, Comparison) else f"not verified: {one}") for place, one in compared
+        (condition, one.sentence if isinstance(one, Comparison) else f"not verified: {one}")
+        for condition, one in compared
     ]
-    return [checked([one for _, one in compared]), *(f"{place}: {text}" for place, text in lines)]
+    return [checked([one for _, one in compared]), *(f"{condition}: {text}" for condition, text in lines)]
 
 
 def off(compared: Sequence[tuple[str, Comparison | str]]) -> list[str]:
-    """Where the stock model is off its published score, a line a place."""
+    """Where the stock model is off its published score, a line a condition."""
     return [
-        f"{place}: {one.sentence}. See what tdrs.doctor says."
-        for place, one in compared
+        f"{condition}: {one.sentence}. See what tdrs.doctor says."
+        for condition, one in compared
         if isinstance(one, Comparison) and one.off
     ]
 
@@ -206,7 +207,7 @@ def numbers(outcome: Outcome, records: Records, folder: Path) -> Report:
         cases=_cases(outcome, found, records),
         cost=_cost(outcome),
         clamped=outcome.clamps(),
-        failures=[f"{t.name} ({t.split}, {where(outcome, t.place)}): {t.reason}" for t in outcome.failures],
+        failures=[f"{t.name} ({t.split}, {where(outcome, t.condition)}): {t.reason}" for t in outcome.failures],
         environment=outcome.environment,
         elsewhere=_elsewhere(outcome, records),
         command=outcome.command,
@@ -232,7 +233,7 @@ def _figures(outcome: Outcome, folder: Path) -> list[tuple[str, Path]]:
                 _svg(sensitivity.draw(curves_of_settings, folder, outcome.stamp)),
             )
         )
-    if len({row.place.get("dataset.gap") for row in outcome.rows}) > 1:
+    if len({row.condition.get("dataset.gap") for row in outcome.rows}) > 1:
         curves = distance.numbers(outcome)
         if curves:
             paths = distance.draw(curves, folder, outcome.warning, outcome.stamp)
@@ -267,20 +268,20 @@ def _elsewhere(outcome: Outcome, records: Records) -> list[str]:
     lines = [f"The records were measured in another environment: {'; '.join(differing)}."] if differing else []
     stock: dict[str, str] = {}
     for row in outcome.rows:
-        place = where(outcome, row.place)
+        condition = where(outcome, row.condition)
         if row.name == STOCK:
-            stock = records.environment(row.identity)
-        own = records.environment(row.identity)
+            stock = records.environment(row.cache_key)
+        own = records.environment(row.cache_key)
         both = [(name, own[name], stock[name]) for name in NUMBERS if name in own and name in stock]
         unlike = [f"{name} {mine} and {others}" for name, mine, others in both if mine != others]
         if unlike:
-            lines.append(f"{place}: {row.name} and its stock model were measured apart: {'; '.join(unlike)}.")
+            lines.append(f"{condition}: {row.name} and its stock model were measured apart: {'; '.join(unlike)}.")
     return lines
 
 
 def _cost(outcome: Outcome) -> list[str]:
     """Time by method, beside the stock model's, and what was tried."""
-    unique = {trial.identity: trial for trial in [*outcome.trials, *outcome.rows]}.values()
+    unique = {trial.cache_key: trial for trial in [*outcome.trials, *outcome.rows]}.values()
     seconds = sum(trial.seconds for trial in unique)
     asked = len(outcome.trials) + len(outcome.rows)
     lines = [
@@ -293,14 +294,14 @@ def _cost(outcome: Outcome) -> list[str]:
     rates: dict[str, list[float]] = {}
     base: dict[str, float] = {}
     for row in outcome.rows:
-        key = str(row.place)
+        key = str(row.condition)
         if row.metrics and row.name == STOCK:
             base[key] = row.seconds / max(row.n, 1)
         elif row.metrics and base.get(key):
             rates.setdefault(row.name, []).append(row.seconds / max(row.n, 1) / base[key])
     for name, values in rates.items():
         ratio = f"{name}: {statistics.median(values):.1f} × the stock model's time a sample"
-        lines.append(f"{ratio} (median over places, other work beside it).")
+        lines.append(f"{ratio} (median over conditions, other work beside it).")
     return lines
 
 
@@ -312,12 +313,12 @@ def _cases(outcome: Outcome, found: list[Evidence], records: Records) -> dict[st
     at = None
     for one in found:
         if one.trial.name == STOCK:
-            stock[one.where] = records.read(one.trial.identity).records
+            stock[one.where] = records.read(one.trial.cache_key).records
         if one.difference is None:  # the stock model, or one without a stock model that was measured whole
             continue
         if one.where != at:
             at, samples = one.where, _samples(outcome, one.trial)
-        edited = records.read(one.trial.identity).records
+        edited = records.read(one.trial.cache_key).records
         check_same_samples(stock[one.where], edited, one.trial.name)
         pairs = list(zip(stock[one.where], edited, strict=True))
         gained = [pair for pair in pairs if pair[1].score > pair[0].score]
@@ -329,8 +330,8 @@ def _cases(outcome: Outcome, found: list[Evidence], records: Records) -> dict[st
 
 
 def _samples(outcome: Outcome, trial: Trial) -> dict[str, Sample]:
-    """The samples of a place by their ids; none where the data set is not to be had here."""
-    config = with_settings(outcome.config, {**dict(trial.place), "intervention": "none"})
+    """The samples of a condition by their ids; none where the data set is not to be had here."""
+    config = with_settings(outcome.config, {**dict(trial.condition), "intervention": "none"})
     config |= {"split": trial.split, "limit": outcome.config["preset"][trial.split]}
     try:
         return {sample.id: sample for sample in plan(config).load()}
@@ -360,13 +361,13 @@ def draw(report: Report, folder: Path) -> list[Path]:
     paths = [folder / "report.html", folder / "report.md"]
     page = files("tdrs.analysis").joinpath("report.html").read_text(encoding="utf-8")
     templates = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    by_place = tables.by_place(report.lines)
-    places = {place: [tables.cells(line) for line in lines] for place, lines in by_place.items()}
-    heads = {place: tables.heads(lines) for place, lines in by_place.items()}
+    by_condition = tables.by_condition(report.lines)
+    conditions = {condition: [tables.cells(line) for line in lines] for condition, lines in by_condition.items()}
+    heads = {condition: tables.heads(lines) for condition, lines in by_condition.items()}
     figures = [
         (title, "<svg" + path.read_text(encoding="utf-8").partition("<svg")[2]) for title, path in report.figures
     ]
-    given = {"report": report, "places": places, "heads": heads, "figures": figures}
+    given = {"report": report, "conditions": conditions, "heads": heads, "figures": figures}
     paths[0].write_text(templates.from_string(page).render(**given), encoding="utf-8")
     paths[1].write_text(markdown(report), encoding="utf-8")
     return paths + tables.draw(report.lines, folder, report.warning, report.stamp)
@@ -380,9 +381,9 @@ def markdown(report: Report) -> str:
     parts = [f"# {shown(report.name)}", shown(report.split), *(f"**{shown(line)}**" for line in report.off), checked]
     parts.append(shown(report.question))
     parts.append("## Findings")
-    for place, sentences in report.findings.items():
+    for condition, sentences in report.findings.items():
         found = "\n".join(f"- {shown(name)}: {shown(text)}" for name, text in sentences)
-        parts.append(f"**{shown(place)}**\n\n{found}")
+        parts.append(f"**{shown(condition)}**\n\n{found}")
     parts += [shown(report.tests), "## Tables", tables.markdown(report.lines, report.warning).strip(), "## Figures"]
     parts += [f"![{title}]({path.with_suffix('.png').name})" for title, path in report.figures]
     parts += ["## Setup", "\n".join(f"- {shown(name)}: {shown(value)}" for name, value in report.setup)]

@@ -27,7 +27,7 @@ from tdrs import escape
 from tdrs.entry_point import run_command
 from tdrs.settings import SettingError
 
-TICKS_ABOVE = 0.01  # below it a symmetric-log axis is linear, so that 0 has a place
+TICKS_ABOVE = 0.01  # below it a symmetric-log axis is linear, so that 0 has a position
 
 
 class Series(NamedTuple):
@@ -55,23 +55,23 @@ class Panel(NamedTuple):
 
 
 class Line(NamedTuple):
-    """One place (a backbone and a data set): its panels in the protocol's order, the stock model's accuracy with its
-    limits, and on how many samples."""
+    """One condition (a backbone and a data set): its panels in the protocol's order, the stock model's accuracy with
+    its limits, and the number of samples."""
 
-    place: str
+    condition: str
     n: int
     stock: tuple[float, float, float]
     panels: list[Panel]
 
 
 def numbers(outcome: Outcome) -> list[Line]:
-    """The figure's numbers, from a finished study's stored evaluations: the first round, a line a place."""
+    """The figure's numbers, from a finished study's stored evaluations: the first round, a line a condition."""
     lines: dict[str, Line] = {}
     for trial in outcome.trials:
         if trial.name == STOCK and trial.metrics:
-            lines[json.dumps(trial.place)] = Line(where(outcome, trial.place), trial.n, trial.accuracy, [])
+            lines[json.dumps(trial.condition)] = Line(where(outcome, trial.condition), trial.n, trial.accuracy, [])
     for curve in outcome.curves:
-        line = lines.get(json.dumps(curve.place))
+        line = lines.get(json.dumps(curve.condition))
         if curve.round > 1 or line is None:
             continue
         panel = next((p for p in line.panels if p.key == curve.key), None)
@@ -107,7 +107,7 @@ def draw(lines: list[Line], folder: Path, stamp: Mapping[str, str] | None = None
         for number, (axis, panel) in enumerate(zip(row, line.panels, strict=True), start=1):
             _panel(axis, panel, line.stock)
             axis.set_title(f"{number}. {escape.formula(panel.label.split(' (')[0])}", fontsize=10)
-        row[0].set_ylabel(f"{escape.label(line.place)}\naccuracy on the tuning split (n = {line.n})", fontsize=9)
+        row[0].set_ylabel(f"{escape.label(line.condition)}\naccuracy on the tuning split (n = {line.n})", fontsize=9)
     handles, labels = axes[0][0].get_legend_handles_labels()
     handles.append(Line2D([], [], linestyle="", marker="o", color="0.3", markersize=11, markerfacecolor="none"))
     labels.append("chosen, and kept for the next panels")

@@ -46,7 +46,7 @@ class Line(NamedTuple):
 
 def _reported(outcome: Outcome, row: Trial) -> tuple[float | None, str]:
     """The paper's number of a row, and whose it is; of none whose settings were tuned."""
-    settings = Request(row.name, row.split, row.settings, row.place).merged
+    settings = Request(row.name, row.split, row.settings, row.condition).merged
     found = None if row.budget else reported(with_settings(outcome.config, settings))
     return found or (None, "")
 
@@ -98,7 +98,9 @@ def draw(lines: list[Line], folder: Path, warning: str = "", stamp: Mapping[str,
         encoding="utf-8",
     )
     paths[1].write_text((f"% {whose}\n" if whose else "") + latex(lines, warning), encoding="utf-8")
-    head = "place row n measure value low high difference difference_low difference_high gained lost mcnemar_p p_holm"
+    head = (
+        "condition row n measure value low high difference difference_low difference_high gained lost mcnemar_p p_holm"
+    )
     with paths[2].open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         if warning:
@@ -123,8 +125,8 @@ def cells(line: Line, minus: str = "−") -> list[str]:
     return [line.row, line.measure, value, change, pairs, p, str(line.tuned or ""), paper]
 
 
-def by_place(lines: list[Line]) -> dict[str, list[Line]]:
-    """Lines by their place, in order."""
+def by_condition(lines: list[Line]) -> dict[str, list[Line]]:
+    """Lines by their condition, in order."""
     found: dict[str, list[Line]] = {}
     for line in lines:
         found.setdefault(line.where, []).append(line)
@@ -132,7 +134,7 @@ def by_place(lines: list[Line]) -> dict[str, list[Line]]:
 
 
 def heads(lines: list[Line]) -> list[str]:
-    """The columns' heads at a place."""
+    """The columns' heads at a condition."""
     of = next((line.of for line in lines if line.of), "")
     return [
         "",
@@ -147,13 +149,14 @@ def heads(lines: list[Line]) -> list[str]:
 
 
 def markdown(lines: list[Line], warning: str = "") -> str:
-    """A table a place."""
+    """A table a condition."""
     parts = [f"**{escape.markdown(warning)}**"] if warning else []
-    for place, some in by_place(lines).items():
+    for condition, some in by_condition(lines).items():
         rows = [[*map(escape.markdown, row)] for row in (heads(some), *map(cells, some))]
         rows.insert(1, ["---"] * 8)
         parts.append(
-            f"**{escape.markdown(place)}**, n = {some[0].n}\n\n" + "\n".join(f"| {' | '.join(row)} |" for row in rows)
+            f"**{escape.markdown(condition)}**, n = {some[0].n}\n\n"
+            + "\n".join(f"| {' | '.join(row)} |" for row in rows)
         )
     return "\n\n".join(parts) + "\n"
 
@@ -161,10 +164,10 @@ def markdown(lines: list[Line], warning: str = "") -> str:
 def latex(lines: list[Line], warning: str = "") -> str:
     """The same for `booktabs`."""
     out = [r"\begin{tabular}{llrrrrrr}", r"\toprule"]
-    for number, (place, some) in enumerate(by_place(lines).items()):
+    for number, (condition, some) in enumerate(by_condition(lines).items()):
         if number:
             out.append(r"\midrule")
-        out.append(rf"\multicolumn{{8}}{{l}}{{{escape.latex(place)}, $n = {some[0].n}$}} \\")
+        out.append(rf"\multicolumn{{8}}{{l}}{{{escape.latex(condition)}, $n = {some[0].n}$}} \\")
         out += [" & ".join(map(escape.latex, row)) + r" \\" for row in [heads(some), *map(cells, some)]]
     text = "\n".join([*out, r"\bottomrule", r"\end{tabular}"]) + "\n"
     lacks = escape.pdflatex_lacks(text)

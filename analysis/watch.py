@@ -46,16 +46,16 @@ def watch(backbone: Backbone, samples: Sequence[Sample], method: Method) -> list
 
 
 def subject(outcome: Outcome, count: int) -> tuple[Backbone, Sequence[Sample]]:
-    """The backbone of a study at its first place, and the first samples that the study reports there.
+    """The backbone of a study at its first condition, and the first samples that the study reports there.
 
     Raises:
         SettingError: there are fewer samples; or model, data or versions are no longer those of the study's records.
     """
     config, row = outcome.config, outcome.rows[0]
-    values = with_settings(config, Request("", "", STOCK_SETTINGS, row.place).merged)
+    values = with_settings(config, Request("", "", STOCK_SETTINGS, row.condition).merged)
     planned = plan({**values, "split": "held_out", "limit": config["preset"]["held_out"]})
     samples = planned.load()
-    if planned.identity(samples) != row.identity:
+    if planned.cache_key(samples) != row.cache_key:
         allowed = "its model, data or versions are no longer those of its records; run the study again"
         raise SettingError("study", outcome.name, allowed)
     if count > len(samples):

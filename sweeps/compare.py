@@ -1,7 +1,7 @@
 """The protocol that compares named methods, side by side with the stock model, on the held-out split.
 
-At each place (see `sweeps/methods.py`) the stock model is measured, then every method, on the same samples. A method
-with a space is tuned at that place first, on the tuning split; all such methods have the same budget.
+At each condition (see `sweeps/methods.py`) the stock model is measured, then every method, on the same samples. A
+method with a space is tuned at that condition first, on the tuning split; all such methods have the same budget.
 """
 
 from collections.abc import Iterator, Mapping
@@ -31,10 +31,10 @@ class Compare(Search):
     def reported(self) -> list[Method]:
         return Method.all_of(self.methods, "methods")
 
-    def possible(self, place: Settings, dataset: str) -> Iterator[Request]:
-        yield stock("held_out", place)
+    def possible(self, condition: Settings, dataset: str) -> Iterator[Request]:
+        yield stock("held_out", condition)
         for method in self.reported():
-            yield from method.possible(place, dataset)
+            yield from method.possible(condition, dataset)
 
 
 def from_settings(values: Mapping[str, Any]) -> Compare:
@@ -54,11 +54,11 @@ def from_settings(values: Mapping[str, Any]) -> Compare:
 
 
 def run(search: Compare, engine: Engine, name: str) -> Outcome:
-    """Every method and the stock model at every place."""
+    """Every method and the stock model at every condition."""
     trials: list[Trial] = []
     rows: list[Trial] = []
-    for place in search.places():
-        requests, tried = choose(engine, search, place)
+    for condition in search.conditions():
+        requests, tried = choose(engine, search, condition)
         trials += tried
-        rows += paired(engine, [stock("held_out", place), *requests])
+        rows += paired(engine, [stock("held_out", condition), *requests])
     return Outcome(name, search.protocol, engine.config, trials, rows)

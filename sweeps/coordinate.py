@@ -4,7 +4,7 @@ For every series (a reading, say `gain=logits`) and every step in order, all val
 on the tuning split, the earlier settings fixed at their best, the later ones at the paper's value. Ties go to the
 paper's value, then to the value nearest to it. A second round, if there is one, goes through the steps again from where
 the first ended. Then the stock model, each series at the paper's settings and at its best, and the controls are
-measured on the held-out split. With axes, all this happens at each place (see `sweeps/methods.py`).
+measured on the held-out split. With axes, all this happens at each condition (see `sweeps/methods.py`).
 """
 
 import math
@@ -83,9 +83,9 @@ class Coordinate(Controlled):
         paper = {other.key: other.paper_for(dataset) for other in self.steps}
         return {key: paper[key] if value == "paper" else value for key, value in step.set.items()}
 
-    def possible(self, place: Settings, dataset: str) -> Iterator[Request]:
-        name = place.get("dataset", dataset)
-        yield from (stock(split, place) for split in ("tuning", "held_out"))
+    def possible(self, condition: Settings, dataset: str) -> Iterator[Request]:
+        name = condition.get("dataset", dataset)
+        yield from (stock(split, condition) for split in ("tuning", "held_out"))
         for series in self.series:
             for step in self.steps:
                 if step.paper_for(name) not in step.values_for(series):
@@ -93,9 +93,9 @@ class Coordinate(Controlled):
                     raise SettingError(f"search.steps.{step.key}.values", step.values_for(series), allowed)
                 for value in step.values_for(series):
                     settings = self.initial(series, name) | self.set_from(step, name) | {step.key: value}
-                    yield Request(series, "tuning", settings, place)
+                    yield Request(series, "tuning", settings, condition)
         for method in self.reported():
-            yield from method.possible(place, dataset)
+            yield from method.possible(condition, dataset)
 
     def distributions(self) -> dict[str, BaseDistribution]:
         """Each step's values, and the series' settings."""
@@ -156,9 +156,9 @@ def chosen(values: Sequence[float], trials: Sequence[Trial], paper: float) -> fl
 
 
 def curves(
-    search: Coordinate, engine: Engine, place: Settings, dataset: str, first: int
+    search: Coordinate, engine: Engine, condition: Settings, dataset: str, first: int
 ) -> tuple[list[Curve], list[Trial], dict[str, Settings]]:
-    """The steps of all series at a place: curves, trials, and where each series ended.
+    """The steps of all series at a condition: curves, trials, and where each series ended.
 
     Args:
         first: the number of the first trial in the outcome's list.
@@ -173,7 +173,7 @@ def curves(
                 if number == 1:
                     current[series] |= search.set_from(step, dataset)
                 for value in step.values_for(series):
-                    requests.append(Request(series, "tuning", {**current[series], step.key: value}, place))
+                    requests.append(Request(series, "tuning", {**current[series], step.key: value}, condition))
             measured = engine.measure(requests)
             for series in search.series:
                 values = step.values_for(series)
@@ -182,28 +182,28 @@ def curves(
                 best = chosen(values, mine, paper)
                 current[series] = {**current[series], step.key: best}
                 at = [first + len(trials) + n for n in range(len(mine))]
-                drawn.append(Curve(series, place, number, step.key, step.label, paper, values, at, best))
+                drawn.append(Curve(series, condition, number, step.key, step.label, paper, values, at, best))
                 trials += mine
     return drawn, trials, current
 
 
 def run(search: Coordinate, engine: Engine, name: str) -> Outcome:
-    """Curves on the tuning split and the table on the held-out split, at each place."""
+    """Curves on the tuning split and the table on the held-out split, at each condition."""
     trials: list[Trial] = []
     rows: list[Trial] = []
     drawn: list[Curve] = []
-    for place in search.places():
-        dataset = place.get("dataset", engine.config["dataset"]["name"])
-        trials += engine.measure([stock("tuning", place)])
-        found, measured, ends = curves(search, engine, place, dataset, len(trials))
+    for condition in search.conditions():
+        dataset = condition.get("dataset", engine.config["dataset"]["name"])
+        trials += engine.measure([stock("tuning", condition)])
+        found, measured, ends = curves(search, engine, condition, dataset, len(trials))
         drawn += found
         trials += measured
-        requests = [stock("held_out", place)]
+        requests = [stock("held_out", condition)]
         for series in search.series:
-            requests.append(Request(f"{series}, paper", "held_out", search.paper(series, dataset), place))
+            requests.append(Request(f"{series}, paper", "held_out", search.paper(series, dataset), condition))
             asked = sum(len(curve.trials) for curve in found if curve.series == series)
-            requests.append(Request(f"{series}, tuned", "held_out", ends[series], place, budget=asked))
-        controls, tried = choose(engine, search, place)
+            requests.append(Request(f"{series}, tuned", "held_out", ends[series], condition, budget=asked))
+        controls, tried = choose(engine, search, condition)
         trials += tried
         rows += paired(engine, requests + controls)
     return Outcome(name, search.protocol, engine.config, trials, rows, drawn)

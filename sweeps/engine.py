@@ -23,7 +23,7 @@ from tdrs.benchmarks import Benchmark, Record, Samples
 from tdrs.checked_file import Damaged
 from tdrs.configuration import with_settings
 from tdrs.evaluate import Plan, complete, other_metrics, plan, summary
-from tdrs.records import Evaluation, Records, asked_of, is_identity
+from tdrs.records import Evaluation, Records, asked_of, is_cache_key
 from tdrs.settings import SettingError, first_line
 from tdrs.statistics import paired_difference
 from tdrs.stopping import Stop
@@ -36,12 +36,12 @@ WAIT = 0.2  # seconds between two looks at what other workers do
 
 @dataclass(frozen=True)
 class Job:
-    """A request, checked: its plan, its samples, its identity."""
+    """A request, checked: its plan, its samples, its cache key."""
 
     request: Request
     plan: Plan
     samples: Samples
-    identity: str
+    cache_key: str
 
 
 class Engine:
@@ -91,7 +91,7 @@ class Engine:
         if key not in self.samples:
             self.samples[key] = planned.load(f"preset.{split}")
         samples = self.samples[key]
-        return Job(request, planned, samples, planned.identity(samples))
+        return Job(request, planned, samples, planned.cache_key(samples))
 
     @property
     def notes(self) -> list[str]:
@@ -148,9 +148,9 @@ class Engine:
 
     def records(self, trial: Trial) -> list[Record]:
         """The records of a trial; of one that was pruned, as many as there are."""
-        if self.store.done(trial.identity):
-            return self.store.read(trial.identity).records
-        return [record for batch in self.store.batches(trial.identity) for record in batch.records]
+        if self.store.done(trial.cache_key):
+            return self.store.read(trial.cache_key).records
+        return [record for batch in self.store.batches(trial.cache_key) for record in batch.records]
 
     def difference(self, stock: Trial, edited: Trial) -> tuple[float, float, float] | None:
         """The paired difference of two trials, images as clusters; None if one is not whole.
@@ -172,35 +172,35 @@ class Engine:
     def _trial(self, job: Job, **values: Any) -> Trial:
         r = job.request
         values |= {"budget": r.budget, "samples": job.samples.content}
-        return Trial(r.name, r.split, r.place, r.settings, job.identity, len(job.samples), **values)
+        return Trial(r.name, r.split, r.condition, r.settings, job.cache_key, len(job.samples), **values)
 
     def _found(self, job: Job) -> Trial | None:
         """The trial if it is over: done, or failed often enough since this study was started."""
         e = self._whole(job)
         if e is not None:
-            if job.identity not in self._counted:
-                self._counted.add(job.identity)
+            if job.cache_key not in self._counted:
+                self._counted.add(job.cache_key)
                 self.reused += 1
             return self._trial(
                 job, metrics=e.metrics, clamped=e.clamped, notes=e.notes, seconds=e.seconds, finished=e.finished
             )
-        failure = self.store.failure(job.identity)
+        failure = self.store.failure(job.cache_key)
         if failure and failure.time >= self._begun:
-            self._failed[job.identity] = max(
-                self._failed.get(job.identity, (0, "")), (failure.attempts, failure.reason)
+            self._failed[job.cache_key] = max(
+                self._failed.get(job.cache_key, (0, "")), (failure.attempts, failure.reason)
             )
         pruned = self._pruned(job)
         if pruned:
             return pruned
-        attempts, reason = self._failed.get(job.identity, (0, ""))
+        attempts, reason = self._failed.get(job.cache_key, (0, ""))
         return self._trial(job, status=FAILED, reason=reason) if attempts >= ATTEMPTS else None
 
     def _whole(self, job: Job) -> Evaluation | None:
         """The evaluation, if it is finished, whole, and of the samples that are asked."""
-        if not self.store.done(job.identity):
+        if not self.store.done(job.cache_key):
             return None
         try:
-            evaluation = self.store.read(job.identity)
+            evaluation = self.store.read(job.cache_key)
         except (Damaged, FileNotFoundError):  # since a moment ago
             return None
         same = asked_of(evaluation.records) == asked_of(job.samples)
@@ -209,7 +209,7 @@ class Engine:
     def _run(self, job: Job) -> Trial | None:
         """The trial, run here; None if another worker is at it, or if it failed and may be tried again."""
         try:
-            lease = self.store.claim(job.identity)
+            lease = self.store.claim(job.cache_key)
         except OSError as error:
             self._fail(job, error)
             return None
@@ -226,7 +226,7 @@ class Engine:
                     job.samples,
                     lambda: self._model(job.plan.backbone),
                     self.store,
-                    job.identity,
+                    job.cache_key,
                     self._after,
                     job.request.enough,
                 )
@@ -248,7 +248,7 @@ class Engine:
     def _pruned(self, job: Job) -> Trial | None:
         """The trial if what is kept of it says that it may end early; `n` is how many samples it saw."""
         enough = job.request.enough
-        kept = self.store.batches(job.identity) if enough else []
+        kept = self.store.batches(job.cache_key) if enough else []
         for last in range(1, len(kept) + 1):
             part = kept[:last]
             seen = [record for batch in part for record in batch.records]
@@ -262,13 +262,13 @@ class Engine:
 
     def _fail(self, job: Job, error: Exception) -> None:
         reason = f"{type(error).__name__}: {first_line(error)}"
-        attempts = self._failed.get(job.identity, (0, ""))[0] + 1
-        self._failed[job.identity] = attempts, reason
+        attempts = self._failed.get(job.cache_key, (0, ""))[0] + 1
+        self._failed[job.cache_key] = attempts, reason
         text = f"{job.request.label} failed, attempt {attempts} of {ATTEMPTS}: {reason}"
         self.bar.write(text, file=sys.stderr)
         try:
             trace = "".join(traceback.format_exception(error))
-            self.store.fail(job.identity, reason, attempts, trace)
+            self.store.fail(job.cache_key, reason, attempts, trace)
         except OSError:  # a full disk; the reason is in the study's table
             pass
 
@@ -281,8 +281,8 @@ class Engine:
 
     def _show(self, job: Job) -> None:
         """Count a trial that begins here, and say which it is."""
-        if job.identity not in self._counted:
-            self._counted.add(job.identity)
+        if job.cache_key not in self._counted:
+            self._counted.add(job.cache_key)
             self.evaluated += 1
         self.bar.set_description(f"trial {min(self.evaluated, self.total)} of {self.total}")
         best = f"; best {self._best.score:.3f} ({self._best.name})" if self._best else ""
@@ -308,7 +308,7 @@ class Preview(Engine):
         for job in map(self.job, requests):
             trial = self._found(job)
             if trial is None:
-                self.planned.setdefault(job.identity, job)
+                self.planned.setdefault(job.cache_key, job)
                 trial = self._trial(job, status=PLANNED)
             found.append(trial)
         return found
@@ -319,7 +319,7 @@ class Preview(Engine):
     def seconds(self) -> tuple[float, int]:
         """How long what is planned may take by records of like evaluations, and how many jobs have no like."""
         rates: dict[tuple[str, ...], list[float]] = {}
-        for folder in filter(lambda folder: is_identity(folder.name), self.store.folder.glob("*")):
+        for folder in filter(lambda folder: is_cache_key(folder.name), self.store.folder.glob("*")):
             outline = self.store.outline(folder.name)
             with suppress(Damaged, OSError, KeyError, TypeError):  # an estimate needs no record of its own
                 kind = _kind(checked_file.read_yaml(folder / "config.yaml"))

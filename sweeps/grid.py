@@ -1,8 +1,8 @@
 """The protocol that measures every cell of a grid on the tuning split, then reports the best one on the held-out split.
 
 Cells are enumerated, not sampled: none is measured twice, and one that fails is tried again and, if it still fails, is
-shown as failed with its reason. With axes, all this happens at each place (see `sweeps/methods.py`): each has a stock
-model and a best cell of its own.
+shown as failed with its reason. With axes, all this happens at each condition (see `sweeps/methods.py`): each has a
+stock model and a best cell of its own.
 """
 
 from collections.abc import Iterator, Mapping
@@ -25,17 +25,17 @@ class Grid(Spaced):
 
     point = "cell"
 
-    def cells(self, place: Settings) -> list[Request]:
-        """The stock model and every cell at a place, on the tuning split."""
-        cells = [Request(self.point, "tuning", settings, place) for settings in self.parsed.cells()]
-        return [stock("tuning", place), *cells]
+    def cells(self, condition: Settings) -> list[Request]:
+        """The stock model and every cell at a condition, on the tuning split."""
+        cells = [Request(self.point, "tuning", settings, condition) for settings in self.parsed.cells()]
+        return [stock("tuning", condition), *cells]
 
-    def possible(self, place: Settings, dataset: str) -> Iterator[Request]:
-        for request in self.cells(place):
+    def possible(self, condition: Settings, dataset: str) -> Iterator[Request]:
+        for request in self.cells(condition):
             yield request
-            yield Request(request.name, "held_out", request.settings, place)
+            yield Request(request.name, "held_out", request.settings, condition)
         for method in self.reported():
-            yield from method.possible(place, dataset)
+            yield from method.possible(condition, dataset)
 
 
 def from_settings(values: Mapping[str, Any]) -> Grid:
@@ -52,18 +52,18 @@ def from_settings(values: Mapping[str, Any]) -> Grid:
 
 
 def run(search: Grid, engine: Engine, name: str) -> Outcome:
-    """At each place all cells with their paired differences; held out the stock model, the best cell, the controls."""
+    """At each condition: all cells with paired differences; held out, the stock model, the best cell, the controls."""
     trials: list[Trial] = []
     rows: list[Trial] = []
-    for place in search.places():
-        cells = paired(engine, search.cells(place))
+    for condition in search.conditions():
+        cells = paired(engine, search.cells(condition))
         measured = [cell for cell in cells if cell.name != STOCK]
         chosen = best(measured, "accuracy")
-        controls, tried = choose(engine, search, place)
+        controls, tried = choose(engine, search, condition)
         held_out = [
-            stock("held_out", place),
-            Request("as configured", "held_out", {}, place),
-            Request(f"best of {len(measured)}", "held_out", chosen.settings, place, budget=len(measured)),
+            stock("held_out", condition),
+            Request("as configured", "held_out", {}, condition),
+            Request(f"best of {len(measured)}", "held_out", chosen.settings, condition, budget=len(measured)),
             *controls,
         ]
         trials += [*cells, *tried]

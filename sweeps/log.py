@@ -237,7 +237,7 @@ class Log:
             checked_file.append_line(self.folder / TRIALS, line)
             self.trials[trial.key] = trial
         if isinstance(self._store, Shared):
-            self._store.publish(trial.identity)
+            self._store.publish(trial.cache_key)
         self._tell_optuna(trial)
         self.track(trial)
 
@@ -264,10 +264,10 @@ class Log:
 
     def track(self, trial: Trial) -> None:
         """Write a trial to the store of runs, if it is not there."""
-        request = Request(trial.name, trial.split, trial.settings, trial.place)
+        request = Request(trial.name, trial.split, trial.settings, trial.condition)
         about = tags(with_settings(self._config, request.merged))
-        about |= {"identity": trial.identity, "series": trial.name, "split": trial.split, "status": trial.status}
-        whole = trial.status == COMPLETE and self._store.done(trial.identity)
+        about |= {"cache_key": trial.cache_key, "series": trial.name, "split": trial.split, "status": trial.status}
+        whole = trial.status == COMPLETE and self._store.done(trial.cache_key)
         self.tracker.log(
             experiment=self.name,
             name=request.label,
@@ -276,7 +276,7 @@ class Log:
             tags=about,
             params={} if trial.name == STOCK else trial.settings,
             metrics={f"{trial.split}.{name}": value for name, value in trial.metrics.items()},
-            folder=self._store.path(trial.identity) if whole else None,
+            folder=self._store.path(trial.cache_key) if whole else None,
             parent=self.parent,
             error=trial.reason if trial.status == FAILED else "",
         )
@@ -286,9 +286,9 @@ def _attributes(trial: Trial) -> dict[str, Any]:
     """What an Optuna trial says of ours, beside parameters and value."""
     return {
         "key": trial.key,
-        "identity": trial.identity,
+        "cache_key": trial.cache_key,
         "name": trial.name,
-        "place": trial.place,
+        "condition": trial.condition,
         "settings": trial.settings,
         "pruned": trial.status == PRUNED,
         "reason": trial.reason,
@@ -362,7 +362,7 @@ def describe(tracker: Tracker, parent: str, outcome: Outcome, records: Records) 
     """Put an outcome's result, its table and its held-out numbers on the study's run."""
     metrics: dict[str, float] = {}
     for row in outcome.rows:
-        parts = ["held_out", *(str(value) for value in row.place.values()), row.name.replace(", ", ".")]
+        parts = ["held_out", *(str(value) for value in row.condition.values()), row.name.replace(", ", ".")]
         name = metric_name(".".join(parts), {key.rpartition(".")[0] for key in metrics}, 200)
         if row.metrics:
             metrics[f"{name}.accuracy"] = row.metrics["accuracy"]
@@ -385,10 +385,10 @@ def _summary(outcome: Outcome, records: Records) -> list[str]:
         row = pick(rows, key=lambda row: row.difference or (0, 0, 0))
         assert row.difference
         value, low, high = (100 * number for number in row.difference)
-        name = " ".join([*(str(value) for value in row.place.values()), row.name])
+        name = " ".join([*(str(value) for value in row.condition.values()), row.name])
         lines.append(f"{word}: {name}, {value:+.1f} [{low:+.1f}, {high:+.1f}] points, n = {row.n}")
     compared = [
-        compare(with_settings(outcome.config, row.place), records.read(row.identity).records)
+        compare(with_settings(outcome.config, row.condition), records.read(row.cache_key).records)
         for row in outcome.rows
         if row.name == STOCK and row.status == COMPLETE
     ]

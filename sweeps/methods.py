@@ -1,6 +1,6 @@
-"""What protocols have in common: places, methods by name, and rows that are paired with the stock model.
+"""What protocols have in common: conditions, methods by name, and rows that are paired with the stock model.
 
-A place is a combination of the axes' values: a backbone, a data set, a distance. An axis is a list of values of the
+A condition is a combination of the axes' values: a backbone, a data set, a distance. An axis is a list of values of the
 configuration key it is named after (`backbone` and `dataset` take the names of their groups), or of mappings, each of
 which sets several keys at once. A method is a mapping of keys of `intervention` and `attention` alone; under `tune` it
 may have a search space, whose best point on the tuning split is what is reported.
@@ -50,24 +50,28 @@ def _without(axes: Mapping[str, Any], name: str) -> str:
     return shlex.quote(f"~search.axes.{name}" if plain else f"search.axes={commands.value(left)}")
 
 
-def places(axes: Mapping[str, Any]) -> Iterator[Settings]:
-    """Every combination of the axes' values, the first axis slowest; one empty place without any axis."""
+def conditions(axes: Mapping[str, Any]) -> Iterator[Settings]:
+    """Every combination of the axes' values, the first axis slowest; one empty condition without any axis."""
     parts = [[value if isinstance(value, Mapping) else {key: value} for value in axis] for key, axis in axes.items()]
     for combination in product(*parts):
         yield {key: value for part in combination for key, value in part.items()}
 
 
-def check_effect(axes: Mapping[str, Any], identities: Sequence[Sequence[str]]) -> None:
-    """Raises SettingError if two values of an axis measure the same at all otherwise equal places.
+def check_effect(axes: Mapping[str, Any], cache_keys: Sequence[Sequence[str]]) -> None:
+    """Raises SettingError if two values of an axis measure the same at all otherwise equal conditions.
 
     Args:
-        identities: of the evaluations at each place, in the order of `places`.
+        cache keys: of the evaluations at each condition, in the order of `conditions`.
     """
     numbers = list(product(*(range(len(axis)) for axis in axes.values())))
-    found = dict(zip(numbers, map(list, identities), strict=True))
+    found = dict(zip(numbers, map(list, cache_keys), strict=True))
     for at, (name, axis) in enumerate(axes.items()):
         for first, second in combinations(range(len(axis)), 2):
-            others = [(place, (*place[:at], second, *place[at + 1 :])) for place in numbers if place[at] == first]
+            others = [
+                (condition, (*condition[:at], second, *condition[at + 1 :]))
+                for condition in numbers
+                if condition[at] == first
+            ]
             if all(found[one] == found[other] for one, other in others):
                 allowed = f"{axis[first]!r} and {axis[second]!r} measure the same; take one away"
                 raise SettingError(f"search.axes.{name}", axis, allowed)
@@ -116,22 +120,22 @@ class Method:
         """The methods of a mapping by name; raises SettingError under `group`."""
         return [cls.of(name, given, group) for name, given in values.items()]
 
-    def at(self, place: Settings, dataset: str) -> "Method":
-        """The method at a place; `dataset` is the configured one, where the place has none."""
-        name = place.get("dataset", dataset)
+    def at(self, condition: Settings, dataset: str) -> "Method":
+        """The method at a condition; `dataset` is the configured one, where the condition has none."""
+        name = condition.get("dataset", dataset)
         return replace(self, settings={key: by_dataset(value, name) for key, value in self.settings.items()})
 
-    def possible(self, place: Settings, dataset: str) -> Iterator[Request]:
-        """Requests that show every value the method may have at a place."""
-        settings = self.at(place, dataset).settings
-        yield Request(self.name, "held_out", settings, place)
+    def possible(self, condition: Settings, dataset: str) -> Iterator[Request]:
+        """Requests that show every value the method may have at a condition."""
+        settings = self.at(condition, dataset).settings
+        yield Request(self.name, "held_out", settings, condition)
         for ends in self.space.ends() if self.space else ():
-            yield Request(self.name, "tuning", {**settings, **ends}, place)
+            yield Request(self.name, "tuning", {**settings, **ends}, condition)
 
 
-def stock(split: str, place: Settings) -> Request:
-    """The stock model at a place."""
-    return Request(STOCK, split, STOCK_SETTINGS, place)
+def stock(split: str, condition: Settings) -> Request:
+    """The stock model at a condition."""
+    return Request(STOCK, split, STOCK_SETTINGS, condition)
 
 
 def best(trials: Sequence[Trial], objective: str) -> Trial:
@@ -141,12 +145,12 @@ def best(trials: Sequence[Trial], objective: str) -> Trial:
 
 
 def paired(engine: Engine, requests: Sequence[Request]) -> list[Trial]:
-    """Trials with their paired differences to the stock model's trial at the same place, which is one of them."""
+    """Trials with their paired differences to the stock model's trial at the same condition, which is one of them."""
     trials = engine.measure(requests)
-    baseline = {json.dumps(trial.place): trial for trial in trials if trial.name == STOCK}
+    baseline = {json.dumps(trial.condition): trial for trial in trials if trial.name == STOCK}
     return [
         trial
         if trial.name == STOCK
-        else replace(trial, difference=engine.difference(baseline[json.dumps(trial.place)], trial))
+        else replace(trial, difference=engine.difference(baseline[json.dumps(trial.condition)], trial))
         for trial in trials
     ]

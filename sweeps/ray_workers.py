@@ -52,25 +52,25 @@ class Worker:
         features = Features(Path(config["output"]) / "features", gib(config["features_gib"]))
         self._engine = _Counting(config, self._records, features)
 
-    def measure(self, request: Request, identity: str, kept: bytes) -> tuple[bytes, str]:
+    def measure(self, request: Request, cache_key: str, kept: bytes) -> tuple[bytes, str]:
         """An evaluation's files, begun or gone on with, and what is wrong with a setting, if that ended it.
 
         Args:
-            identity: what the study knows it by; it is the same here if weights, data and versions are.
+            cache_key: what the study knows it by; it is the same here if weights, data and versions are.
             kept: what there is of it.
         """
         error = ""
         try:
-            if self._engine.job(request).identity != identity:
+            if self._engine.job(request).cache_key != cache_key:
                 error = "a worker's weights, data or version of tdrs differ from those of this machine"
                 return b"", error
-            self._records.unpack(identity, kept)
+            self._records.unpack(cache_key, kept)
             self._engine.measure([request])
         except SettingError as problem:
             error = str(problem)
         except KeyboardInterrupt:  # asked to stop
             pass
-        return self._records.pack(identity), error
+        return self._records.pack(cache_key), error
 
     def stop(self) -> None:
         """End at the next batch."""
@@ -147,7 +147,7 @@ class RayEngine(Engine):
 
     def _run(self, job: Job) -> Trial | None:
         """The trial, if a worker has brought it; else None, and a worker that is free is given it."""
-        task = self._tasks.get(job.identity)
+        task = self._tasks.get(job.cache_key)
         if task is None:
             if not self._workers:
                 self._start()
@@ -156,7 +156,7 @@ class RayEngine(Engine):
             return None
         if not self._ray.wait([task.result], timeout=0)[0]:
             return None
-        del self._tasks[job.identity]
+        del self._tasks[job.cache_key]
         with task.lease:
             self._collect(job, task)
             return self._found(job)
@@ -164,7 +164,7 @@ class RayEngine(Engine):
     def _give(self, job: Job) -> None:
         """Let a worker measure a trial, if nobody does."""
         try:
-            lease = self.store.claim(job.identity)
+            lease = self.store.claim(job.cache_key)
         except OSError as error:
             self._fail(job, error)
             return
@@ -174,11 +174,11 @@ class RayEngine(Engine):
             lease.release()
             return
         unlike = lambda evaluation: other_metrics(job.plan.dataset, evaluation)  # noqa: E731
-        self.store.mend(job.identity, asked_of(job.samples), job.plan.batch_size, unlike=unlike)
+        self.store.mend(job.cache_key, asked_of(job.samples), job.plan.batch_size, unlike=unlike)
         self._show(job)
         worker = self._free.pop()
-        result = worker.measure.remote(job.request, job.identity, self.store.pack(job.identity))
-        self._tasks[job.identity] = _Task(worker, result, lease)
+        result = worker.measure.remote(job.request, job.cache_key, self.store.pack(job.cache_key))
+        self._tasks[job.cache_key] = _Task(worker, result, lease)
 
     def _collect(self, job: Job, task: _Task) -> None:
         """Keep what a worker brought, or why it brought nothing."""
@@ -191,7 +191,7 @@ class RayEngine(Engine):
             self._hire()
             return
         self._free.append(task.worker)
-        self.store.unpack(job.identity, packed)
+        self.store.unpack(job.cache_key, packed)
         if error:
             raise SettingError("workers.name", "ray", error)
         if self._pruned(job):
@@ -217,9 +217,9 @@ class RayEngine(Engine):
         try:
             for worker in self._workers:
                 worker.stop.remote()
-            for identity, task in self._tasks.items():
+            for cache_key, task in self._tasks.items():
                 with task.lease, suppress(self._ray.exceptions.RayError):
-                    self.store.unpack(identity, self._ray.get(task.result)[0])
+                    self.store.unpack(cache_key, self._ray.get(task.result)[0])
         finally:
             self._tasks, self._workers, self._free = {}, [], []
             self._ray.shutdown()

@@ -9,7 +9,7 @@ the same images, leave it less than one chance in ten to end above that one; a c
 objective must then be the mean margin (0/1 scores mostly tie). The sampler is told what the trial's mean is expected to
 be: the best trial's plus their mean difference so far, since the first images may be easier than the others.
 
-With axes, all this happens at each place (see `sweeps/methods.py`).
+With axes, all this happens at each condition (see `sweeps/methods.py`).
 """
 
 import warnings
@@ -64,12 +64,12 @@ class Sampled(Spaced):
         if self.prune and self.objective != "margin":
             raise SettingError("prune", self.prune, "needs objective=margin: 0/1 scores mostly tie")
 
-    def possible(self, place: Settings, dataset: str) -> Iterator[Request]:
-        yield from (stock(split, place) for split in ("tuning", "held_out"))
+    def possible(self, condition: Settings, dataset: str) -> Iterator[Request]:
+        yield from (stock(split, condition) for split in ("tuning", "held_out"))
         for settings in [*self.parsed.ends(), *({**next(self.parsed.ends()), **one} for one in self.start)]:
-            yield Request(self.point, "tuning", settings, place)
+            yield Request(self.point, "tuning", settings, condition)
         for method in self.reported():
-            yield from method.possible(place, dataset)
+            yield from method.possible(condition, dataset)
 
 
 def from_settings(values: Mapping[str, Any]) -> Sampled:
@@ -101,7 +101,7 @@ def configured(engine: Engine, settings: Settings, keys: Sequence[str]) -> Setti
 def sample(
     engine: Engine,
     method: Method,
-    place: Settings,
+    condition: Settings,
     trials: int,
     sampler: str = "tpe",
     seed: int = 0,
@@ -132,7 +132,7 @@ def sample(
         if rival and rival.status == COMPLETE:
             enough = _hopeless(engine.records(rival), rival.metrics[objective])
         requests = [
-            Request(method.name, "tuning", {**method.settings, **settings}, place, enough=enough)
+            Request(method.name, "tuning", {**method.settings, **settings}, condition, enough=enough)
             for _, settings in asked
         ]
         for (waiting, _), trial in zip(asked, engine.measure(requests), strict=True):
@@ -166,9 +166,9 @@ def _hopeless(rival: Sequence[Record], goal: float) -> Callable[[Sequence[Record
 
 
 def choose(
-    engine: Engine, search: Search, place: Settings, objective: str = "accuracy", rival: Trial | None = None
+    engine: Engine, search: Search, condition: Settings, objective: str = "accuracy", rival: Trial | None = None
 ) -> tuple[list[Request], list[Trial]]:
-    """The held-out requests of the reported methods at a place, and the trials that settings were chosen from.
+    """The held-out requests of the reported methods at a condition, and the trials that settings were chosen from.
 
     Args:
         objective: the metric that settings are chosen by.
@@ -177,15 +177,15 @@ def choose(
     requests: list[Request] = []
     tried: list[Trial] = []
     for method in search.reported():
-        here = method.at(place, engine.config["dataset"]["name"])
+        here = method.at(condition, engine.config["dataset"]["name"])
         settings, trials = here.settings, []
         if here.space is not None:
-            merged = Request("", "", settings, place).merged
+            merged = Request("", "", settings, condition).merged
             start = configured(engine, merged, list(here.space.parts))
             trials = sample(
                 engine,
                 here,
-                place,
+                condition,
                 search.budget,
                 search.sampler,
                 search.seed,
@@ -194,24 +194,24 @@ def choose(
                 rival=rival,
             )
             settings = best(trials, objective).settings
-        requests.append(Request(method.name, "held_out", settings, place, budget=len(trials)))
+        requests.append(Request(method.name, "held_out", settings, condition, budget=len(trials)))
         tried += trials
     return requests, tried
 
 
 def run(search: Sampled, engine: Engine, name: str) -> Outcome:
-    """At each place the stock model, the points, and held out: stock, the configured settings, the best point."""
+    """At each condition the stock model, the points, and held out: stock, the configured settings, the best point."""
     found: list[Trial] = []
     rows: list[Trial] = []
     method = Method(search.point, {}, search.parsed)
-    for place in search.places():
-        baseline = engine.measure([stock("tuning", place)])
-        start = configured(engine, Request("", "", {}, place).merged, list(search.parsed.parts))
+    for condition in search.conditions():
+        baseline = engine.measure([stock("tuning", condition)])
+        start = configured(engine, Request("", "", {}, condition).merged, list(search.parsed.parts))
         rival = baseline[0] if search.prune else None
         trials = sample(
             engine,
             method,
-            place,
+            condition,
             search.trials,
             search.sampler,
             search.seed,
@@ -221,11 +221,11 @@ def run(search: Sampled, engine: Engine, name: str) -> Outcome:
             rival,
         )
         chosen = best(trials, search.objective)
-        controls, tried = choose(engine, search, place, search.objective, rival)
+        controls, tried = choose(engine, search, condition, search.objective, rival)
         requests = [
-            stock("held_out", place),
-            Request("as configured", "held_out", {}, place),
-            Request(f"best of {len(trials)}", "held_out", chosen.settings, place, budget=len(trials)),
+            stock("held_out", condition),
+            Request("as configured", "held_out", {}, condition),
+            Request(f"best of {len(trials)}", "held_out", chosen.settings, condition, budget=len(trials)),
             *controls,
         ]
         found += [*baseline, *trials, *tried]

@@ -9,7 +9,7 @@ from optuna.samplers import BaseSampler, QMCSampler, RandomSampler, TPESampler
 
 from tdrs.settings import LARGEST_SEED, check_choice, check_number
 
-from .methods import Method, check_axes, places
+from .methods import Method, check_axes, conditions
 from .space import Space
 from .trials import Request, Settings, Trial, check_method_keys
 
@@ -25,7 +25,7 @@ class Search:
     """A checked `search` group.
 
     Args:
-        axes: the places, of which the first axis changes slowest; none is the configured backbone and data set alone.
+        axes: the conditions; the first axis changes slowest. Without axes: the configured backbone and data set.
         budget: trials on the tuning split for each method that has a space, the first at its own settings.
         sampler, seed: what chooses the others.
     """
@@ -43,15 +43,15 @@ class Search:
         check_number("seed", self.seed, 0, LARGEST_SEED, whole=True)
 
     def reported(self) -> list[Method]:
-        """The methods that have a row at each place, tuned there where they have a space; raises SettingError."""
+        """The methods that have a row at each condition, tuned there where they have a space; raises SettingError."""
         raise NotImplementedError
 
-    def places(self) -> list[Settings]:
-        """Every place, in the order in which they are measured."""
-        return list(places(self.axes))
+    def conditions(self) -> list[Settings]:
+        """Every condition, in the order in which they are measured."""
+        return list(conditions(self.axes))
 
-    def possible(self, place: Settings, dataset: str) -> Iterator[Request]:
-        """Requests that show every value a trial could have at a place, to be checked before the first one runs.
+    def possible(self, condition: Settings, dataset: str) -> Iterator[Request]:
+        """Requests that show every value a trial could have at a condition, to be checked before the first one runs.
 
         Args:
             dataset: the configured one.

@@ -61,29 +61,29 @@ class Shared(Records):
         self._heart: threading.Thread | None = None
         self._leads = -1  # our claim on the right to lead
 
-    def done(self, identity: str) -> bool:
-        return super().done(identity) or (self._bring(identity) and super().done(identity))
+    def done(self, cache_key: str) -> bool:
+        return super().done(cache_key) or (self._bring(cache_key) and super().done(cache_key))
 
-    def failure(self, identity: str) -> Any:
-        self._bring(identity)
-        return super().failure(identity)
+    def failure(self, cache_key: str) -> Any:
+        self._bring(cache_key)
+        return super().failure(cache_key)
 
-    def batches(self, identity: str) -> Any:
-        self._bring(identity)
-        return super().batches(identity)
+    def batches(self, cache_key: str) -> Any:
+        self._bring(cache_key)
+        return super().batches(cache_key)
 
-    def claim(self, identity: str, shard: str | None = None) -> Lease | None:
-        lease = super().claim(identity, shard)
+    def claim(self, cache_key: str, shard: str | None = None) -> Lease | None:
+        lease = super().claim(cache_key, shard)
         if lease is None:
             return None
-        ticket = self._ticket(identity)
+        ticket = self._ticket(cache_key)
         if ticket is None:
             lease.release()
             return None
-        self._bring(identity)
+        self._bring(cache_key)
 
         def ending() -> None:
-            self.publish(identity)
+            self.publish(cache_key)
             self._close(ticket)
 
         lease.ending = ending
@@ -107,23 +107,23 @@ class Shared(Records):
         if trial is not None and trial.state != TrialState.RUNNING:
             raise LostLease("another machine leads this study now; this one stops, what it measured is kept")
 
-    def publish(self, identity: str) -> None:
+    def publish(self, cache_key: str) -> None:
         """Bring what is kept of an evaluation to the storage, if that lacks it."""
-        if identity in self._whole:
+        if cache_key in self._whole:
             return
-        packed = self.pack(identity)
+        packed = self.pack(cache_key)
         digest = hashlib.sha256(packed).hexdigest()[:16]
         if not packed or digest in self._there:
             return
         text = base64.b64encode(packed).decode()
         parts = [text[start : start + PART] for start in range(0, len(text), PART)]
-        done = super().done(identity)
+        done = super().done(cache_key)
         for number, part in enumerate(parts):
-            values = {"identity": identity, "digest": digest, "part": number, "of": len(parts), "done": done}
+            values = {"cache_key": cache_key, "digest": digest, "part": number, "of": len(parts), "done": done}
             self._add(TrialState.COMPLETE, {**values, "content": part})
         self._there.add(digest)
         if done:
-            self._whole.add(identity)
+            self._whole.add(cache_key)
 
     def _attempt(self, action: Callable[[], T]) -> T | None:
         """What an action on the storage returns; None when it fails, which is said once and ends its use."""
@@ -179,7 +179,7 @@ class Shared(Records):
         for trial in trials:
             values = trial.user_attrs
             if trial.state == TrialState.RUNNING:
-                self._claims.setdefault(values["identity"], []).append(trial)
+                self._claims.setdefault(values["cache_key"], []).append(trial)
             elif trial.number not in self._read:
                 self._read.add(trial.number)
                 if "content" in values:
@@ -187,34 +187,34 @@ class Shared(Records):
 
     def _take(self, values: dict[str, Any]) -> None:
         """A part of what a worker brought; with the last of them it is whole."""
-        key = values["identity"], values["digest"], values["of"]
+        key = values["cache_key"], values["digest"], values["of"]
         parts = self._parts.setdefault(key, {})
         parts[values["part"]] = values["content"]
         if len(parts) < values["of"]:
             return
         del self._parts[key]
         if values["done"]:
-            self._whole.add(values["identity"])
+            self._whole.add(values["cache_key"])
         if values["digest"] not in self._there:
             self._there.add(values["digest"])
             packed = base64.b64decode("".join(parts[number] for number in range(values["of"])))
-            self._brought.setdefault(values["identity"], []).append(packed)
+            self._brought.setdefault(values["cache_key"], []).append(packed)
 
-    def _bring(self, identity: str) -> bool:
+    def _bring(self, cache_key: str) -> bool:
         """Unpack what others have brought of an evaluation; whether there was something."""
         self._look()
-        packed = self._brought.pop(identity, [])
+        packed = self._brought.pop(cache_key, [])
         for one in packed:
             try:
-                self.unpack(identity, one)
+                self.unpack(cache_key, one)
             except ValueError as error:  # then it is measured again
                 print(error, file=sys.stderr)
         return bool(packed)
 
-    def _holder(self, identity: str) -> FrozenTrial | None:
+    def _holder(self, cache_key: str) -> FrozenTrial | None:
         """The claim that has an evaluation, as far as the last look tells."""
         now = time.monotonic()
-        for trial in sorted(self._claims.get(identity, []), key=lambda trial: trial.number):
+        for trial in sorted(self._claims.get(cache_key, []), key=lambda trial: trial.number):
             number, values = trial._trial_id, trial.user_attrs
             if number in self._held:
                 return trial
@@ -228,18 +228,18 @@ class Shared(Records):
             return trial
         return None
 
-    def _ticket(self, identity: str) -> int | None:
+    def _ticket(self, cache_key: str) -> int | None:
         """A claim's trial, −1 without a storage, None if another has it; the folder's lock is held."""
         for now in (False, True):  # those who wait do not ask the storage each time
             self._look(now)
-            if self._holder(identity):
+            if self._holder(cache_key):
                 return None
-        ticket = self._add(TrialState.RUNNING, {"identity": identity, "place": self._here, "beat": 0})
+        ticket = self._add(TrialState.RUNNING, {"cache_key": cache_key, "place": self._here, "beat": 0})
         if ticket is None:
             return -1
         self._held[ticket] = 0
         self._look(now=True)
-        holder = self._holder(identity)
+        holder = self._holder(cache_key)
         if holder is not None and holder._trial_id != ticket:
             self._close(ticket)
             return None

@@ -64,8 +64,8 @@ class Study:
         self.records, storage = self._open(config, output / "records")
         self.preview = Preview(config, self.records)
         dataset = config["dataset"]["name"]
-        asked = [self.search.possible(place, dataset) for place in self.search.places()]
-        check_effect(self.search.axes, [[self.preview.job(one).identity for one in some] for some in asked])
+        asked = [self.search.possible(condition, dataset) for condition in self.search.conditions()]
+        check_effect(self.search.axes, [[self.preview.job(one).cache_key for one in some] for some in asked])
         self.protocol.run(self.search, self.preview, self.name)
         self.log = Log(self.folder, config, tracker, self.records, storage)
         features = Features(output / "features", gib(config["features_gib"]))
@@ -103,7 +103,7 @@ class Study:
         preview = self.preview
         lines = [self.cost()]
         for job in preview.planned.values():
-            lines.append(f"  {job.identity}  {job.request.split:9} n = {len(job.samples):<5} {job.request.label}")
+            lines.append(f"  {job.cache_key}  {job.request.split:9} n = {len(job.samples):<5} {job.request.label}")
         if self.config["search"]["protocol"] in ("coordinate", "sampled"):
             lines.append("later settings depend on earlier results: where those are missing, these are first guesses")
         return lines
@@ -195,8 +195,8 @@ class Study:
 
 def _measured(records: Records, outcome: Outcome) -> dict[str, str]:
     """Where the records of a study were measured: where they differ, each value with the number of its evaluations."""
-    done = [one for one in {t.identity for t in [*outcome.trials, *outcome.rows]} if records.done(one)]
-    kept = [records.environment(identity) for identity in done]
+    done = [one for one in {t.cache_key for t in [*outcome.trials, *outcome.rows]} if records.done(one)]
+    kept = [records.environment(cache_key) for cache_key in done]
     found: dict[str, str] = {}
     for name in dict.fromkeys(name for one in kept for name in one):
         counts = Counter(one.get(name, "unknown") for one in kept).most_common()

@@ -29,7 +29,7 @@ class Request:
 
     Args:
         name: the row or the series it belongs to.
-        settings: over the study's configuration; `place` is applied before.
+        settings: over the study's configuration; `condition` is applied before.
         budget: how many trials on the tuning split its settings were chosen from; 0 if they were given.
         enough: asked after each batch, with the records so far; the trial ends early where it is given a number, what
             the objective is expected to be over all samples.
@@ -38,27 +38,27 @@ class Request:
     name: str
     split: str
     settings: Settings
-    place: Settings = field(default_factory=dict)
+    condition: Settings = field(default_factory=dict)
     budget: int = 0
     enough: Callable[[Sequence[Record]], float | None] | None = field(default=None, compare=False)
 
     @property
     def merged(self) -> Settings:
-        """Place and settings, groups before single keys."""
-        both = {**self.place, **self.settings}
+        """Condition and settings, groups before single keys."""
+        both = {**self.condition, **self.settings}
         return dict(sorted(both.items(), key=lambda item: "." in item[0]))
 
     @property
     def label(self) -> str:
         """The trial for people, in a few words."""
-        places = (str(value) for value in self.place.values())
-        return " ".join(filter(None, [self.name, *places, shown(self.settings)]))
+        conditions = (str(value) for value in self.condition.values())
+        return " ".join(filter(None, [self.name, *conditions, shown(self.settings)]))
 
 
 def check_method_keys(settings: object, name: str) -> None:
     """Raises SettingError under `name` unless this is a mapping, and no key changes the samples or who answers them.
 
-    Trials of one place are compared with each other and with the stock model there, so they may differ in the edit
+    Trials of one condition are compared with each other and with the stock model there, so they may differ in the edit
     alone.
     """
     if not isinstance(settings, Mapping):
@@ -97,25 +97,30 @@ def spelled(settings: Mapping[str, Any]) -> str:
     return " ".join(f"{key.removeprefix('intervention.')}={value}" for key, value in settings.items())
 
 
+def renamed(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Values of a kept file under the names of today; until version 0.6 some had others."""
+    return {{"place": "condition", "identity": "cache_key"}.get(key, key): value for key, value in values.items()}
+
+
 @dataclass(frozen=True)
 class Trial:
     """A request that was measured.
 
     Attributes:
-        identity: the hash of what decides the records; the name of their folder.
+        cache_key: the hash of what decides the records; the name of their folder.
         metrics: empty where the trial failed; of the samples it saw where it was pruned.
         expected: of a trial that was pruned, what its objective is expected to be over all samples.
         status: `complete`; `failed`, with its `reason`; `pruned`; `planned`, in a dry run.
-        difference: to the stock model at the same place, paired, with its 95 % limits; None where there is none.
+        difference: to the stock model at the same condition, paired, with its 95 % limits; None where there is none.
         samples: a hash of the samples' content.
         seconds, finished: how long its batches took, and when it was over.
     """
 
     name: str
     split: str
-    place: Settings
+    condition: Settings
     settings: Settings
-    identity: str
+    cache_key: str
     n: int
     metrics: dict[str, float] = field(default_factory=dict)
     clamped: Counts = field(default_factory=dict)
@@ -132,7 +137,7 @@ class Trial:
     @property
     def key(self) -> str:
         """A hash of what was asked and what decides the result: the trial's name in Optuna and MLflow."""
-        values = [self.name, self.split, self.place, self.settings, self.identity]
+        values = [self.name, self.split, self.condition, self.settings, self.cache_key]
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
 
     def value(self, objective: str) -> float:
@@ -151,12 +156,12 @@ class Trial:
 
     @classmethod
     def of(cls, values: Mapping[str, Any]) -> "Trial":
-        """The trial of plain values, such as JSON gives; raises SettingError if its identity is not of its form."""
-        given = dict(values)
+        """The trial of plain values, such as JSON gives; raises SettingError if its cache key is not of its form."""
+        given = renamed(values)
         kinds: dict[str, Any] = {
             "name": str,
             "split": str,
-            "place": dict,
+            "condition": dict,
             "settings": dict,
             "metrics": dict,
             "clamped": dict,
@@ -170,8 +175,8 @@ class Trial:
             raise SettingError("metrics", given["metrics"], "must be numbers")
         if given.get("status", COMPLETE) == COMPLETE and "accuracy" not in given.get("metrics", {}):
             raise SettingError("metrics", given.get("metrics"), "lack the accuracy")
-        if not re.fullmatch(r"[0-9a-f]{16}", str(given.get("identity"))):
-            raise SettingError("identity", given.get("identity"), "must be 16 hexadecimal digits")
+        if not re.fullmatch(r"[0-9a-f]{16}", str(given.get("cache_key"))):
+            raise SettingError("cache_key", given.get("cache_key"), "must be 16 hexadecimal digits")
         given["difference"] = given.get("difference") and tuple(given["difference"])
         given["clamped"] = {name: tuple(counts) for name, counts in given["clamped"].items()}
         return cls(**given)
@@ -196,7 +201,7 @@ class Curve:
     """
 
     series: str
-    place: Settings
+    condition: Settings
     round: int
     key: str
     label: str
@@ -212,7 +217,7 @@ class Outcome:
 
     Attributes:
         trials: on the tuning split, in the protocol's order.
-        rows: on the held-out split; at each place the stock model is first.
+        rows: on the held-out split; at each condition the stock model is first.
         key: of the study, as `study_key` makes it of its settings.
         command: what was typed.
         environment: versions, machine, commit, where its records were measured.
@@ -259,16 +264,16 @@ class Outcome:
         """What `save` wrote, of the study with this key; raises FileNotFoundError, or Damaged."""
         values = checked_file.read_json(path, key)
         trials, rows = ([Trial.of(trial) for trial in values[part]] for part in ("trials", "rows"))
-        curves = [Curve(**curve) for curve in values["curves"]]
+        curves = [Curve(**renamed(curve)) for curve in values["curves"]]
         return cls(**{**values, "key": key, "trials": trials, "rows": rows, "curves": curves})
 
-    def named(self, place: Mapping[str, Any], group: str) -> str:
-        """The backbone or the data set of a place, by its name."""
-        return str(place.get(group, self.config[group]["name"]))
+    def named(self, condition: Mapping[str, Any], group: str) -> str:
+        """The backbone or the data set of a condition, by its name."""
+        return str(condition.get(group, self.config[group]["name"]))
 
     def all_named(self, group: str) -> list[str]:
         """The backbones or the data sets of all rows, in order, each once."""
-        return list(dict.fromkeys(self.named(row.place, group) for row in self.rows))
+        return list(dict.fromkeys(self.named(row.condition, group) for row in self.rows))
 
     @property
     def failures(self) -> list[Trial]:
@@ -276,7 +281,7 @@ class Outcome:
         return [trial for trial in [*self.trials, *self.rows] if trial.status == FAILED]
 
     def table(self) -> list[str]:
-        """The held-out rows as lines of text, place by place, after what protocols have to say of the tuning split."""
+        """The held-out rows as lines of text, by condition, after what a protocol says of the tuning split."""
         lines = [self.warning] if self.warning else []
         lines += self._cells() if self.protocol == "grid" else []
         budget = max((row.budget for row in self.rows), default=0)
@@ -285,11 +290,11 @@ class Outcome:
         width = max((len(row.name) for row in self.rows), default=0) + 2
         head = f"{'':{width + 2}}{'accuracy [95 %]':24}{'difference to stock, paired [95 %]':36}"
         lines.append(head + ("chosen settings" if budget else ""))
-        place = None
+        condition = None
         for row in self.rows:
-            if row.place != place:
-                place = row.place
-                lines.append(", ".join(filter(None, [spelled(place), f"n = {row.n}"])))
+            if row.condition != condition:
+                condition = row.condition
+                lines.append(", ".join(filter(None, [spelled(condition), f"n = {row.n}"])))
             values = shown(row.settings) if row.budget else ""
             numbers = _numbers(row) + ("  " if row.status == FAILED else "")
             lines.append(f"  {row.name:{width}}{numbers}{values}".rstrip())
@@ -302,7 +307,7 @@ class Outcome:
             shares = {name: count / max(of, 1) for name, (count, of) in row.clamped.items()}
             parts = [f"{name} {share:.0%}" for name, share in shares.items() if share >= 0.01]
             if parts:
-                where = " ".join(str(value) for value in row.place.values())
+                where = " ".join(str(value) for value in row.condition.values())
                 lines.append(f"  {' '.join(filter(None, [where, row.name]))}: {', '.join(parts)}")
         return ["w_min clamped into (0, 1), share of kernels:", *lines] if lines else []
 
@@ -310,7 +315,7 @@ class Outcome:
         """Every cell of a grid, failed ones too."""
         lines = [f"tuning split, every cell, n = {self.tuning_n}"]
         own = {cell.key: STOCK if cell.name == STOCK else spelled(cell.settings) for cell in self.trials}
-        texts = [" ".join(filter(None, [spelled(cell.place), own[cell.key]])) for cell in self.trials]
+        texts = [" ".join(filter(None, [spelled(cell.condition), own[cell.key]])) for cell in self.trials]
         width = max(map(len, texts)) + 2
         lines += [f"  {text:{width}}{_numbers(cell)}".rstrip() for text, cell in zip(texts, self.trials, strict=True)]
         return [*lines, ""]

@@ -255,17 +255,17 @@ def sweep(given: Mapping[str, str], folder: Path) -> None:
         outcome = study.run()
         engine = time.perf_counter() - start
         asked = [*outcome.trials, *outcome.rows]
-        unique = {trial.identity: trial for trial in asked}
+        unique = {trial.cache_key: trial for trial in asked}
         measuring = sum(trial.seconds for trial in unique.values())
         plains = {}
         for trial in tqdm(unique.values(), desc="plain loop", unit="trial", disable=None, leave=False):
-            request = Request(trial.name, trial.split, trial.settings, trial.place)
-            plains[trial.identity] = _plain(study.engine.job(request))
+            request = Request(trial.name, trial.split, trial.settings, trial.condition)
+            plains[trial.cache_key] = _plain(study.engine.job(request))
     loading = plain_seconds = whole = begun = kept = 0.0
     for trial in asked:
         size = values["preset"][trial.split] or trial.n
-        load, all_rows, alone, shared = plains[trial.identity]
-        once = unique[trial.identity]
+        load, all_rows, alone, shared = plains[trial.cache_key]
+        once = unique[trial.cache_key]
         loading += load
         plain_seconds += size * all_rows
         whole += size * alone

@@ -258,17 +258,17 @@ def _score(backbone: Backbone, values: Mapping[str, Any], output: Path) -> Findi
     planned = plan({**values, "intervention": {"name": "none"}, "split": "held_out", "limit": count})
     samples = planned.load("samples")
     records = Records(output / "records")
-    identity = planned.identity(samples)
-    with stoppable() as stop, records.wait_for(identity, stop):
-        if not records.done(identity):
+    cache_key = planned.cache_key(samples)
+    with stoppable() as stop, records.wait_for(cache_key, stop):
+        if not records.done(cache_key):
             with tqdm(total=len(samples), desc="stock", unit="sample", disable=None, leave=False) as bar:
 
                 def after(number: int) -> None:
                     bar.update(number)
                     stop.check()
 
-                complete(planned, samples, lambda: backbone, records, identity, after)
-    evaluation = records.read(identity)
+                complete(planned, samples, lambda: backbone, records, cache_key, after)
+    evaluation = records.read(cache_key)
     metrics = evaluation.metrics
     accuracy = [metrics[name] for name in ("accuracy", "accuracy_low", "accuracy_high")]
     lines = ["accuracy {:.3f} [{:.3f}, {:.3f}]".format(*accuracy) + f" on {len(samples)} held-out samples"]

@@ -66,7 +66,7 @@ class Plan:
         """Whose prompt is asked: the data set's own, or the backbone's."""
         return self.backbone.prompt_style if self.dataset.prompt == "backbone" else self.dataset.prompt
 
-    def identity(self, samples: Samples) -> str:
+    def cache_key(self, samples: Samples) -> str:
         """A hash of what decides the records of these samples: not of paths, names, or settings without effect."""
         method = self.intervention.effective
         for place, part in enumerate(("layers", "heads")):
@@ -237,17 +237,17 @@ def main_evaluate(config: DictConfig) -> None:
     planned, shard = plan(values), values["shard"]
     shard_starts(0, 1, shard)  # is it of its form?
     samples = planned.load()
-    identity = planned.identity(samples)
+    cache_key = planned.cache_key(samples)
     output = Path(values["output"])
     records = Records(output / "records")
     names = [values[part]["name"] for part in ("backbone", "dataset", "intervention")]
     with stoppable() as stop, open_tracker(values["tracking"], output) as tracker:
-        known = records.done(identity)
+        known = records.done(cache_key)
         features = Features(output / "features", gib(values["features_gib"]))
         size = planned.batch_size
         total = sum(min(size, len(samples) - start) for start in shard_starts(len(samples), size, shard))
         with (
-            records.wait_for(identity, stop, shard),
+            records.wait_for(cache_key, stop, shard),
             tqdm(total=total, desc=" ".join(names), unit="sample", disable=True if known else None) as bar,
         ):
 
@@ -255,20 +255,24 @@ def main_evaluate(config: DictConfig) -> None:
                 bar.update(count)
                 stop.check()
 
-            if not records.done(identity):
+            if not records.done(cache_key):
                 load = lambda: backbones.load(planned.backbone, features)  # noqa: E731
-                complete(planned, samples, load, records, identity, after, shard=shard)
-        if not records.done(identity):
-            kept = sum(len(batch.records) for batch in records.batches(identity))
+                complete(planned, samples, load, records, cache_key, after, shard=shard)
+        if not records.done(cache_key):
+            kept = sum(len(batch.records) for batch in records.batches(cache_key))
             print(
-                f"shard {shard}: {total} samples kept; {kept} of {len(samples)} are there, in {records.path(identity)}"
+                f"shard {shard}: {total} samples kept; {kept} of {len(samples)} are there, in {records.path(cache_key)}"
             )
             print("the last shard's command, or this one without shard=, makes the result")
             return
-        evaluation = records.read(identity)
-        tags = {"identity": identity, "split": planned.split, **dict(zip(("backbone", "dataset"), names, strict=False))}
+        evaluation = records.read(cache_key)
+        tags = {
+            "cache_key": cache_key,
+            "split": planned.split,
+            **dict(zip(("backbone", "dataset"), names, strict=False)),
+        }
         metrics = {f"{planned.split}.{name}": value for name, value in evaluation.metrics.items()}
-        tracker.log("evaluate", " ".join(names), identity, tags, {}, metrics, records.path(identity))
+        tracker.log("evaluate", " ".join(names), cache_key, tags, {}, metrics, records.path(cache_key))
         metrics = evaluation.metrics
         low, high = metrics["accuracy_low"], metrics["accuracy_high"]
         print(f"{'backbone':18}{'dataset':18}{'intervention':14}{'split':10}{'n':>5}  accuracy [95 % interval]")
@@ -285,7 +289,7 @@ def main_evaluate(config: DictConfig) -> None:
         print()
         for line in filter(None, [clamped_line(evaluation.clamped), *evaluation.notes]):
             print(line)
-        print(f"records: {records.path(identity)}")
+        print(f"records: {records.path(cache_key)}")
         print("\n".join(tracker.next_steps("evaluate", command("tdrs.evaluate", *typed))))
 
 
@@ -316,7 +320,7 @@ def complete(
     samples: Samples,
     backbone: Callable[[], Backbone],
     records: Records,
-    identity: str,
+    cache_key: str,
     after: Callable[[int], None],
     enough: Callable[[list[Record]], object | None] | None = None,
     shard: str | None = None,
@@ -334,7 +338,7 @@ def complete(
     """
     starts = shard_starts(len(samples), planned.batch_size, shard)
     unlike = lambda evaluation: other_metrics(planned.dataset, evaluation)  # noqa: E731
-    records.mend(identity, asked_of(samples), planned.batch_size, shard, unlike)
+    records.mend(cache_key, asked_of(samples), planned.batch_size, shard, unlike)
     known: list[Record] = []
 
     def add(batch: Batch) -> bool:
@@ -342,7 +346,7 @@ def complete(
         after(len(batch.records))
         return enough is not None and len(known) < len(samples) and enough(known) is not None
 
-    done = records.batches(identity)
+    done = records.batches(cache_key)
     if any(add(batch) for batch in done if batch.start in starts):
         return None
     if set(starts) - {batch.start for batch in done}:
@@ -358,15 +362,15 @@ def complete(
         )
         with closing(steps):  # type: ignore[type-var]
             for batch in steps:
-                records.append(identity, batch, shard)
+                records.append(cache_key, batch, shard)
                 if add(batch):
                     return None
-    batches = records.batches(identity)  # the other shards' too
+    batches = records.batches(cache_key)  # the other shards' too
     if sum(len(batch.records) for batch in batches) < len(samples):
         return None
     evaluation = summary(planned.dataset, samples, batches, planned.batch_size)
     evaluation = replace(evaluation, environment=environment())
-    records.finish(identity, evaluation, planned.config)
+    records.finish(cache_key, evaluation, planned.config)
     return evaluation
 
 

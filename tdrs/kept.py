@@ -43,10 +43,10 @@ class Kept:
         return sorted(path for path in (self.folder / REPLACED).glob("*") if path.is_dir())
 
     @property
-    def identities(self) -> set[str]:
+    def cache_keys(self) -> set[str]:
         """The evaluations of its trials, also of those that were replaced."""
         folders = {self.folder: self.key} | {path: path.name.partition("-")[0] for path in self.replaced}
-        return {trial.identity for path, key in folders.items() for trial in read_trials(path, key).values()}
+        return {trial.cache_key for path, key in folders.items() for trial in read_trials(path, key).values()}
 
     @property
     def running(self) -> bool:

@@ -127,9 +127,9 @@ def compare(config: Mapping[str, Any], records: Sequence[Record]) -> Comparison 
 
 
 def checked(compared: Sequence[Comparison | str]) -> str:
-    """At how many places of a study a published score checks the way to a number."""
+    """At how many conditions of a study a published score checks the way to a number."""
     count = sum(isinstance(one, Comparison) for one in compared)
-    return f"Weights, prompts and rules were checked against a published score at {count} of {len(compared)} places"
+    return f"Weights, prompts and rules were checked against a published score at {count} of {len(compared)} conditions"
 
 
 def reported(config: Mapping[str, Any]) -> tuple[float, str] | None:

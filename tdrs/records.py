@@ -1,6 +1,6 @@
 """Where evaluations are kept: a folder each, named by the hash of what decides its records, shared by all studies.
 
-    records/IDENTITY/batches.jsonl                                 while it runs: a line a finished batch
+    records/CACHE_KEY/batches.jsonl                                 while it runs: a line a finished batch
                      shard-2-of-4/batches.jsonl                    those of a shard, which another machine may bring
                      config.yaml, samples.parquet, result.json     once it is done, result.json last
                      failed.json                                   why the last attempt failed
@@ -8,9 +8,9 @@
                      NAME.damaged-1                                what was not as it was written
 
 A process that dies loses at most the batch it was in: the next one reads the finished batches and goes on. Nothing here
-is ever in a state that is not one of these; files are written under another name and moved into place. Every file has a
-checksum and the evaluation's identity. No number comes from a damaged one: whoever measures the evaluation next sets it
-aside, says so, and measures it again.
+is ever in a state that is not one of these; files are written under another name and moved into place. Every file has
+a checksum and the evaluation's cache key. No number comes from a damaged one: the next process that measures the
+evaluation sets it aside, says so, and measures it again.
 """
 
 import hashlib
@@ -90,7 +90,7 @@ class Evaluation:
     environment: dict[str, str] = field(default_factory=dict)
 
     def save(self, folder: Path, config: Mapping[str, Any]) -> None:
-        """Write the three files of a folder that is named by the identity; `result.json` last, with their checksums."""
+        """Write the three files of a folder named by the cache key; `result.json` last, with their checksums."""
         table = pa.table({name: [getattr(record, name) for record in self.records] for name in _FIELDS})
         samples = io.BytesIO()
         pq.write_table(table, samples)
@@ -181,8 +181,8 @@ def alike(first: float, second: float) -> bool:
     return math.isclose(first, second, abs_tol=1e-9) or (math.isnan(first) and math.isnan(second))
 
 
-def is_identity(name: object) -> bool:
-    """Whether a text has the form of an evaluation's identity: 16 hexadecimal digits."""
+def is_cache_key(name: object) -> bool:
+    """Whether a text has the form of an evaluation's cache key: 16 hexadecimal digits."""
     return isinstance(name, str) and _IDENTITY.fullmatch(name) is not None
 
 
@@ -220,105 +220,105 @@ class Records:
         self.lease_seconds = lease_seconds
         self._verified: dict[str, tuple[tuple[int, int, int], ...]] = {}  # the files' status when they were whole
 
-    def path(self, identity: str) -> Path:
+    def path(self, cache_key: str) -> Path:
         """The folder of an evaluation, whether or not there is one.
 
         Raises:
-            SettingError: the identity is none, such as one that would lead out of the folder.
+            SettingError: the cache key is none, such as one that would lead out of the folder.
         """
-        if not is_identity(identity):
-            raise SettingError("identity", identity, "must be the name of a folder of records: 16 hexadecimal digits")
-        return self.folder / identity
+        if not is_cache_key(cache_key):
+            raise SettingError("cache_key", cache_key, "must be the name of a folder of records: 16 hexadecimal digits")
+        return self.folder / cache_key
 
-    def exists(self, identity: str) -> bool:
+    def exists(self, cache_key: str) -> bool:
         """Whether there is anything of an evaluation."""
-        path = self.path(identity)
+        path = self.path(cache_key)
         return path.is_symlink() or path.exists()
 
-    def done(self, identity: str) -> bool:
+    def done(self, cache_key: str) -> bool:
         """Whether an evaluation is finished, and its files are whole."""
-        folder = self.path(identity)
+        folder = self.path(cache_key)
         try:
             status = [(folder / name).stat() for name in _WHOLE]
         except OSError:
             return False
         seen = tuple((one.st_mtime_ns, one.st_size, one.st_ino) for one in status)
-        if self._verified.get(identity) != seen:
+        if self._verified.get(cache_key) != seen:
             try:
                 Evaluation.read(folder)
             except (Damaged, FileNotFoundError):
                 return False
-            self._verified[identity] = seen
+            self._verified[cache_key] = seen
         return True
 
-    def read(self, identity: str) -> Evaluation:
+    def read(self, cache_key: str) -> Evaluation:
         """A finished evaluation; raises FileNotFoundError if it is not finished, Damaged if a file is not whole."""
-        return Evaluation.read(self.path(identity))
+        return Evaluation.read(self.path(cache_key))
 
-    def outline(self, identity: str) -> dict[str, Any]:
+    def outline(self, cache_key: str) -> dict[str, Any]:
         """What `result.json` of an evaluation says, without its samples; empty if it is not there, or is damaged."""
         try:
-            return checked_file.read_json(self.path(identity) / "result.json", identity)
+            return checked_file.read_json(self.path(cache_key) / "result.json", cache_key)
         except (FileNotFoundError, Damaged):
             return {}
 
-    def environment(self, identity: str) -> dict[str, str]:
+    def environment(self, cache_key: str) -> dict[str, str]:
         """Where a finished evaluation was measured; empty if it is not finished."""
-        return dict(self.outline(identity).get("environment", {}))
+        return dict(self.outline(cache_key).get("environment", {}))
 
-    def finish(self, identity: str, evaluation: Evaluation, config: Mapping[str, Any]) -> None:
+    def finish(self, cache_key: str, evaluation: Evaluation, config: Mapping[str, Any]) -> None:
         """Keep a finished evaluation; its batches are no longer needed."""
-        folder = self.path(identity)
+        folder = self.path(cache_key)
         evaluation.save(folder, config)
         for name in ("batches.jsonl", "failed.json"):
             (folder / name).unlink(missing_ok=True)
         for shard in folder.glob("shard-*"):
-            self._keep_damaged(shard, identity)
+            self._keep_damaged(shard, cache_key)
             shutil.rmtree(shard, ignore_errors=True)
 
     @staticmethod
-    def _keep_damaged(shard: Path, identity: str) -> None:
+    def _keep_damaged(shard: Path, cache_key: str) -> None:
         """Move what is damaged out of the folder of a shard, which is to be removed."""
         path = shard / "batches.jsonl"
-        faults = checked_file.read_lines(path, identity)[1]
+        faults = checked_file.read_lines(path, cache_key)[1]
         if faults:
             aside = checked_file.set_aside(path)
             print(f"{path}: {faults[0]}; it is now {shard.parent / f'{shard.name}.{aside.name}'}", file=sys.stderr)
         for aside in shard.glob(f"*{ASIDE}-*"):
             aside.rename(shard.parent / f"{shard.name}.{aside.name}")
 
-    def _batch_files(self, identity: str) -> list[Path]:
-        folder = self.path(identity)
+    def _batch_files(self, cache_key: str) -> list[Path]:
+        folder = self.path(cache_key)
         return [folder / "batches.jsonl", *sorted(folder.glob("shard-*/batches.jsonl"))]
 
-    def batches(self, identity: str) -> list[Batch]:
+    def batches(self, cache_key: str) -> list[Batch]:
         """The finished batches of an evaluation, those of its shards among them, by their first sample.
 
         Damaged ones are left out.
         """
         found: dict[int, Batch] = {}
-        for path in self._batch_files(identity):
-            for values in checked_file.read_lines(path, identity)[0]:
+        for path in self._batch_files(cache_key):
+            for values in checked_file.read_lines(path, cache_key)[0]:
                 with suppress(KeyError, TypeError, ValueError, AttributeError):  # of another version: asked again
                     batch = _batch(values)
                     found.setdefault(batch.start, batch)  # a second one is brought by another worker
         return [found[start] for start in sorted(found)]
 
-    def append(self, identity: str, batch: Batch, shard: str | None = None) -> None:
+    def append(self, cache_key: str, batch: Batch, shard: str | None = None) -> None:
         """Keep a batch, of a shard apart from others; nothing if another worker has finished the evaluation meanwhile.
 
         Raises:
             OSError: it cannot be written, for example because the disk is full; what was there is left.
         """
-        if (self.path(identity) / "result.json").exists():
+        if (self.path(cache_key) / "result.json").exists():
             return
         rows = [[getattr(record, name) for name in _FIELDS] for record in batch.records]
         values = vars(batch) | {"records": rows}
-        checked_file.append_line(self._place(identity, shard) / "batches.jsonl", checked_file.seal(values, identity))
+        checked_file.append_line(self._place(cache_key, shard) / "batches.jsonl", checked_file.seal(values, cache_key))
 
     def mend(
         self,
-        identity: str,
+        cache_key: str,
         asked: Sequence[Asked],
         size: int,
         shard: str | None = None,
@@ -333,9 +333,9 @@ class Records:
             size: of its batches.
             unlike: what else is wrong with a whole evaluation.
         """
-        folder = self.path(identity)
+        folder = self.path(cache_key)
         try:
-            evaluation = self.read(identity)
+            evaluation = self.read(cache_key)
             if asked_of(evaluation.records) != list(asked):
                 raise Damaged("samples.parquet has other samples than are asked")
             if what := unlike(evaluation):
@@ -345,18 +345,18 @@ class Records:
         except Damaged as error:
             self._set_aside([folder / name for name in _WHOLE], error)
         try:
-            checked_file.read_json(folder / "failed.json", identity)
+            checked_file.read_json(folder / "failed.json", cache_key)
         except FileNotFoundError:
             pass
         except Damaged as error:
             self._set_aside([folder / "failed.json"], error)
-        path = self._place(identity, shard) / "batches.jsonl"
-        lines, faults = checked_file.read_lines(path, identity)
+        path = self._place(cache_key, shard) / "batches.jsonl"
+        lines, faults = checked_file.read_lines(path, cache_key)
         good = [line for line in lines if _is_batch(line, asked, size)]
         if len(good) < len(lines):
             faults.append(f"{len(lines) - len(good)} lines are no batches of the samples that are asked")
         if faults:
-            aside = checked_file.keep_lines(path, good, identity)
+            aside = checked_file.keep_lines(path, good, cache_key)
             print(f"{path}: {faults[0]}; it is now {aside.name}, {len(good)} batches are kept", file=sys.stderr)
 
     @staticmethod
@@ -365,33 +365,33 @@ class Records:
         if moved:
             print(f"{paths[0].parent}: {error}; set aside as {', '.join(moved)}", file=sys.stderr)
 
-    def _place(self, identity: str, shard: str | None) -> Path:
+    def _place(self, cache_key: str, shard: str | None) -> Path:
         """The folder that a worker writes batches into."""
-        folder = self.path(identity)
+        folder = self.path(cache_key)
         return folder if shard is None else folder / f"shard-{shard.replace('/', '-of-')}"
 
-    def fail(self, identity: str, reason: str, attempts: int, trace: str) -> None:
+    def fail(self, cache_key: str, reason: str, attempts: int, trace: str) -> None:
         """Keep why an evaluation failed."""
         failure = Failure(reason, attempts, time.time(), trace)
-        checked_file.write_json(self.path(identity) / "failed.json", asdict(failure), identity)
+        checked_file.write_json(self.path(cache_key) / "failed.json", asdict(failure), cache_key)
 
-    def failure(self, identity: str) -> Failure | None:
+    def failure(self, cache_key: str) -> Failure | None:
         """Why the last attempt at an evaluation failed; None if none did, or if that is not known."""
         try:
-            found = Failure(**checked_file.read_json(self.path(identity) / "failed.json", identity))
+            found = Failure(**checked_file.read_json(self.path(cache_key) / "failed.json", cache_key))
         except (FileNotFoundError, Damaged, TypeError):
             return None
         good = isinstance(found.reason, str) and isinstance(found.attempts, int) and isinstance(found.time, float)
         return found if good else None
 
-    def pack(self, identity: str) -> bytes:
+    def pack(self, cache_key: str) -> bytes:
         """What is kept of an evaluation, as a zip file, for `unpack` elsewhere; empty if there is nothing."""
-        folder = self.path(identity)
-        names = _WHOLE if self.done(identity) else ("failed.json",)
+        folder = self.path(cache_key)
+        names = _WHOLE if self.done(cache_key) else ("failed.json",)
         files = {name: (folder / name).read_bytes() for name in names if (folder / name).exists()}
-        kept = [line for path in self._batch_files(identity) for line in checked_file.read_lines(path, identity)[0]]
-        lines = sorted({(line["start"], checked_file.seal(line, identity)) for line in kept})
-        if lines and not self.done(identity):
+        kept = [line for path in self._batch_files(cache_key) for line in checked_file.read_lines(path, cache_key)[0]]
+        lines = sorted({(line["start"], checked_file.seal(line, cache_key)) for line in kept})
+        if lines and not self.done(cache_key):
             files["batches.jsonl"] = "".join(f"{line}\n" for _, line in lines).encode()
         packed = io.BytesIO()
         with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as archive:
@@ -399,20 +399,20 @@ class Records:
                 archive.writestr(zipfile.ZipInfo(name), content)  # without a date: equal contents, equal bytes
         return packed.getvalue() if files else b""
 
-    def unpack(self, identity: str, packed: bytes) -> None:
+    def unpack(self, cache_key: str, packed: bytes) -> None:
         """Keep what `pack` gave elsewhere, beside what there is; nothing if the evaluation is done here.
 
         Raises:
             ValueError: it is no such file.
         """
-        if not packed or self.done(identity):
+        if not packed or self.done(cache_key):
             return
-        folder = self.path(identity)
+        folder = self.path(cache_key)
         try:
             with zipfile.ZipFile(io.BytesIO(packed)) as archive:
                 files = {name: archive.read(name) for name in archive.namelist()}
         except zipfile.BadZipFile as error:
-            raise ValueError(f"what was brought of {identity} is damaged: {error}") from None
+            raise ValueError(f"what was brought of {cache_key} is damaged: {error}") from None
         batches = files.pop("batches.jsonl", None)
         if batches:  # apart from those of this machine, under a name that equal ones have, too
             name = f"shard-{hashlib.sha256(batches).hexdigest()[:12]}"
@@ -421,17 +421,17 @@ class Records:
             if name in files:
                 checked_file.write(folder / name, files[name])
 
-    def wait_for(self, identity: str, stop: Stop, shard: str | None = None) -> "Lease":
+    def wait_for(self, cache_key: str, stop: Stop, shard: str | None = None) -> "Lease":
         """The right to run an evaluation, when whoever has it is through; raises KeyboardInterrupt if asked to stop."""
-        while (lease := self.claim(identity, shard)) is None:
+        while (lease := self.claim(cache_key, shard)) is None:
             time.sleep(0.2)
             stop.check()
         return lease
 
-    def claim(self, identity: str, shard: str | None = None) -> "Lease | None":
+    def claim(self, cache_key: str, shard: str | None = None) -> "Lease | None":
         """The right to run an evaluation, or a shard of it, to be released; None if another process, here or elsewhere,
         has it."""
-        folder = self.path(identity)
+        folder = self.path(cache_key)
         if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
             print(f"{folder} is no folder; it is now {checked_file.set_aside(folder).name}", file=sys.stderr)
-        return Lease.take(self._place(identity, shard), self.lease_seconds)
+        return Lease.take(self._place(cache_key, shard), self.lease_seconds)

@@ -63,7 +63,7 @@ def _at(output: Path) -> list[str]:
 
 
 def _settings(trial: Trial) -> str:
-    return spelled(trial.place | (trial.settings if trial.name != STOCK else {}))
+    return spelled(trial.condition | (trial.settings if trial.name != STOCK else {}))
 
 
 def _show(study: Kept) -> None:
@@ -73,7 +73,7 @@ def _show(study: Kept) -> None:
         metrics = trial.metrics
         values = [f"{metrics[name]:8.3f}" if name in metrics else f"{'-':>8}" for name in ("accuracy", "margin")]
         text = f"{trial.name}: {_settings(trial)}" if _settings(trial) else trial.name
-        print(f"{number:>4} {trial.split:9} {trial.status:9} {' '.join(values)}  {text}; {trial.identity}")
+        print(f"{number:>4} {trial.split:9} {trial.status:9} {' '.join(values)}  {text}; {trial.cache_key}")
         if trial.reason:
             whole = "" if trial.expected is None else f", where all were expected to give {trial.expected:.3f}"
             print(f"{'':>35}{trial.reason}{whole}")
@@ -89,7 +89,7 @@ def _best(study: Kept) -> None:
     else:
         groups: dict[tuple[str, str], Trial] = {}
         for trial in study.trials:
-            key = trial.name, str(trial.place)
+            key = trial.name, str(trial.condition)
             if trial.split == "tuning" and trial.name != STOCK and trial.score > getattr(groups.get(key), "score", -1):
                 groups[key] = trial
         chosen = list(groups.values())
@@ -97,13 +97,13 @@ def _best(study: Kept) -> None:
         print(f"{study.name} chose nothing: its settings were given")
     for trial in chosen:
         where = "held out" if trial.split == "held_out" else "on the tuning split, so far"
-        print(f"{' '.join(filter(None, [trial.name, spelled(trial.place)]))}: {trial.score:.3f} {where}")
+        print(f"{' '.join(filter(None, [trial.name, spelled(trial.condition)]))}: {trial.score:.3f} {where}")
         print(f"    {_command(study, trial)}")
 
 
 def _command(study: Kept, trial: Trial) -> str:
     """What evaluates a trial's settings on the held-out split."""
-    config = with_settings(study.config, Request("", "", trial.settings, trial.place).merged)
+    config = with_settings(study.config, Request("", "", trial.settings, trial.condition).merged)
     usual = plain(compose("evaluate", []))
     words = []
     for part in ("backbone", "dataset", "intervention"):
@@ -128,29 +128,29 @@ def _export(study: Kept) -> None:
     folder = study.folder / "export"
     folder.mkdir(exist_ok=True)
     metrics = sorted({name for trial in study.trials for name in trial.metrics})
-    keys = sorted({key for trial in study.trials for key in {**trial.place, **trial.settings}})
+    keys = sorted({key for trial in study.trials for key in {**trial.condition, **trial.settings}})
     with (folder / "trials.csv").open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
-        head = ["study_key", "number", "name", "split", "status", "reason", "identity", "n", "seconds"]
+        head = ["study_key", "number", "name", "split", "status", "reason", "cache_key", "n", "seconds"]
         writer.writerow([*head, *keys, *metrics])
         for number, t in enumerate(study.trials):
-            given = {**t.place, **t.settings}
-            row = [study.key, number, t.name, t.split, t.status, t.reason, t.identity, t.n, f"{t.seconds:.3f}"]
+            given = {**t.condition, **t.settings}
+            row = [study.key, number, t.name, t.split, t.status, t.reason, t.cache_key, t.n, f"{t.seconds:.3f}"]
             texts = [_cell(given[key]) if key in given else "" for key in keys]
             writer.writerow([*row, *texts, *(t.metrics.get(m, "") for m in metrics)])
     path = folder / "samples.parquet"
     writer_: pq.ParquetWriter | None = None
-    for identity in tqdm({t.identity for t in study.trials}, desc="samples", unit="trial", disable=None, leave=False):
-        if study.records.done(identity):
-            table = pq.read_table(study.records.path(identity) / "samples.parquet")
-            table = table.append_column("identity", pa.array([identity] * len(table)))
+    for cache_key in tqdm({t.cache_key for t in study.trials}, desc="samples", unit="trial", disable=None, leave=False):
+        if study.records.done(cache_key):
+            table = pq.read_table(study.records.path(cache_key) / "samples.parquet")
+            table = table.append_column("cache_key", pa.array([cache_key] * len(table)))
             table = table.replace_schema_metadata({"study": study.name, "study_key": study.key})
             writer_ = writer_ or pq.ParquetWriter(path, table.schema)
             writer_.write_table(table)
     if writer_:
         writer_.close()
     print(folder / "trials.csv")
-    print(f"{path}   (joins trials.csv by identity)")
+    print(f"{path}   (joins trials.csv by cache_key)")
 
 
 def _sync(study: Kept, tracking: dict[str, Any]) -> int:

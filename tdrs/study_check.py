@@ -18,7 +18,7 @@ from tdrs.checked_file import ASIDE, Damaged
 from tdrs.commands import command
 from tdrs.evaluate import other_metrics
 from tdrs.kept import Kept
-from tdrs.records import Evaluation, Records, is_identity
+from tdrs.records import Evaluation, Records, is_cache_key
 from tdrs.settings import SettingError
 from tdrs.study_delete import claimed, named_in
 from tdrs.sweeps.log import Log, read_outcome, studies_folder, study_folders
@@ -42,7 +42,7 @@ def faults(output: Path) -> Iterator[Fault]:
     for folder in tqdm(folders, desc="records", unit="record", disable=None, leave=False):
         if folder.is_symlink() or not folder.is_dir():
             yield Fault(folder, "is no folder of a record", "it is set aside where a study needs its name")
-        elif is_identity(folder.name):
+        elif is_cache_key(folder.name):
             yield from _of_record(records, folder.name)
         else:
             yield Fault(folder, "is no record: its name is not of 16 hexadecimal digits", "nothing uses it")
@@ -60,10 +60,10 @@ def faults(output: Path) -> Iterator[Fault]:
             yield Fault(path, "was damaged and set aside", "it can be removed")
 
 
-def _of_record(records: Records, identity: str) -> Iterator[Fault]:
-    folder, again = records.path(identity), "it is measured again where a study asks for it"
+def _of_record(records: Records, cache_key: str) -> Iterator[Fault]:
+    folder, again = records.path(cache_key), "it is measured again where a study asks for it"
     try:
-        evaluation = records.read(identity)
+        evaluation = records.read(cache_key)
     except FileNotFoundError:
         pass
     except Damaged as error:
@@ -76,10 +76,10 @@ def _of_record(records: Records, identity: str) -> Iterator[Fault]:
     if checked_file.is_no_file(lease):
         yield Fault(lease, "is no file", "it is set aside when the evaluation is measured")
     for path in (folder / "batches.jsonl", *sorted(folder.glob("shard-*/batches.jsonl"))):
-        for what in checked_file.read_lines(path, identity)[1]:
+        for what in checked_file.read_lines(path, cache_key)[1]:
             yield Fault(path, what, "its batches are asked again")
     try:
-        checked_file.read_json(folder / "failed.json", identity)
+        checked_file.read_json(folder / "failed.json", cache_key)
     except FileNotFoundError:
         pass
     except Damaged as error:
@@ -119,11 +119,13 @@ def _of_study(output: Path, folder: Path) -> Iterator[Fault]:
         yield Fault(folder / "study.json", error.allowed, again)
         return
     for row in outcome.rows:
-        kept = study.records.outline(row.identity).get("metrics") if row.metrics else None
+        kept = study.records.outline(row.cache_key).get("metrics") if row.metrics else None
         if row.metrics and kept is None:
-            yield Fault(folder / "study.json", f"names {row.identity} ({row.name}), which is not kept whole", again)
+            yield Fault(folder / "study.json", f"names {row.cache_key} ({row.name}), which is not kept whole", again)
         elif kept is not None and any(row.metrics.get(name) != value for name, value in kept.items() if value):
-            yield Fault(folder / "study.json", f"has other metrics of {row.name} than its record {row.identity}", again)
+            yield Fault(
+                folder / "study.json", f"has other metrics of {row.name} than its record {row.cache_key}", again
+            )
 
 
 def check(output: Path) -> int:
@@ -151,7 +153,7 @@ def prune(output: Path, yes: bool) -> int:
     for folder in folders:
         named |= named_in(folder)
     records = Records(output / "records")
-    unused = [path for path in sorted(records.folder.glob("*")) if is_identity(path.name) and path.name not in named]
+    unused = [path for path in sorted(records.folder.glob("*")) if is_cache_key(path.name) and path.name not in named]
     total = 0
     for path in unused:
         size = _size(path)

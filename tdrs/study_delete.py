@@ -1,7 +1,7 @@
 """What `tdrs.study delete` does: a study, and the evaluations that no other study names, go into a trash folder.
 
 Nothing is erased: `outputs/trash/NAME-DATE` has the study's folder as `study` and its evaluations under `records`. An
-evaluation is kept if its identity stands anywhere in the files of another study, whatever else is missing there.
+evaluation is kept if its cache key stands anywhere in the files of another study, whatever else is missing there.
 """
 
 import os
@@ -38,13 +38,13 @@ def delete(study: Kept, yes: bool, tracking: Mapping[str, Any]) -> None:
         raise SettingError("study", study.name, allowed)
     if study.running:
         raise SettingError("study", study.name, "is running; stop it first")
-    identities = study.identities
+    cache_keys = study.cache_keys
     others: set[str] = set()
     for folder in study_folders(study.output):
         if folder.name != study.name:
             others |= named_in(folder)
-    own = {identity for identity in identities - others if study.records.exists(identity)}
-    shared = len(identities & others)
+    own = {cache_key for cache_key in cache_keys - others if study.records.exists(cache_key)}
+    shared = len(cache_keys & others)
     print(
         f"{study.folder}: {len(study.trials)} trials; {len(own)} evaluations of its own, {shared} of other studies, too"
     )
@@ -54,8 +54,8 @@ def delete(study: Kept, yes: bool, tracking: Mapping[str, Any]) -> None:
         again = study_command("delete", study.name, study.output.absolute(), "--yes")
         print(f"nothing was deleted; to do it:  {again}")
         return
-    for identity in own:
-        with claimed(study.records, identity):
+    for cache_key in own:
+        with claimed(study.records, cache_key):
             pass  # all are free, before the first one goes
     with open_tracker(tracking, study.output) as tracker:
         runs = tracker.delete(study.name, {study.key, *(path.name for path in study.replaced)})
@@ -63,9 +63,9 @@ def delete(study: Kept, yes: bool, tracking: Mapping[str, Any]) -> None:
             allowed = f"cannot be reached ({tracker.down}), so the study's runs there, and its files, are kept"
             raise SettingError("tracking.uri", tracker.uri, allowed)
     trash = _trash(study)
-    for identity in own:
-        with claimed(study.records, identity):
-            shutil.move(study.records.path(identity), trash / "records" / identity)
+    for cache_key in own:
+        with claimed(study.records, cache_key):
+            shutil.move(study.records.path(cache_key), trash / "records" / cache_key)
     shutil.move(study.folder, trash / "study")
     if study.config["study"].get("storage", JOURNAL) != JOURNAL:
         print(f"its trials in {study.config['study']['storage']} are kept: other machines may need them")
@@ -77,7 +77,7 @@ def delete(study: Kept, yes: bool, tracking: Mapping[str, Any]) -> None:
 
 
 def named_in(folder: Path) -> set[str]:
-    """All that may be an evaluation's identity in the files of a study, whatever state they are in.
+    """All that may be an evaluation's cache key in the files of a study, whatever state they are in.
 
     Raises:
         SettingError: a file cannot be read, or the study is running and may come to name more.
@@ -127,15 +127,15 @@ def _trash(study: Kept) -> Path:
             return trash
 
 
-def claimed(records: Records, identity: str) -> AbstractContextManager[object]:
+def claimed(records: Records, cache_key: str) -> AbstractContextManager[object]:
     """An evaluation that no other process measures; one that is a link is moved as a link, and not looked into.
 
     Raises:
         SettingError: another process measures it.
     """
-    if records.path(identity).is_symlink():
+    if records.path(cache_key).is_symlink():
         return nullcontext()
-    lease = records.claim(identity)
+    lease = records.claim(cache_key)
     if lease is None:
-        raise SettingError("study", identity, "another process is measuring this evaluation; stop it first")
+        raise SettingError("study", cache_key, "another process is measuring this evaluation; stop it first")
     return lease

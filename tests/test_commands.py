@@ -129,7 +129,7 @@ def test_printed_commands_run_when_pasted(
     (line,) = printed(capsys.readouterr().out)
     assert paste(line) == 0
     said = capsys.readouterr().out
-    assert f"records: {tmp_path / output / 'records' / best.identity}\n" in said
+    assert f"records: {tmp_path / output / 'records' / best.cache_key}\n" in said
     assert "found done" in said
     assert [paste(line) for line in printed(said)] == [0]
     assert paste(commands.study_command("delete", name, tmp_path / output)) == 0

@@ -129,9 +129,9 @@ def test_off_switches() -> None:
     assert method.re is not None
 
 
-def identity(*overrides: str) -> str:
+def cache_key(*overrides: str) -> str:
     planned = plan(plain(compose("evaluate", ["intervention=tdrs", "limit=4", *overrides])))
-    return planned.identity(planned.load())
+    return planned.cache_key(planned.load())
 
 
 @pytest.mark.parametrize(
@@ -157,8 +157,8 @@ def identity(*overrides: str) -> str:
         "intervention=none",
     ],
 )
-def test_identity_follows_what_decides_the_records(override: str) -> None:
-    assert identity(override) != identity()
+def test_cache_key_follows_what_decides_the_records(override: str) -> None:
+    assert cache_key(override) != cache_key()
 
 
 @pytest.mark.parametrize(
@@ -186,10 +186,10 @@ def test_identity_follows_what_decides_the_records(override: str) -> None:
     ],
 )  # fmt: skip
 def test_settings_without_effect_decide_nothing(some: list[str], others: list[str]) -> None:
-    assert identity(*some) == identity(*others)
+    assert cache_key(*some) == cache_key(*others)
 
 
-def test_identity_follows_the_content_not_the_path(tmp_path: Path) -> None:
+def test_cache_key_follows_the_content_not_the_path(tmp_path: Path) -> None:
     rows = mini_textvqa.dataset("held_out", 3)
     rows.to_parquet(tmp_path / "a.parquet")
     rows.to_parquet(tmp_path / "b.parquet")
@@ -197,29 +197,29 @@ def test_identity_follows_the_content_not_the_path(tmp_path: Path) -> None:
     found = []
     for name in "abc":
         given = [f"dataset.source={tmp_path}/{name}.parquet", "dataset.rows=null", "limit=3"]
-        found.append(identity("dataset=textvqa", *given))
+        found.append(cache_key("dataset=textvqa", *given))
     assert found[0] == found[1] != found[2]
 
 
 @pytest.mark.parametrize("package", ["torch", "transformers", "tokenizers", "pillow"])
-def test_identity_follows_the_versions_that_decide_numbers(package: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    before, version = identity(), environment.version
+def test_cache_key_follows_the_versions_that_decide_numbers(package: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    before, version = cache_key(), environment.version
     monkeypatch.setattr(environment, "version", lambda name: "9.9" if name == package else version(name))
-    assert identity() != before
+    assert cache_key() != before
 
 
-def test_identity_follows_whose_prompt_is_asked() -> None:
+def test_cache_key_follows_whose_prompt_is_asked() -> None:
     """POPE's prompts of two toolkits are alike; how long an answer may be is not."""
     asked = [
-        identity("dataset=mini_pope", "backbone.max_new_tokens=null", f"dataset.prompt={p}")
+        cache_key("dataset=mini_pope", "backbone.max_new_tokens=null", f"dataset.prompt={p}")
         for p in ("llava", "internvl")
     ]
     assert asked[0] != asked[1]
-    assert identity("dataset.prompt=llava") == identity() == identity("dataset.rule=llava")
-    assert identity("backbone.transparency=white") != identity()
+    assert cache_key("dataset.prompt=llava") == cache_key() == cache_key("dataset.rule=llava")
+    assert cache_key("backbone.transparency=white") != cache_key()
 
 
-def test_identity_follows_the_weights(tmp_path: Path) -> None:
+def test_cache_key_follows_the_weights(tmp_path: Path) -> None:
     found = []
     for name, byte in (("a", b"1"), ("b", b"2"), ("c", b"1")):
         (tmp_path / name).mkdir()

@@ -41,7 +41,7 @@ def test_list_and_show(tmp_path: Path, pretended: list[str], capsys: pytest.Capt
     line = say(capsys, "list", f"output={tmp_path}").splitlines()[1]
     assert line.split()[:6] == ["small", "compare", "finished", "6", "0", "0"]
     shown = say(capsys, "show", "small", f"output={tmp_path}")
-    assert all(trial.identity in shown for trial in [*found.trials, *found.rows])
+    assert all(trial.cache_key in shown for trial in [*found.trials, *found.rows])
     assert found.table()[-1] in shown
     (tmp_path / "studies" / "small" / "study.json").unlink()
     assert "small: compare, stopped, 6 trials" in say(capsys, "show", "small", f"output={tmp_path}")
@@ -58,7 +58,7 @@ def test_best_is_a_command_that_finds_the_evaluation(
     assert f"intervention.tau={row.settings['intervention.tau']}" in command or row.settings["intervention.tau"] == 0.5
     assert run("evaluate", main_evaluate, "", [*command[3:], "tracking=none"]) == 0
     again = capsys.readouterr().out
-    assert row.identity in again
+    assert row.cache_key in again
     assert "found done" in again
     (tmp_path / "studies" / "small" / "study.json").unlink()
     assert "on the tuning split, so far" in say(capsys, "best", "small", f"output={tmp_path}")
@@ -71,14 +71,14 @@ def test_export(tmp_path: Path, pretended: list[str], capsys: pytest.CaptureFixt
     assert str(folder / "trials.csv") in printed
     with (folder / "trials.csv").open() as file:
         rows = list(csv.DictReader(file))
-    assert [row["identity"] for row in rows] == [t.identity for t in [*found.trials, *found.rows]]
+    assert [row["cache_key"] for row in rows] == [t.cache_key for t in [*found.trials, *found.rows]]
     assert len(rows) == 6
     assert {row["study_key"] for row in rows} == {found.key}
     assert pq.read_schema(folder / "samples.parquet").metadata[b"study_key"] == found.key.encode()
     assert float(rows[0]["accuracy"]) == found.trials[0].score
     assert {row["dataset.gap"] for row in rows} == {"3"}
     samples = pq.read_table(folder / "samples.parquet").to_pylist()
-    assert len(samples) == 8 * len({row["identity"] for row in rows})
+    assert len(samples) == 8 * len({row["cache_key"] for row in rows})
 
 
 def test_delete_keeps_what_other_studies_use(
@@ -95,7 +95,7 @@ def test_delete_keeps_what_other_studies_use(
     assert "deleted, with 7 runs in MLflow" in printed
     assert "deleted" in say(capsys, "delete", "small", f"output={tmp_path}", "--yes")
     left = {path.name for path in (tmp_path / "records").iterdir()}
-    assert left == {trial.identity for trial in [*other.trials, *other.rows]}
+    assert left == {trial.cache_key for trial in [*other.trials, *other.rows]}
     assert [path.name for path in (tmp_path / "studies").iterdir()] == ["other"]
 
 
@@ -111,7 +111,7 @@ def test_delete_takes_what_was_replaced_under_the_name(
     assert "with what 1 earlier runs under this name have left in" in printed
     assert "deleted, with 14 runs in MLflow" in printed
     left = {path.name for path in (tmp_path / "records").iterdir()}
-    assert {trial.identity for trial in [*first.trials, *first.rows]} <= left
+    assert {trial.cache_key for trial in [*first.trials, *first.rows]} <= left
     say(capsys, "delete", "other", f"output={tmp_path}", "--yes")
     assert not list((tmp_path / "records").iterdir())
 
@@ -151,7 +151,7 @@ def test_help(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("typed", "place", "edit"),
+    ("typed", "condition", "edit"),
     [
         ([], {"backbone.system": '1e3, it\'s "null": ${x}', "batch_size": 3, "backbone.revision": "0123"}, {}),
         (["backbone.name='true'"], {"attention.execution": "reference", "dataset.prompt": "internvl"}, {}),
@@ -162,14 +162,14 @@ def test_help(capsys: pytest.CaptureFixture[str]) -> None:
 )
 def test_best_repeats_every_kind_of_setting(
     typed: list[str],
-    place: dict[str, object],
+    condition: dict[str, object],
     edit: dict[str, object],
     tmp_path: Path,
     pretended: list[str],
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     methods = {"tuned": METHODS["tuned"] | edit}
-    config = configuration(tmp_path, "search=compare", *typed, methods=methods, axes={"x": [place]}, budget=3)
+    config = configuration(tmp_path, "search=compare", *typed, methods=methods, axes={"x": [condition]}, budget=3)
     config["tracking"] = {"name": "none", "uri": None}
     found = Study(config, Tracker("none", tmp_path)).run()
     printed = say(capsys, "best", "small", f"output={tmp_path}")
@@ -177,5 +177,5 @@ def test_best_repeats_every_kind_of_setting(
     words = shlex.split(printed.splitlines()[1])
     assert run("evaluate", main_evaluate, "", [*words[3:], "tracking=none"]) == 0
     again = capsys.readouterr().out
-    assert row.identity in again
+    assert row.cache_key in again
     assert "found done" in again

@@ -37,7 +37,7 @@ def delete(output: Path, name: str = "small") -> int:
 
 
 def used(found: Outcome) -> set[str]:
-    return {trial.identity for trial in [*found.trials, *found.rows]}
+    return {trial.cache_key for trial in [*found.trials, *found.rows]}
 
 
 def kept(output: Path) -> set[str]:
@@ -60,29 +60,29 @@ def test_what_is_deleted_can_be_put_back(
     assert main(["show", "small", f"output={tmp_path}"]) == 0
 
 
-def test_an_identity_of_another_form_deletes_nothing(
+def test_a_cache_key_of_another_form_deletes_nothing(
     tmp_path: Path, pretended: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     output = tmp_path / "outputs"
     (tmp_path / "victim").mkdir()
     made(output, tracking="none")
-    for identity in ("../../victim", "", "/", ".", "0123456789abcdeg", "0123456789abcdef0", None, 7):
-        change(output, "small", identity=identity)
+    for cache_key in ("../../victim", "", "/", ".", "0123456789abcdeg", "0123456789abcdef0", None, 7):
+        change(output, "small", cache_key=cache_key)
         before = everything(tmp_path)
         assert delete(output) == 2
         assert "line 1 of" in (said := capsys.readouterr().err)
         assert said.count("\n") == 1
         assert everything(tmp_path) == before
         with pytest.raises(SettingError):
-            Trial.of({"identity": identity, "clamped": {}})
+            Trial.of({"cache_key": cache_key, "clamped": {}})
         assert main(["list", f"output={output}"]) == 0
         assert "line 1 of" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("identity", ["../x", "", "/x", "a/b", ".", "A" * 99])
-def test_records_stay_in_their_folder(identity: str, tmp_path: Path) -> None:
-    with pytest.raises(SettingError, match="identity = "):
-        Records(tmp_path).path(identity)
+@pytest.mark.parametrize("cache_key", ["../x", "", "/x", "a/b", ".", "A" * 99])
+def test_records_stay_in_their_folder(cache_key: str, tmp_path: Path) -> None:
+    with pytest.raises(SettingError, match="cache_key = "):
+        Records(tmp_path).path(cache_key)
 
 
 def test_another_study_keeps_its_evaluations_whatever_it_lacks(tmp_path: Path, pretended: list[str]) -> None:
@@ -98,7 +98,7 @@ def test_another_study_keeps_its_evaluations_whatever_it_lacks(tmp_path: Path, p
             assert delete(output) == 2
             continue
         assert delete(output) == 0
-        tuning = {trial.identity for trial in other.trials}  # all that the journal has
+        tuning = {trial.cache_key for trial in other.trials}  # all that the journal has
         assert (tuning if " " in gone else used(other)) <= kept(output)
 
 
@@ -151,7 +151,7 @@ def test_no_link_is_followed(tmp_path: Path, pretended: list[str], capsys: pytes
     output = tmp_path / "outputs"
     found = made(output, tracking="none")
     for path, name in (
-        (output / "records" / found.rows[0].identity, "record"),
+        (output / "records" / found.rows[0].cache_key, "record"),
         (output / "studies" / "small", "study"),
     ):
         shutil.move(path, tmp_path / name)
@@ -184,7 +184,7 @@ def test_a_name_that_leads_elsewhere_is_refused(
 def test_a_damaged_study_is_one_line(tmp_path: Path, pretended: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     made(tmp_path, tracking="none")
     damages = [("config.yaml", "a: ["), ("config.yaml", "3"), (TRIALS, "{}\n"), (TRIALS, "nonsense\n")]
-    for text in ("", "[]", "{}", '{"trials": [{"identity": "../x", "clamped": {}}], "rows": [], "curves": []}'):
+    for text in ("", "[]", "{}", '{"trials": [{"cache_key": "../x", "clamped": {}}], "rows": [], "curves": []}'):
         (tmp_path / "studies" / "small" / "study.json").write_text(text)
         for verb in ("show", "best"):
             assert main([verb, "small", f"output={tmp_path}"]) == 2

@@ -43,7 +43,7 @@ def test_evidence_is_what_the_tests_say_of_the_records(tmp_path: Path, pretended
     raw = []
     for one in found:
         stock = next(o for o in found if o.where == one.where)
-        before, after = (records.read(o.trial.identity).records for o in (stock, one))
+        before, after = (records.read(o.trial.cache_key).records for o in (stock, one))
         if one.difference is None:
             assert one is stock
             continue
@@ -154,7 +154,7 @@ def test_the_papers_numbers_go_by_settings(given: list[str], value: tuple[float,
 def test_a_place_says_what_a_data_set_brings(tmp_path: Path) -> None:
     config = configuration(tmp_path)
     outcome = Outcome("small", "compare", config, [], [])
-    for place, said in (
+    for condition, said in (
         ({}, "mini_llava, mini_scienceqa, gap 4"),
         ({"dataset": "mini_scienceqa"}, "mini_llava, mini_scienceqa, gap 256"),
         ({"dataset": "mini_pope"}, "mini_llava, mini_pope"),
@@ -165,7 +165,7 @@ def test_a_place_says_what_a_data_set_brings(tmp_path: Path) -> None:
         ),
         ({"dataset": "mini_pope", "dataset.blank": True}, "mini_llava, mini_pope, blank True"),
     ):
-        assert evidence.where(outcome, place) == said
+        assert evidence.where(outcome, condition) == said
 
 
 def test_the_curves_over_distance_hold_only_like_points(tmp_path: Path, pretended: list[str]) -> None:
@@ -186,9 +186,9 @@ def test_the_curves_over_distance_hold_only_like_points(tmp_path: Path, pretende
         "mini_gqa, seed=0", "mini_gqa, seed=1",
     ]  # fmt: skip
     assert sorted(panels) == sorted(("mini_llava", name) for name in names)
-    scores = {str(row.place | {"row": row.name}): row.score for row in outcome.rows}
+    scores = {str(row.condition | {"row": row.name}): row.score for row in outcome.rows}
     for (_, name), panel in panels.items():
-        place = {"dataset": name.split(",")[0]}
+        condition = {"dataset": name.split(",")[0]}
         seed = int(name[-1])
         own = 256 if "scienceqa" in name else 0
         line = {key: [(p.gap, p.accuracy) for p in points] for key, points in panel.lines.items()}
@@ -196,14 +196,14 @@ def test_the_curves_over_distance_hold_only_like_points(tmp_path: Path, pretende
         if "batch_size" in name:
             text = {"batch_size": 4}
             assert line["stock", "between"] == [
-                (own, scores[str(place | text | {"dataset.blank": False, "dataset.seed": seed, "row": "stock"})])
+                (own, scores[str(condition | text | {"dataset.blank": False, "dataset.seed": seed, "row": "stock"})])
             ]
-            blank = scores[str(place | text | {"dataset.blank": True, "dataset.seed": seed, "row": "stock"})]
+            blank = scores[str(condition | text | {"dataset.blank": True, "dataset.seed": seed, "row": "stock"})]
             assert panel.blank == blank if own == 0 else math.isnan(panel.blank)
         else:
             assert [gap for gap, _ in line["same", "before_image"]] == [0, 8]
             text = {"dataset.gap": 0, "dataset.blank": True, "dataset.seed": seed, "row": "stock"}
-            assert panel.blank == scores[str(place | text)]
+            assert panel.blank == scores[str(condition | text)]
     assert distance.draw(list(panels.values()), tmp_path)[0].exists()
 
 
@@ -219,13 +219,13 @@ def test_f1_goes_by_the_rule_of_its_place(
     found = evidence.numbers(outcome, records)
     seen = set()
     for one in found:
-        rule = one.trial.place["dataset.rule"]
-        assert one.f1 == pope.intervals(records.read(one.trial.identity).records, rule)["f1"]
+        rule = one.trial.condition["dataset.rule"]
+        assert one.f1 == pope.intervals(records.read(one.trial.cache_key).records, rule)["f1"]
         assert one.f1 is not None
         seen.add((one.trial.name, one.f1.value))
         if one.difference:
-            stock = next(o for o in found if o.trial.name == "stock" and o.trial.place == one.trial.place)
-            before, after = (records.read(o.trial.identity).records for o in (stock, one))
+            stock = next(o for o in found if o.trial.name == "stock" and o.trial.condition == one.trial.condition)
+            before, after = (records.read(o.trial.cache_key).records for o in (stock, one))
             assert one.f1_difference == pope.f1_difference(before, after, rule)
     assert len(seen) == 4  # the rules differ on these answers
 
@@ -323,7 +323,7 @@ def test_a_stock_score_far_from_the_published_one_is_said_at_the_top(tmp_path: P
         outcome = study.run()
         page = report.numbers(outcome, study.records, study.folder)
         assert len(page.off) == (gap == 32)
-        assert page.verified[0].endswith(f"published score at {int(gap == 32)} of 1 places")
+        assert page.verified[0].endswith(f"published score at {int(gap == 32)} of 1 conditions")
         if gap == 4:
             said = (
                 "mini_llava, mini_scienceqa, gap 4: not verified: the card of mini_llava has no score at this distance"

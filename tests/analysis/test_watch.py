@@ -30,7 +30,7 @@ def outcome(output: Path, name: str) -> Outcome:
     planned = plan({**with_settings(config, {"intervention": "none"}), "split": "held_out", "limit": 8})
     samples = planned.load()
     metrics = {"accuracy": 0.5, "accuracy_low": 0.4, "accuracy_high": 0.6}
-    stock = Trial("stock", "held_out", {}, {"intervention": "none"}, planned.identity(samples), len(samples), metrics)
+    stock = Trial("stock", "held_out", {}, {"intervention": "none"}, planned.cache_key(samples), len(samples), metrics)
     found = Outcome("s", "compare", config, [], [stock], key=study_key(config), environment={"tdrs": __version__})
     folder = output / "studies" / "s"
     folder.mkdir(parents=True, exist_ok=True)
@@ -120,7 +120,7 @@ def test_only_what_was_measured_for_the_study_is_shown(
     assert decay.main(["study=s", f"output={tmp_path}"]) == 0
     assert kept(path, found)
     assert kept(path, replace(found, key="0")) is None
-    changed = replace(found, rows=[replace(found.rows[0], identity="0" * 16)])
+    changed = replace(found, rows=[replace(found.rows[0], cache_key="0" * 16)])
     assert kept(path, changed) is None
     changed.save(tmp_path / "studies" / "s" / "study.json")
     assert decay.main(["study=s", f"output={tmp_path}"]) == 2

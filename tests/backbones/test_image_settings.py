@@ -1,4 +1,4 @@
-"""How pictures are prepared is a setting: it reaches the processor, decides the identity, and is checked by name."""
+"""How pictures are prepared is a setting: it reaches the processor, decides the cache key, and is checked by name."""
 
 from pathlib import Path
 

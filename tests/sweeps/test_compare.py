@@ -1,4 +1,4 @@
-"""The protocol compare: every method at every place, paired with stock, tuned where it has a space, checked first."""
+"""The protocol compare: every method at every condition, paired with stock, tuned in its space, checked first."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -8,7 +8,7 @@ import pytest
 from tdrs.analysis import comparison, distance
 from tdrs.sweeps import compare
 from tdrs.sweeps.log import read_outcome
-from tdrs.sweeps.methods import Method, places
+from tdrs.sweeps.methods import Method, conditions
 from tdrs.sweeps.study import Study
 from tdrs.sweeps.trials import FAILED, Outcome, Request, Trial, check_same_samples
 
@@ -37,13 +37,13 @@ def small(output: Path, axes: Any = AXES, methods: Any = METHODS, **search: Any)
 
 
 def test_places_are_all_combinations() -> None:
-    assert list(places({"dataset.gap": [1, 2], "dataset": ["a", "b"]})) == [
+    assert list(conditions({"dataset.gap": [1, 2], "dataset": ["a", "b"]})) == [
         {"dataset.gap": gap, "dataset": name} for gap in (1, 2) for name in "ab"
     ]
-    merged = list(places(AXES))
+    merged = list(conditions(AXES))
     assert len(merged) == 8
     assert merged[5] == {"dataset": "mini_scienceqa", "dataset.gap": 0, "dataset.blank": True}
-    assert list(places({})) == [{}]
+    assert list(conditions({})) == [{}]
 
 
 def test_groups_are_set_before_keys() -> None:
@@ -73,11 +73,11 @@ def test_a_finished_comparison_and_its_figure(
     tmp_path: Path, pretended: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     found = Study(small(tmp_path), Tracker("none", tmp_path)).run()
-    assert [(row.name, row.place) for row in found.rows] == [
-        (name, place) for place in places(AXES) for name in ("stock", "sharper")
+    assert [(row.name, row.condition) for row in found.rows] == [
+        (name, condition) for condition in conditions(AXES) for name in ("stock", "sharper")
     ]
     assert found.trials == []
-    assert len({row.identity for row in found.rows}) == 16
+    assert len({row.cache_key for row in found.rows}) == 16
     assert all(row.n == 8 for row in found.rows)
     for stock, edited in zip(found.rows[::2], found.rows[1::2], strict=True):
         assert stock.difference is None
@@ -90,7 +90,7 @@ def test_a_finished_comparison_and_its_figure(
     assert [(panel.backbone, panel.dataset) for panel in panels] == [
         ("mini_llava", "mini_pope"), ("mini_llava", "mini_scienceqa")
     ]  # fmt: skip
-    measured = {(row.name, *row.place.values()): row.score for row in found.rows}
+    measured = {(row.name, *row.condition.values()): row.score for row in found.rows}
     pope = panels[0]
     assert set(pope.lines) == {(m, p) for p in ("between", "before_image") for m in ("stock", "sharper")}
     assert all([point.gap for point in line] == [0, 9] for line in pope.lines.values())
@@ -112,9 +112,9 @@ def test_a_method_with_a_space_is_tuned_at_each_place(tmp_path: Path, pretended:
     assert len(found.trials) == 8
     assert {trial.split for trial in found.trials} == {"tuning"}
     for gap in (0, 5):
-        trials = [trial for trial in found.trials if trial.place["dataset.gap"] == gap]
+        trials = [trial for trial in found.trials if trial.condition["dataset.gap"] == gap]
         assert trials[0].settings["intervention.tau"] == 0.5  # its own default first
-        (row,) = [row for row in found.rows if row.name == "tuned" and row.place["dataset.gap"] == gap]
+        (row,) = [row for row in found.rows if row.name == "tuned" and row.condition["dataset.gap"] == gap]
         assert row.budget == 4
         assert row.settings == max(trials, key=lambda trial: trial.score).settings
     assert "tuned rows: settings chosen on the tuning split, n = 8" in "\n".join(found.table())
@@ -122,18 +122,18 @@ def test_a_method_with_a_space_is_tuned_at_each_place(tmp_path: Path, pretended:
 
 def test_a_comparison_at_one_distance_is_a_forest(tmp_path: Path) -> None:
     rows = []
-    for place in ({"dataset": "mini_gqa", "dataset.gap": 4}, {"dataset": "mini_pope", "dataset.gap": 4}):
+    for condition in ({"dataset": "mini_gqa", "dataset.gap": 4}, {"dataset": "mini_pope", "dataset.gap": 4}):
         metrics = {"accuracy": 0.5, "accuracy_low": 0.4, "accuracy_high": 0.6}
-        rows.append(Trial("stock", "held_out", place, {}, "0", 9, metrics))
+        rows.append(Trial("stock", "held_out", condition, {}, "0", 9, metrics))
         for name, low in (("helps", 0.1), ("unclear", -0.1), ("hurts", -0.4)):
             difference = low + 0.1, low, low + 0.2
             given = {"accuracy": 0.5 + low + 0.1}
-            rows.append(Trial(name, "held_out", place, {}, "1", 9, given, difference=difference))
-        rows.append(Trial("broken", "held_out", place, {}, "2", 9, status=FAILED, reason="no"))
+            rows.append(Trial(name, "held_out", condition, {}, "1", 9, given, difference=difference))
+        rows.append(Trial("broken", "held_out", condition, {}, "2", 9, status=FAILED, reason="no"))
     panels = comparison.numbers(
         Outcome("t", "compare", {"backbone": {"name": "m"}, "dataset": {"name": "d"}}, [], rows)
     )
-    assert [panel.place for panel in panels] == ["m, mini_gqa, gap 4", "m, mini_pope, gap 4"]
+    assert [panel.condition for panel in panels] == ["m, mini_gqa, gap 4", "m, mini_pope, gap 4"]
     assert [row.method for row in panels[1].rows] == ["helps", "unclear", "hurts"]
     assert panels[0].rows[2][2:5] == pytest.approx((-0.3, -0.4, -0.2))
     paths = comparison.draw(panels, tmp_path)

@@ -1,4 +1,4 @@
-"""The protocol of Figure 3: order, what is fixed when, ties, rounds, places, and a checked search space."""
+"""The protocol of Figure 3: order, what is fixed when, ties, rounds, conditions, and a checked search space."""
 
 from pathlib import Path
 from typing import Any
@@ -33,7 +33,7 @@ class Asked(Engine):
     def trial(self, r: Request) -> Trial:
         s = {key: float(value) for key, value in r.settings.items() if key != "intervention.gain"}
         score = -abs(s.get(DC_W, 0) - 10) - abs(s.get(DC, 0) - 0.3) - abs(s.get(RE, 0) - 0.1)
-        return Trial(r.name, r.split, r.place, r.settings, "0", 9, {"accuracy": score})
+        return Trial(r.name, r.split, r.condition, r.settings, "0", 9, {"accuracy": score})
 
 
 def search(**changed: Any) -> coordinate.Coordinate:
@@ -101,14 +101,14 @@ def test_places_have_curves_and_rows_of_their_own(tmp_path: Path, pretended: lis
     assert [row.name for row in found.rows] == 2 * [
         "stock", "logits, paper", "logits, tuned", "weights, paper", "weights, tuned", "temperature, tuned"
     ]  # fmt: skip
-    assert [row.place["dataset"] for row in found.rows] == 6 * ["mini_scienceqa"] + 6 * ["mini_pope"]
+    assert [row.condition["dataset"] for row in found.rows] == 6 * ["mini_scienceqa"] + 6 * ["mini_pope"]
     assert found.rows[1].settings[RE] == 0.8
     assert found.rows[7].settings[RE] == 1
     assert len(found.curves) == 16
     assert found.rows[2].budget == 25
     for curve in found.curves:
         assert all(found.trials[n].settings[curve.key] == v for n, v in zip(curve.trials, curve.values, strict=True))
-        assert all(found.trials[n].place == curve.place for n in curve.trials)
+        assert all(found.trials[n].condition == curve.condition for n in curve.trials)
 
 
 @pytest.mark.parametrize(

@@ -40,13 +40,13 @@ def kept(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, Outco
         outcome = run(output)
         run(output, "other", {"intervention.tau": [0.2, 0.3]})
         records = Records(output / "records")
-        identity = outcome.trials[1].identity
-        evaluation = records.read(identity)
-        for path in records.path(identity).glob("*"):
+        cache_key = outcome.trials[1].cache_key
+        evaluation = records.read(cache_key)
+        for path in records.path(cache_key).glob("*"):
             path.unlink()
         for start in (0, 4):
-            records.append(identity, pretend.Batch(start, evaluation.records[start : start + 4], {}, 1e-4, 4))
-        records.fail(identity, "RuntimeError: x", 1, "trace")
+            records.append(cache_key, pretend.Batch(start, evaluation.records[start : start + 4], {}, 1e-4, 4))
+        records.fail(cache_key, "RuntimeError: x", 1, "trace")
         yield output, outcome
 
 
@@ -120,7 +120,7 @@ QUIET = {(file, damage) for file in LINES for damage in ("cut", "empty", "reorde
 def _folder(output: Path, outcome: Outcome, place: str) -> Path:
     """A finished record's folder, the one with batches alone, or the study's."""
     number = {"record": 2, "partial": 1}.get(place, 0)
-    return output / "records" / outcome.trials[number].identity if number else output / "studies" / "small"
+    return output / "records" / outcome.trials[number].cache_key if number else output / "studies" / "small"
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
@@ -136,8 +136,8 @@ def test_a_damaged_file_is_set_aside_and_measured_again(
     output, outcome = tmp_path / "outputs", kept[1]
     shutil.copytree(kept[0], output)
     folders = {
-        "record": output / "records" / outcome.trials[2].identity,
-        "partial": output / "records" / outcome.trials[1].identity,
+        "record": output / "records" / outcome.trials[2].cache_key,
+        "partial": output / "records" / outcome.trials[1].cache_key,
         "study": output / "studies" / "small",
     }
     place, name = file.split("/")
@@ -174,14 +174,14 @@ def test_a_damaged_result_is_not_shown(
 def test_metrics_are_those_of_the_rows(kept: tuple[Path, Outcome], tmp_path: Path) -> None:
     """Whoever writes a checksum over a wrong accuracy is not believed either."""
     shutil.copytree(kept[0] / "records", tmp_path / "records")
-    records, identity = Records(tmp_path / "records"), kept[1].trials[2].identity
-    path = records.path(identity) / "result.json"
-    result = checked_file.read_json(path, identity)
+    records, cache_key = Records(tmp_path / "records"), kept[1].trials[2].cache_key
+    path = records.path(cache_key) / "result.json"
+    result = checked_file.read_json(path, cache_key)
     result["metrics"]["accuracy"] = 0.99
-    checked_file.write_json(path, result, identity)
-    assert not records.done(identity)
+    checked_file.write_json(path, result, cache_key)
+    assert not records.done(cache_key)
     with pytest.raises(Damaged, match=r"has accuracy 0\.99, its rows give"):
-        records.read(identity)
+        records.read(cache_key)
 
 
 def test_bad_records_of_others_stop_no_study(
@@ -247,7 +247,7 @@ def test_prune_removes_what_no_study_names(
 ) -> None:
     output = tmp_path / "outputs"
     shutil.copytree(kept[0], output)
-    mine = {trial.identity for trial in [*kept[1].trials, *kept[1].rows]}
+    mine = {trial.cache_key for trial in [*kept[1].trials, *kept[1].rows]}
     everything = {path.name for path in (output / "records").iterdir()}
     assert study_command(["prune", f"output={output}"]) == 0
     assert "0 records that no study in" in capsys.readouterr().out
@@ -256,7 +256,7 @@ def test_prune_removes_what_no_study_names(
     assert unused
     assert study_command(["prune", f"output={output}"]) == 0
     said = capsys.readouterr().out
-    assert all(identity in said for identity in unused)
+    assert all(cache_key in said for cache_key in unused)
     assert "nothing was removed; to do it:  python -m tdrs.study prune" in said
     assert {path.name for path in (output / "records").iterdir()} == everything
     (output / "records" / "notes").mkdir()
@@ -300,7 +300,7 @@ def _reseal(path: Path, **values: Any) -> None:
         ("study/trials.jsonl", {"metrics": {"accuracy": "high"}}),
         ("study/trials.jsonl", {"settings": []}),
         ("study/trials.jsonl", {"new": 1}),
-        ("study/trials.jsonl", {"identity": "../x"}),
+        ("study/trials.jsonl", {"cache_key": "../x"}),
         ("study/study.json", {"new": 1}),
         ("study/study.json", {"curves": ...}),
         ("study/study.json", {"rows": 3}),
@@ -323,8 +323,8 @@ def test_another_form_under_a_right_checksum_is_not_believed(
         assert study_command([*words, f"output={output}"]) in (0, 1, 2)
     assert timeless(run(output)) == timeless(outcome)
     lines = checked_file.read_lines(output / "studies" / "small" / "trials.jsonl", outcome.key)[0]
-    assert {line["identity"]: line["metrics"] for line in lines} == {
-        trial.identity: trial.metrics for trial in [*outcome.trials, *outcome.rows]
+    assert {line["cache_key"]: line["metrics"] for line in lines} == {
+        trial.cache_key: trial.metrics for trial in [*outcome.trials, *outcome.rows]
     }
     assert study_command(["show", "small", f"output={output}"]) == 0
 

@@ -59,19 +59,19 @@ def test_failed_cells_are_tried_again_and_shown(
     assert found.rows[2].settings["intervention.dc.w_min"] != 10
 
 
-def test_each_place_has_a_stock_model_a_best_cell_and_controls(tmp_path: Path, pretended: list[str]) -> None:
+def test_each_condition_has_a_stock_model_a_best_cell_and_controls(tmp_path: Path, pretended: list[str]) -> None:
     given = {"axes": {"dataset.gap": [0, 7]}, "controls": {"sharper": {"intervention": "temperature"}}}
     found = Study(small(tmp_path, {"intervention.dc.w_min": [1, 3]}, **given), Tracker("none", tmp_path)).run()
-    assert [(trial.name, trial.place) for trial in found.trials] == [
+    assert [(trial.name, trial.condition) for trial in found.trials] == [
         (name, {"dataset.gap": gap}) for gap in (0, 7) for name in ("stock", "cell", "cell")
     ]
     rows = ["stock", "as configured", "best of 2", "sharper"]
-    assert [(row.name, row.place) for row in found.rows] == [(n, {"dataset.gap": g}) for g in (0, 7) for n in rows]
+    assert [(row.name, row.condition) for row in found.rows] == [(n, {"dataset.gap": g}) for g in (0, 7) for n in rows]
     for gap in (0, 7):
-        cells = [trial for trial in found.trials if trial.name == "cell" and trial.place["dataset.gap"] == gap]
-        (best,) = [row for row in found.rows if row.budget and row.place["dataset.gap"] == gap]
+        cells = [trial for trial in found.trials if trial.name == "cell" and trial.condition["dataset.gap"] == gap]
+        (best,) = [row for row in found.rows if row.budget and row.condition["dataset.gap"] == gap]
         assert best.settings == max(cells, key=lambda cell: cell.score).settings
-        (stock,) = [row for row in found.rows if row.name == "stock" and row.place["dataset.gap"] == gap]
+        (stock,) = [row for row in found.rows if row.name == "stock" and row.condition["dataset.gap"] == gap]
         assert best.difference[0] == pytest.approx(best.score - stock.score)
     assert "dataset.gap=7 dc.w_min=3" in "\n".join(found.table())
 

@@ -223,8 +223,8 @@ def test_four_machines_on_one_study(inline: Any, postgresql: str, tmp_path: Path
     storage = open_storage(postgresql)
     (work,) = [one for one in storage.get_all_studies() if one.study_name.startswith("four evaluations")]
     trials = storage.get_all_trials(work._study_id)
-    brought = Counter(trial.user_attrs["identity"] for trial in trials if "content" in trial.user_attrs)
-    assert set(brought) == {line["identity"] for line in inline[1]}
+    brought = Counter(trial.user_attrs["cache_key"] for trial in trials if "content" in trial.user_attrs)
+    assert set(brought) == {line["cache_key"] for line in inline[1]}
     assert set(brought.values()) == {1}
     assert not any(trial.state.name == "RUNNING" for trial in trials)
 

@@ -53,9 +53,9 @@ def test_a_stopped_study_goes_on_with_the_same_points(
     stop, append = Stop(), Records.append
     seen: list[str] = []
 
-    def count(self: Records, identity: str, batch: Batch, shard: str | None = None) -> None:
-        append(self, identity, batch)
-        seen.append(identity)
+    def count(self: Records, cache_key: str, batch: Batch, shard: str | None = None) -> None:
+        append(self, cache_key, batch)
+        seen.append(cache_key)
         stop.requested = len(seen) in (7, 16)
 
     monkeypatch.setattr(Records, "append", count)
@@ -147,14 +147,14 @@ def test_samples_are_paired_by_their_ids() -> None:
         enough([replace(record, id=f"x{record.id}") for record in worse])
 
 
-def test_each_place_has_its_own_points(tmp_path: Path, pretended: list[str]) -> None:
+def test_each_condition_has_its_own_points(tmp_path: Path, pretended: list[str]) -> None:
     found = run(tmp_path, axes={"dataset.gap": [0, 4]}, trials=3)
-    assert [(t.name, t.place["dataset.gap"]) for t in found.trials] == [
+    assert [(t.name, t.condition["dataset.gap"]) for t in found.trials] == [
         (name, gap) for gap in (0, 4) for name in ("stock", "search", "search", "search")
     ]
     for gap in (0, 4):
-        points = [t for t in found.trials if t.name == "search" and t.place["dataset.gap"] == gap]
-        (row,) = [row for row in found.rows if row.name == "best of 3" and row.place["dataset.gap"] == gap]
+        points = [t for t in found.trials if t.name == "search" and t.condition["dataset.gap"] == gap]
+        (row,) = [row for row in found.rows if row.name == "best of 3" and row.condition["dataset.gap"] == gap]
         assert row.settings == max(points, key=lambda trial: trial.score).settings
 
 

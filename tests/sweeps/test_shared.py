@@ -35,15 +35,15 @@ def workers(storage: Any, tmp_path: Path, count: int = 2, seconds: float = 60) -
     return [Shared(tmp_path / str(n), storage, "work", seconds) for n in range(count)]
 
 
-def claimed(records: Shared, identity: str) -> Lease:
-    lease = records.claim(identity)
+def claimed(records: Shared, cache_key: str) -> Lease:
+    lease = records.claim(cache_key)
     assert lease
     return lease
 
 
 def publications(storage: InMemoryStorage) -> list[str]:
     study = storage.get_study_id_from_name("work")
-    return [t.user_attrs["identity"] for t in storage.get_all_trials(study) if "content" in t.user_attrs]
+    return [t.user_attrs["cache_key"] for t in storage.get_all_trials(study) if "content" in t.user_attrs]
 
 
 def test_what_one_measures_all_have(storage: InMemoryStorage, tmp_path: Path) -> None:
@@ -162,10 +162,10 @@ def test_without_its_storage_a_worker_goes_on(
 
         for name in ("create_new_trial", "get_all_trials", "set_trial_state_values"):
             monkeypatch.setattr(storage, name, gone)
-    for identity in (B, "c" * 16):
-        with claimed(here, identity):
-            here.finish(identity, evaluation(), {})
-        assert here.done(identity)
+    for cache_key in (B, "c" * 16):
+        with claimed(here, cache_key):
+            here.finish(cache_key, evaluation(), {})
+        assert here.done(cache_key)
     said = capsys.readouterr().err
     assert said.count("the study's storage is gone (connection refused); this worker goes on alone") == 1
 
@@ -174,7 +174,7 @@ def test_damaged_parts_are_said_and_left(
     storage: InMemoryStorage, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     here, there = workers(storage, tmp_path)
-    values = {"identity": A, "digest": "0", "part": 0, "of": 1, "done": False, "content": "aGVsbG8="}
+    values = {"cache_key": A, "digest": "0", "part": 0, "of": 1, "done": False, "content": "aGVsbG8="}
     here._add(TrialState.COMPLETE, values)
     assert not there.done(A)
     assert f"what was brought of {A} is damaged" in capsys.readouterr().err

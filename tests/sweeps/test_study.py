@@ -143,7 +143,7 @@ def test_mlflow_has_a_child_a_trial(finished: tuple[Path, Outcome]) -> None:
     assert lines[0].startswith("5 rows beside the stock model on the held-out split, 3 of them tuned")
     assert lines[1].startswith("highest: ")
     assert lines[2].startswith("lowest: ")
-    assert lines[3].startswith("Weights, prompts and rules were checked against a published score at 0 of 1 places")
+    assert lines[3].startswith("Weights, prompts and rules were checked against a published score at 0 of 1 conditions")
     assert parent.data.metrics["held_out.logits.tuned.accuracy"] == outcome.rows[2].score
     assert {"commit", "device", "backbone", "dataset", "method", "reading.gain"} <= set(parent.data.tags)
     found = children(output)
@@ -189,7 +189,7 @@ def test_settings_that_edit_alike_run_once(finished: tuple[Path, Outcome]) -> No
     output, outcome = finished
     everything = [*outcome.trials, *outcome.rows]
     folders = [path.parent.name for path in (output / "records").glob("*/result.json")]
-    assert {trial.identity for trial in everything} == set(folders)
+    assert {trial.cache_key for trial in everything} == set(folders)
     assert len(folders) < len({trial.key for trial in everything})
 
 
@@ -211,9 +211,9 @@ def test_a_stop_keeps_the_batch_and_the_study_goes_on(
     stop, seen = Stop(), []
     append = Records.append
 
-    def count(self: Records, identity: str, batch: Batch, shard: str | None = None) -> None:
-        append(self, identity, batch)
-        seen.append(identity)
+    def count(self: Records, cache_key: str, batch: Batch, shard: str | None = None) -> None:
+        append(self, cache_key, batch)
+        seen.append(cache_key)
         stop.requested = len(seen) == 5
 
     monkeypatch.setattr(Records, "append", count)
@@ -386,7 +386,7 @@ def test_a_result_of_another_study_is_not_read(own: tuple[Path, Outcome]) -> Non
 def test_trials_of_another_version_are_moved_away(
     own: tuple[Path, Outcome], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The study's key stays, its evaluations have other identities: the trials are those of the last run alone."""
+    """The study's key stays, its evaluations have other cache keys: the trials are those of the last run alone."""
     output, outcome = own
     folder = output / "studies" / "small"
     before, runs_before = (folder / "trials.jsonl").read_text(), len(children(output))
@@ -394,7 +394,7 @@ def test_trials_of_another_version_are_moved_away(
     capsys.readouterr()
     found = study(output).run()
     assert found.key == outcome.key
-    assert not {t.identity for t in found.trials} & {t.identity for t in outcome.trials}
+    assert not {t.cache_key for t in found.trials} & {t.cache_key for t in outcome.trials}
     keys = list(dict.fromkeys(trial.key for trial in [*found.trials, *found.rows]))
     assert list(read_trials(folder, found.key)) == keys
     assert [t.user_attrs["key"] for t in in_optuna(output)] == list(dict.fromkeys(t.key for t in found.trials))
@@ -417,11 +417,11 @@ def test_the_environment_is_the_one_that_measured(own: tuple[Path, Outcome], mon
     monkeypatch.setattr(evaluate_module, "environment", lambda: elsewhere)
     found = study(output)
     assert found.run().environment == outcome.environment == environment()
-    path = found.records.path(outcome.rows[1].identity) / "result.json"
-    identity = path.parent.name
-    result = checked_file.read_json(path, identity)
-    checked_file.write_json(path, result | {"environment": elsewhere}, identity)
-    count = len({trial.identity for trial in [*outcome.trials, *outcome.rows]})
+    path = found.records.path(outcome.rows[1].cache_key) / "result.json"
+    cache_key = path.parent.name
+    result = checked_file.read_json(path, cache_key)
+    checked_file.write_json(path, result | {"environment": elsewhere}, cache_key)
+    count = len({trial.cache_key for trial in [*outcome.trials, *outcome.rows]})
     device = study(output).run().environment["device"]
     assert device == f"{environment()['device']} ({count - 1} evaluations), another GPU (1 evaluations)"
     lines = report._elsewhere(outcome, found.records)
