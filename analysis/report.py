@@ -32,7 +32,7 @@ from tdrs.commands import study_command
 from tdrs.configuration import with_settings
 from tdrs.entry_point import run_command
 from tdrs.environment import environment
-from tdrs.evaluate import plan
+from tdrs.evaluation import plan
 from tdrs.published import Comparison, checked, compare
 from tdrs.records import Records
 

@@ -16,7 +16,7 @@ from tdrs.backbones import Backbone
 from tdrs.backbones.features import Features
 from tdrs.benchmarks import Sample
 from tdrs.configuration import with_settings
-from tdrs.evaluate import gib, plan
+from tdrs.evaluation import gib, plan
 from tdrs.interventions import Method
 from tdrs.settings import SettingError
 

@@ -22,8 +22,9 @@ from tdrs.backbones.features import Features
 from tdrs.benchmarks import Benchmark, Record, Samples
 from tdrs.checked_file import Damaged
 from tdrs.configuration import with_settings
-from tdrs.evaluate import Plan, complete, other_metrics, plan, summary
-from tdrs.records import Evaluation, Records, asked_of, is_cache_key
+from tdrs.evaluation import Plan, complete, other_metrics, plan, summary
+from tdrs.records import Records, is_cache_key
+from tdrs.results import Evaluation, asked_of
 from tdrs.settings import SettingError, first_line
 from tdrs.statistics import paired_difference
 from tdrs.stopping import Stop

@@ -16,9 +16,10 @@ from typing import Any
 import torch
 
 from tdrs.backbones.features import Features
-from tdrs.evaluate import gib, other_metrics
+from tdrs.evaluation import gib, other_metrics
 from tdrs.lease import Lease
-from tdrs.records import Records, asked_of
+from tdrs.records import Records
+from tdrs.results import asked_of
 from tdrs.settings import SettingError, check_number
 
 from .engine import WAIT, Engine, Job

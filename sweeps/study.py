@@ -20,7 +20,7 @@ from tqdm import tqdm
 from tdrs.backbones.features import Features
 from tdrs.configuration import check
 from tdrs.environment import environment
-from tdrs.evaluate import gib
+from tdrs.evaluation import gib
 from tdrs.lease import Lease
 from tdrs.records import Records
 from tdrs.settings import check_choice

@@ -12,7 +12,7 @@ from typing import Any
 from tdrs import checked_file
 from tdrs.benchmarks import Record
 from tdrs.escape import printable
-from tdrs.records import Counts
+from tdrs.results import Counts
 from tdrs.settings import SettingError
 
 Settings = dict[str, Any]  # dotted configuration key → value; a group (`backbone`) by the name of its choice

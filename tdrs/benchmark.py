@@ -36,7 +36,7 @@ from tdrs.backbones import Backbone
 from tdrs.configuration import choice, compose, plain
 from tdrs.entry_point import run_command
 from tdrs.environment import environment, keep_memory
-from tdrs.evaluate import evaluate
+from tdrs.evaluation import evaluate
 from tdrs.interventions import METHODS
 from tdrs.settings import SettingError, check_choice, first_line, folder_named
 from tdrs.sweeps.engine import Job

@@ -30,7 +30,7 @@ from tdrs.benchmarks import Sample
 from tdrs.commands import command
 from tdrs.configuration import plain, run, typed
 from tdrs.environment import environment
-from tdrs.evaluate import Plan, complete, gib, out_of_memory, plan
+from tdrs.evaluation import Plan, complete, gib, out_of_memory, plan
 from tdrs.interventions.tdrs import TDRS
 from tdrs.published import compare
 from tdrs.records import Records

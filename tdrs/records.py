@@ -1,21 +1,20 @@
-"""Where evaluations are kept: a folder each, named by the hash of what decides its records, shared by all studies.
+"""The store of evaluations: one folder each, named by its cache key and shared by all studies.
 
-    records/CACHE_KEY/batches.jsonl                                 while it runs: a line a finished batch
-                     shard-2-of-4/batches.jsonl                    those of a shard, which another machine may bring
-                     config.yaml, samples.parquet, result.json     once it is done, result.json last
-                     failed.json                                   why the last attempt failed
-                     lease                                         who is at work
-                     NAME.damaged-1                                what was not as it was written
+    records/CACHE_KEY/batches.jsonl                                while it runs: one line for each finished batch
+                      shard-2-of-4/batches.jsonl                   the same for a shard, from any machine
+                      config.yaml, samples.parquet, result.json    when it is finished; result.json is written last
+                      failed.json                                  why the last attempt failed
+                      lease                                        which process works on it
+                      NAME.damaged-1                               a file that was damaged
 
-A process that dies loses at most the batch it was in: the next one reads the finished batches and goes on. Nothing here
-is ever in a state that is not one of these; files are written under another name and moved into place. Every file has
-a checksum and the evaluation's cache key. No number comes from a damaged one: the next process that measures the
-evaluation sets it aside, says so, and measures it again.
+A process that dies loses at most its current batch: the next process reads the finished batches and continues. Files
+are written under another name and moved into place, so no other state exists. Every file has a checksum and its cache
+key. No number is taken from a damaged file: whoever measures the evaluation next sets the file aside, prints one line,
+and measures again.
 """
 
 import hashlib
 import io
-import math
 import re
 import shutil
 import sys
@@ -23,196 +22,39 @@ import time
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
 from tdrs import checked_file
-from tdrs.benchmarks import Record
-from tdrs.benchmarks.benchmark import mean_score
 from tdrs.checked_file import ASIDE, Damaged
 from tdrs.lease import Lease
+from tdrs.results import FILES, Asked, Batch, Evaluation, Failure, asked_of
 from tdrs.settings import SettingError
-from tdrs.statistics import accuracy_interval
 from tdrs.stopping import Stop
 
-Counts = dict[str, tuple[int, int]]
-Asked = tuple[str, str, str, float]
-_FIELDS = [column.name for column in fields(Record)]
-_WHOLE = ("config.yaml", "samples.parquet", "result.json")  # result.json last: with it an evaluation is done
-_IDENTITY = re.compile(r"[0-9a-f]{16}")
-
-
-@dataclass(frozen=True)
-class Batch:
-    """A finished batch.
-
-    Attributes:
-        start: the number of its first sample.
-        records: one a sample.
-        clamped: how many w_min were clamped, and of how many.
-        seconds: how long it took.
-        size: how many samples were asked at a time: the batch size, or less once memory ran out.
-        marked: special tokens of the model that samples spell out, and in how many.
-    """
-
-    start: int
-    records: list[Record]
-    clamped: Counts
-    seconds: float
-    size: int
-    marked: dict[str, int] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """One evaluation.
-
-    Attributes:
-        records: one a sample.
-        metrics: the benchmark's, and the accuracy's 95 % limits, the mean margin, the share of clamped w_min.
-        notes: what a reader of the metrics should know.
-        clamped: how many w_min were clamped, and of how many.
-        seconds: how long its batches took.
-        finished: when, in seconds since 1970.
-        environment: versions and machine of the process that finished it; empty if they were not kept.
-    """
-
-    records: list[Record]
-    metrics: dict[str, float]
-    notes: list[str]
-    clamped: Counts
-    seconds: float
-    finished: float
-    environment: dict[str, str] = field(default_factory=dict)
-
-    def save(self, folder: Path, config: Mapping[str, Any]) -> None:
-        """Write the three files of a folder named by the cache key; `result.json` last, with their checksums."""
-        table = pa.table({name: [getattr(record, name) for record in self.records] for name in _FIELDS})
-        samples = io.BytesIO()
-        pq.write_table(table, samples)
-        checked_file.write(folder / "samples.parquet", samples.getvalue())
-        written = checked_file.write_yaml(folder / "config.yaml", config)
-        result = {
-            "metrics": {name: None if math.isnan(value) else value for name, value in self.metrics.items()},
-            "n": len(self.records),
-            "notes": self.notes,
-            "clamped": self.clamped,
-            "seconds": self.seconds,
-            "finished": self.finished,
-            "environment": self.environment,
-            "files": {"samples.parquet": checked_file.sha256(samples.getvalue()), "config.yaml": written},
-        }
-        checked_file.write_json(folder / "result.json", result, folder.name)
-
-    @classmethod
-    def read(cls, folder: Path) -> "Evaluation":
-        """What `save` wrote.
-
-        Raises:
-            FileNotFoundError: it is not finished.
-            Damaged: a file is not what was written, or the metrics are not those of the rows.
-        """
-        try:
-            return cls._read(folder)
-        except Damaged:
-            raise
-        except (KeyError, TypeError, ValueError, AttributeError, pa.ArrowException) as error:
-            raise Damaged(f"result.json or samples.parquet has another form ({type(error).__name__})") from None
-
-    @classmethod
-    def _read(cls, folder: Path) -> "Evaluation":
-        result = checked_file.read_json(folder / "result.json", folder.name)
-        contents = {}
-        for name, digest in result["files"].items():
-            try:
-                contents[name] = (folder / name).read_bytes()
-            except OSError:
-                raise Damaged(f"{name} is missing or cannot be read") from None
-            if checked_file.sha256(contents[name]) != digest:
-                raise Damaged(f"{name} has another content than result.json says")
-        rows = pq.read_table(io.BytesIO(contents["samples.parquet"])).to_pylist()
-        records = [Record(**row) for row in rows]
-        metrics = {name: math.nan if value is None else value for name, value in result["metrics"].items()}
-        if len(records) != result["n"]:
-            raise Damaged(f"result.json has {result['n']} samples, samples.parquet {len(records)}")
-        for name, value in of_rows(records).items():
-            if not alike(metrics[name], value):
-                raise Damaged(f"result.json has {name} {metrics[name]:g}, its rows give {value:g}")
-        return cls(
-            records=records,
-            metrics=metrics,
-            notes=result["notes"],
-            clamped=_counts(result["clamped"]),
-            seconds=result["seconds"],
-            finished=result["finished"],
-            environment=result["environment"],
-        )
-
-
-@dataclass(frozen=True)
-class Failure:
-    """Why an evaluation failed, how often it was tried, when last (seconds since 1970), and where in the code."""
-
-    reason: str
-    attempts: int
-    time: float
-    trace: str
-
-
-def _counts(values: Mapping[str, Sequence[int]]) -> Counts:
-    return {name: (count, of) for name, (count, of) in values.items()}
-
-
-def of_rows(records: Sequence[Record]) -> dict[str, float]:
-    """The metrics that every benchmark has: accuracy with its 95 % limits, and the mean margin."""
-    weights = [record.weight for record in records]
-    interval = accuracy_interval([r.score for r in records], [r.image_id for r in records], weights)
-    margin = sum(r.margin * r.weight for r in records) / sum(weights) if records else math.nan
-    limits = {"accuracy_low": interval.low, "accuracy_high": interval.high}
-    return {"accuracy": mean_score(records), **limits, "margin": margin}
-
-
-def alike(first: float, second: float) -> bool:
-    """Whether two metrics are one, but for rounding; not measured is like not measured."""
-    return math.isclose(first, second, abs_tol=1e-9) or (math.isnan(first) and math.isnan(second))
+_CACHE_KEY = re.compile(r"[0-9a-f]{16}")
+_OTHER_FORM = (KeyError, TypeError, ValueError, AttributeError, IndexError)  # of a line that is no batch
 
 
 def is_cache_key(name: object) -> bool:
     """Whether a text has the form of an evaluation's cache key: 16 hexadecimal digits."""
-    return isinstance(name, str) and _IDENTITY.fullmatch(name) is not None
+    return isinstance(name, str) and _CACHE_KEY.fullmatch(name) is not None
 
 
-def _batch(values: Mapping[str, Any]) -> Batch:
-    """The batch of a line."""
-    records = [Record(*row) for row in values["records"]]
-    clamped, marked = _counts(values["clamped"]), values.get("marked") or {}
-    return Batch(values["start"], records, clamped, values["seconds"], values["size"], marked)
-
-
-def _is_batch(line: Mapping[str, Any], asked: Sequence[Asked], size: int) -> bool:
-    """Whether a line is the batch of the samples that stand at its place."""
+def _answers(line: Mapping[str, Any], asked: Sequence[Asked], size: int) -> bool:
+    """Whether a line is a whole batch of these samples."""
     try:
-        batch = _batch(line)
-        whole = batch.start % size == 0 and len(batch.records) == len(asked[batch.start : batch.start + size]) > 0
-        return whole and asked_of(batch.records) == list(asked[batch.start : batch.start + size])
-    except (KeyError, TypeError, ValueError, AttributeError, IndexError):
+        return Batch.of_line(line).answers(asked, size)
+    except _OTHER_FORM:
         return False
 
 
-def asked_of(items: Sequence[Any]) -> list[Asked]:
-    """What samples, or records, are known by: id, image, gold answer, weight."""
-    return [(one.id, one.image_id, one.gold, float(one.weight)) for one in items]
-
-
 class Records:
-    """The evaluations under a folder.
+    """The evaluations in a folder.
 
     Args:
-        lease_seconds: after so long without a sign of life a worker on another machine counts as dead.
+        lease_seconds: a worker on another machine counts as dead after this time without a sign of life.
     """
 
     def __init__(self, folder: Path, lease_seconds: float = 60) -> None:
@@ -221,25 +63,25 @@ class Records:
         self._verified: dict[str, tuple[tuple[int, int, int], ...]] = {}  # the files' status when they were whole
 
     def path(self, cache_key: str) -> Path:
-        """The folder of an evaluation, whether or not there is one.
+        """The folder of an evaluation; it need not exist.
 
         Raises:
-            SettingError: the cache key is none, such as one that would lead out of the folder.
+            SettingError: the text is not a cache key; it could lead out of the folder.
         """
         if not is_cache_key(cache_key):
             raise SettingError("cache_key", cache_key, "must be the name of a folder of records: 16 hexadecimal digits")
         return self.folder / cache_key
 
     def exists(self, cache_key: str) -> bool:
-        """Whether there is anything of an evaluation."""
+        """Whether anything of an evaluation exists."""
         path = self.path(cache_key)
         return path.is_symlink() or path.exists()
 
     def done(self, cache_key: str) -> bool:
-        """Whether an evaluation is finished, and its files are whole."""
+        """Whether an evaluation is finished and none of its files is damaged."""
         folder = self.path(cache_key)
         try:
-            status = [(folder / name).stat() for name in _WHOLE]
+            status = [(folder / name).stat() for name in FILES]
         except OSError:
             return False
         seen = tuple((one.st_mtime_ns, one.st_size, one.st_ino) for one in status)
@@ -252,22 +94,22 @@ class Records:
         return True
 
     def read(self, cache_key: str) -> Evaluation:
-        """A finished evaluation; raises FileNotFoundError if it is not finished, Damaged if a file is not whole."""
+        """Read a finished evaluation. Raises FileNotFoundError if it is not finished, Damaged if a file is damaged."""
         return Evaluation.read(self.path(cache_key))
 
     def outline(self, cache_key: str) -> dict[str, Any]:
-        """What `result.json` of an evaluation says, without its samples; empty if it is not there, or is damaged."""
+        """The content of `result.json`, without the samples; empty if the file is missing or damaged."""
         try:
             return checked_file.read_json(self.path(cache_key) / "result.json", cache_key)
         except (FileNotFoundError, Damaged):
             return {}
 
     def environment(self, cache_key: str) -> dict[str, str]:
-        """Where a finished evaluation was measured; empty if it is not finished."""
+        """Versions and machine of a finished evaluation; empty if it is not finished."""
         return dict(self.outline(cache_key).get("environment", {}))
 
     def finish(self, cache_key: str, evaluation: Evaluation, config: Mapping[str, Any]) -> None:
-        """Keep a finished evaluation; its batches are no longer needed."""
+        """Keep a finished evaluation, and remove its batches."""
         folder = self.path(cache_key)
         evaluation.save(folder, config)
         for name in ("batches.jsonl", "failed.json"):
@@ -278,7 +120,7 @@ class Records:
 
     @staticmethod
     def _keep_damaged(shard: Path, cache_key: str) -> None:
-        """Move what is damaged out of the folder of a shard, which is to be removed."""
+        """Move damaged files out of the folder of a shard, which will be removed."""
         path = shard / "batches.jsonl"
         faults = checked_file.read_lines(path, cache_key)[1]
         if faults:
@@ -292,29 +134,25 @@ class Records:
         return [folder / "batches.jsonl", *sorted(folder.glob("shard-*/batches.jsonl"))]
 
     def batches(self, cache_key: str) -> list[Batch]:
-        """The finished batches of an evaluation, those of its shards among them, by their first sample.
-
-        Damaged ones are left out.
-        """
+        """The finished batches of an evaluation and its shards, ordered by their first sample, without damaged ones."""
         found: dict[int, Batch] = {}
         for path in self._batch_files(cache_key):
             for values in checked_file.read_lines(path, cache_key)[0]:
-                with suppress(KeyError, TypeError, ValueError, AttributeError):  # of another version: asked again
-                    batch = _batch(values)
-                    found.setdefault(batch.start, batch)  # a second one is brought by another worker
+                with suppress(*_OTHER_FORM):  # written by another version: the batch is asked again
+                    batch = Batch.of_line(values)
+                    found.setdefault(batch.start, batch)  # two workers may bring the same batch
         return [found[start] for start in sorted(found)]
 
     def append(self, cache_key: str, batch: Batch, shard: str | None = None) -> None:
-        """Keep a batch, of a shard apart from others; nothing if another worker has finished the evaluation meanwhile.
+        """Keep a batch. Each shard has a file of its own. If the evaluation is finished already, nothing is written.
 
         Raises:
-            OSError: it cannot be written, for example because the disk is full; what was there is left.
+            OSError: the batch cannot be written, for example because the disk is full. The earlier ones are unchanged.
         """
         if (self.path(cache_key) / "result.json").exists():
             return
-        rows = [[getattr(record, name) for name in _FIELDS] for record in batch.records]
-        values = vars(batch) | {"records": rows}
-        checked_file.append_line(self._place(cache_key, shard) / "batches.jsonl", checked_file.seal(values, cache_key))
+        line = checked_file.seal(batch.as_line(), cache_key)
+        checked_file.append_line(self._folder_of(cache_key, shard) / "batches.jsonl", line)
 
     def mend(
         self,
@@ -324,14 +162,14 @@ class Records:
         shard: str | None = None,
         unlike: Callable[[Evaluation], str] = lambda evaluation: "",
     ) -> None:
-        """Set aside what is damaged of an evaluation, or not of these samples, and say so; the caller has claimed it.
+        """Set aside damaged files, and files that belong to other samples; print a line for each.
 
-        Damaged batches of other shards are left where they are, since others may be writing there.
+        The caller must hold the claim. Damaged batches of other shards stay, since other workers may be writing there.
 
         Args:
-            asked: its samples, as `asked_of` has them.
-            size: of its batches.
-            unlike: what else is wrong with a whole evaluation.
+            asked: the samples, as `asked_of` gives them.
+            size: the batch size.
+            unlike: says what else is wrong with a finished evaluation; "" if nothing is.
         """
         folder = self.path(cache_key)
         try:
@@ -343,16 +181,16 @@ class Records:
         except FileNotFoundError:
             pass
         except Damaged as error:
-            self._set_aside([folder / name for name in _WHOLE], error)
+            self._set_aside([folder / name for name in FILES], error)
         try:
             checked_file.read_json(folder / "failed.json", cache_key)
         except FileNotFoundError:
             pass
         except Damaged as error:
             self._set_aside([folder / "failed.json"], error)
-        path = self._place(cache_key, shard) / "batches.jsonl"
+        path = self._folder_of(cache_key, shard) / "batches.jsonl"
         lines, faults = checked_file.read_lines(path, cache_key)
-        good = [line for line in lines if _is_batch(line, asked, size)]
+        good = [line for line in lines if _answers(line, asked, size)]
         if len(good) < len(lines):
             faults.append(f"{len(lines) - len(good)} lines are no batches of the samples that are asked")
         if faults:
@@ -365,18 +203,18 @@ class Records:
         if moved:
             print(f"{paths[0].parent}: {error}; set aside as {', '.join(moved)}", file=sys.stderr)
 
-    def _place(self, cache_key: str, shard: str | None) -> Path:
-        """The folder that a worker writes batches into."""
+    def _folder_of(self, cache_key: str, shard: str | None) -> Path:
+        """The folder into which a worker writes batches."""
         folder = self.path(cache_key)
         return folder if shard is None else folder / f"shard-{shard.replace('/', '-of-')}"
 
     def fail(self, cache_key: str, reason: str, attempts: int, trace: str) -> None:
-        """Keep why an evaluation failed."""
+        """Write down why an evaluation failed."""
         failure = Failure(reason, attempts, time.time(), trace)
         checked_file.write_json(self.path(cache_key) / "failed.json", asdict(failure), cache_key)
 
     def failure(self, cache_key: str) -> Failure | None:
-        """Why the last attempt at an evaluation failed; None if none did, or if that is not known."""
+        """Why the last attempt at an evaluation failed; None if none failed, or if the file is damaged."""
         try:
             found = Failure(**checked_file.read_json(self.path(cache_key) / "failed.json", cache_key))
         except (FileNotFoundError, Damaged, TypeError):
@@ -385,9 +223,9 @@ class Records:
         return found if good else None
 
     def pack(self, cache_key: str) -> bytes:
-        """What is kept of an evaluation, as a zip file, for `unpack` elsewhere; empty if there is nothing."""
+        """All that is kept of an evaluation, as a zip file for `unpack` on another machine; empty if nothing exists."""
         folder = self.path(cache_key)
-        names = _WHOLE if self.done(cache_key) else ("failed.json",)
+        names = FILES if self.done(cache_key) else ("failed.json",)
         files = {name: (folder / name).read_bytes() for name in names if (folder / name).exists()}
         kept = [line for path in self._batch_files(cache_key) for line in checked_file.read_lines(path, cache_key)[0]]
         lines = sorted({(line["start"], checked_file.seal(line, cache_key)) for line in kept})
@@ -396,14 +234,14 @@ class Records:
         packed = io.BytesIO()
         with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as archive:
             for name, content in files.items():
-                archive.writestr(zipfile.ZipInfo(name), content)  # without a date: equal contents, equal bytes
+                archive.writestr(zipfile.ZipInfo(name), content)  # no date: equal contents give equal bytes
         return packed.getvalue() if files else b""
 
     def unpack(self, cache_key: str, packed: bytes) -> None:
-        """Keep what `pack` gave elsewhere, beside what there is; nothing if the evaluation is done here.
+        """Add what `pack` gave on another machine. If the evaluation is finished here, nothing is written.
 
         Raises:
-            ValueError: it is no such file.
+            ValueError: the bytes are not from `pack`, or are damaged.
         """
         if not packed or self.done(cache_key):
             return
@@ -414,24 +252,23 @@ class Records:
         except zipfile.BadZipFile as error:
             raise ValueError(f"what was brought of {cache_key} is damaged: {error}") from None
         batches = files.pop("batches.jsonl", None)
-        if batches:  # apart from those of this machine, under a name that equal ones have, too
+        if batches:  # in a file apart from the batches of this machine; equal contents give equal names
             name = f"shard-{hashlib.sha256(batches).hexdigest()[:12]}"
             checked_file.write(folder / name / "batches.jsonl", batches)
-        for name in ("failed.json", *_WHOLE):
+        for name in ("failed.json", *FILES):
             if name in files:
                 checked_file.write(folder / name, files[name])
 
-    def wait_for(self, cache_key: str, stop: Stop, shard: str | None = None) -> "Lease":
-        """The right to run an evaluation, when whoever has it is through; raises KeyboardInterrupt if asked to stop."""
+    def wait_for(self, cache_key: str, stop: Stop, shard: str | None = None) -> Lease:
+        """As `claim`, but wait until no other process has it. Raises KeyboardInterrupt if the user asks to stop."""
         while (lease := self.claim(cache_key, shard)) is None:
             time.sleep(0.2)
             stop.check()
         return lease
 
-    def claim(self, cache_key: str, shard: str | None = None) -> "Lease | None":
-        """The right to run an evaluation, or a shard of it, to be released; None if another process, here or elsewhere,
-        has it."""
+    def claim(self, cache_key: str, shard: str | None = None) -> Lease | None:
+        """The right to run an evaluation or a shard; the caller releases it. None if another process has it."""
         folder = self.path(cache_key)
         if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
             print(f"{folder} is no folder; it is now {checked_file.set_aside(folder).name}", file=sys.stderr)
-        return Lease.take(self._place(cache_key, shard), self.lease_seconds)
+        return Lease.take(self._folder_of(cache_key, shard), self.lease_seconds)

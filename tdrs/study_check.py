@@ -16,9 +16,10 @@ from tdrs import benchmarks, checked_file
 from tdrs.backbones.features import Features
 from tdrs.checked_file import ASIDE, Damaged
 from tdrs.commands import command
-from tdrs.evaluate import other_metrics
+from tdrs.evaluation import other_metrics
 from tdrs.kept import Kept
-from tdrs.records import Evaluation, Records, is_cache_key
+from tdrs.records import Records, is_cache_key
+from tdrs.results import Evaluation
 from tdrs.settings import SettingError
 from tdrs.study_delete import claimed, named_in
 from tdrs.sweeps.log import Log, read_outcome, studies_folder, study_folders

@@ -40,14 +40,13 @@ from sqlalchemy.pool import NullPool
 from tdrs.addresses import DATABASES, check_tracking
 from tdrs.commands import command, study_command
 from tdrs.lease import LostLease
-from tdrs.records import Evaluation
+from tdrs.results import FILES, Evaluation
 from tdrs.settings import check_choice, first_line
 from tdrs.stopping import uninterrupted
 
 KINDS = ("mlflow", "none")
 BUSY = 5  # seconds until a local store that another program has locked counts as down
 PATIENCE = 15  # seconds until a store that does not answer counts as down
-_FILES = ("config.yaml", "result.json", "samples.parquet")  # of an evaluation
 _GONE = ("RESOURCE_DOES_NOT_EXIST", "INVALID_STATE", "INVALID_PARAMETER_VALUE")  # deleted by somebody meanwhile
 LONGEST = 240  # letters of a metric's name; the store takes 250
 T = TypeVar("T")
@@ -366,7 +365,7 @@ class Tracker:
             run, before = self._children(client, experiment, parent).get(key, ("", ""))
             whole = before == status
             if whole and folder and self._repair:
-                whole = set(_FILES) <= {file.path for file in client.list_artifacts(run)}
+                whole = set(FILES) <= {file.path for file in client.list_artifacts(run)}
             return not whole
 
         if not self._attempt(missing):
@@ -397,7 +396,7 @@ class Tracker:
                 made = Dataset(name_, digest[:12], "tdrs", json.dumps(source), profile=json.dumps({"num_rows": n}))
                 client.log_inputs(run, [DatasetInput(made, [InputTag("mlflow.data.context", split)])])
             if folder:
-                for file in _FILES:
+                for file in FILES:
                     client.log_artifact(run, str(folder / file))
             client.set_terminated(run, status, end)
             known[key] = (run, status)

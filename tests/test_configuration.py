@@ -12,7 +12,7 @@ from tdrs import environment, interventions
 from tdrs.backbones import BackboneSettings
 from tdrs.benchmarks import mini_textvqa
 from tdrs.configuration import compose, folder, plain, run
-from tdrs.evaluate import plan
+from tdrs.evaluation import plan
 from tdrs.interventions import METHODS
 from tdrs.settings import SettingError
 

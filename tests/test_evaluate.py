@@ -21,9 +21,10 @@ from tdrs.backbones import Backbone
 from tdrs.benchmarks import Benchmark, Record, mini_gqa, mini_pope, mini_scienceqa, mini_textvqa
 from tdrs.benchmarks.benchmark import mean_score
 from tdrs.configuration import run
-from tdrs.evaluate import evaluate, main_evaluate, run_batches, summary
+from tdrs.evaluate import main_evaluate
+from tdrs.evaluation import evaluate, run_batches, summary
 from tdrs.interventions import METHODS
-from tdrs.records import Evaluation
+from tdrs.results import Evaluation
 
 
 def test_files_and_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -12,10 +12,11 @@ from pathlib import Path
 import pytest
 
 from tdrs import lease as lease_module
-from tdrs import records as records_module
+from tdrs import results as results_module
 from tdrs.benchmarks import Record
 from tdrs.lease import Lease, LostLease
-from tdrs.records import Batch, Evaluation, Records, of_rows
+from tdrs.records import Records
+from tdrs.results import Batch, Evaluation, of_rows
 
 A, B = "a" * 16, "b" * 16
 
@@ -108,7 +109,7 @@ def test_a_file_is_whole_or_not_there(tmp_path: Path, monkeypatch: pytest.Monkey
     def full(*arguments: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(records_module.pq, "write_table", full)
+    monkeypatch.setattr(results_module.pq, "write_table", full)
     store = Records(tmp_path)
     store.append(A, batch(0))
     with pytest.raises(OSError, match="No space left"):

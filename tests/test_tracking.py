@@ -16,7 +16,7 @@ from tdrs import tracking
 from tdrs.benchmarks import Record
 from tdrs.commands import value
 from tdrs.configuration import run
-from tdrs.records import Evaluation, of_rows
+from tdrs.results import Evaluation, of_rows
 from tdrs.settings import SettingError
 from tdrs.sweep import main_sweep
 from tdrs.tracking import Tracker, database_uri, open_tracker

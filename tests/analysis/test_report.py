@@ -13,7 +13,7 @@ from tdrs.sweeps.study import Study
 from tdrs.sweeps.trials import FAILED, Outcome
 
 from tdrs import backbones, published
-from tdrs import evaluate as evaluate_module
+from tdrs import evaluation as evaluation_module
 from tdrs.benchmarks import mini_textvqa, pope
 from tdrs.configuration import compose, plain
 from tdrs.records import Records
@@ -263,7 +263,7 @@ def test_a_page_where_everything_was_given_and_one_row_failed(
             raise RuntimeError("no <b>")
         return pretend.run_batches(backbone, benchmark, samples, method, *others)
 
-    monkeypatch.setattr(evaluate_module, "run_batches", maybe)
+    monkeypatch.setattr(evaluation_module, "run_batches", maybe)
     given = {"axes": {"dataset.gap": [0, 5]}, "methods": {k: METHODS[k] for k in ("same", "other")}}
     outcome = Study(configuration(tmp_path, "search=compare", **given), Tracker("none", tmp_path)).run()
     assert {row.status for row in outcome.rows if row.name == "other"} == {FAILED}

@@ -16,7 +16,7 @@ from tdrs.sweeps.trials import Outcome, Trial
 
 from tdrs import DC, TDRS, __version__, backbones, benchmarks, checked_file
 from tdrs.configuration import compose, plain, with_settings
-from tdrs.evaluate import plan
+from tdrs.evaluation import plan
 from tdrs.settings import SettingError
 
 MODELS = ["mini_llava", "mini_internvl", "mini_qwen2_5_vl"]

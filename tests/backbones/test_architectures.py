@@ -6,7 +6,7 @@ from PIL import Image
 
 from tdrs import TDRS, Stock, backbones, benchmarks
 from tdrs.backbones import Backbone, BackboneSettings
-from tdrs.evaluate import evaluate
+from tdrs.evaluation import evaluate
 from tests.attention.architectures import ARCHITECTURES
 from tests.backbones.folders import write
 

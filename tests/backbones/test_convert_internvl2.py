@@ -15,7 +15,7 @@ from torch.nn.functional import gelu, layer_norm, silu
 from tdrs import TDRS, backbones, benchmarks
 from tdrs.backbones import BackboneSettings, convert_internvl2
 from tdrs.backbones.convert_internvl2 import CHAT_TEMPLATE, SYSTEM, convert
-from tdrs.evaluate import evaluate
+from tdrs.evaluation import evaluate
 from tdrs.settings import SettingError
 from tests.backbones.folders import tokenizer
 

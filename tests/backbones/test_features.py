@@ -16,7 +16,7 @@ from tdrs.backbones import Backbone
 from tdrs.backbones.features import Features
 from tdrs.benchmarks.benchmark import Sample
 from tdrs.configuration import compose, plain
-from tdrs.evaluate import evaluate
+from tdrs.evaluation import evaluate
 
 MODELS = ["mini_llava", "mini_internvl", "mini_qwen2_5_vl"]
 

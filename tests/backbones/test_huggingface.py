@@ -9,7 +9,7 @@ import pytest
 from tdrs import TDRS, Stock, backbones, benchmarks
 from tdrs.backbones import Backbone, BackboneSettings
 from tdrs.backbones.backbone_settings import EMBEDDED
-from tdrs.evaluate import evaluate
+from tdrs.evaluation import evaluate
 from tdrs.settings import SettingError
 
 

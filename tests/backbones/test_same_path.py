@@ -16,7 +16,7 @@ from tdrs.backbones import Backbone, BackboneSettings
 from tdrs.benchmarks import mini_gqa, mini_pope, mini_scienceqa, mini_textvqa
 from tdrs.benchmarks.benchmark import Samples
 from tdrs.benchmarks.prompts import OPTION_LETTER, SINGLE_WORD
-from tdrs.evaluate import evaluate
+from tdrs.evaluation import evaluate
 from tests.attention.architectures import ARCHITECTURES
 from tests.backbones.folders import write
 

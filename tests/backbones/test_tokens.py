@@ -19,7 +19,7 @@ from tdrs.backbones.decoding import Watch
 from tdrs.backbones.processors import load_processor
 from tdrs.backbones.tokens import as_text, first_tokens, holds_marks
 from tdrs.configuration import compose, plain
-from tdrs.evaluate import evaluate
+from tdrs.evaluation import evaluate
 from tdrs.settings import SettingError
 from tests.backbones.folders import INTERNVL_NAMES, write
 from tests.backbones.folders import SPECIAL as FOLDER_MARKS

@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 
 from tdrs import backbones
-from tdrs import evaluate as evaluate_module
+from tdrs import evaluation as evaluation_module
 from tdrs.benchmarks import Benchmark, Sample
 from tdrs.configuration import compose, plain
 from tdrs.interventions import Method
-from tdrs.records import Batch
+from tdrs.results import Batch
 
 
 @dataclass
@@ -61,7 +61,7 @@ def pretend(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         return Pretended(settings)
 
     monkeypatch.setattr(backbones, "load", load)
-    monkeypatch.setattr(evaluate_module, "run_batches", run_batches)
+    monkeypatch.setattr(evaluation_module, "run_batches", run_batches)
     return loaded
 
 

@@ -13,7 +13,7 @@ from optuna.storages import InMemoryStorage
 from tdrs.sweeps.shared import Shared
 from tdrs.sweeps.study import Study
 
-from tdrs import evaluate as evaluate_module
+from tdrs import evaluation as evaluation_module
 from tdrs.configuration import run
 from tdrs.lease import LostLease
 from tdrs.sweep import main_sweep
@@ -37,7 +37,7 @@ def replaced(monkeypatch: pytest.MonkeyPatch, output: Path, after: int) -> None:
             path = output / "studies" / "small" / "lock"
             path.write_text(json.dumps({"machine": "elsewhere", "process": 7, "token": "x"}))
 
-    monkeypatch.setattr(evaluate_module, "run_batches", run_batches)
+    monkeypatch.setattr(evaluation_module, "run_batches", run_batches)
 
 
 def test_a_leader_that_was_replaced_writes_nothing_more(

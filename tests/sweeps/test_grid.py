@@ -8,7 +8,7 @@ from tdrs.sweeps.storage import load_optuna
 from tdrs.sweeps.study import Study
 from tdrs.sweeps.trials import FAILED
 
-from tdrs import evaluate as evaluate_module
+from tdrs import evaluation as evaluation_module
 from tdrs.settings import SettingError
 from tdrs.tracking import Tracker
 
@@ -51,7 +51,7 @@ def test_failed_cells_are_tried_again_and_shown(
             raise RuntimeError("no")
         return pretend.run_batches(backbone, benchmark, samples, method, *others)
 
-    monkeypatch.setattr(evaluate_module, "run_batches", maybe)
+    monkeypatch.setattr(evaluation_module, "run_batches", maybe)
     found = Study(small(tmp_path), Tracker("none", tmp_path)).run()
     assert len(attempts) == 4
     assert [trial.status == FAILED for trial in found.trials] == [False, False, False, True, False, False, True]

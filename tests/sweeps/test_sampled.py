@@ -10,9 +10,10 @@ from tdrs.sweeps.storage import load_optuna
 from tdrs.sweeps.study import Study
 from tdrs.sweeps.trials import PRUNED
 
-from tdrs import evaluate as evaluate_module
+from tdrs import evaluation as evaluation_module
 from tdrs.benchmarks import Record
-from tdrs.records import Batch, Records
+from tdrs.records import Records
+from tdrs.results import Batch
 from tdrs.settings import SettingError
 from tdrs.stopping import Stop
 from tdrs.tracking import Tracker
@@ -169,7 +170,7 @@ def test_pruned_trials_are_told_and_tagged_but_not_reported(
             shifted = [replace(record, margin=5 - dc["weight"]) for record in batch.records]
             yield replace(batch, records=shifted)
 
-    monkeypatch.setattr(evaluate_module, "run_batches", graded)
+    monkeypatch.setattr(evaluation_module, "run_batches", graded)
     config = small(tmp_path, objective="margin", prune=True, trials=12)
     config["preset"]["tuning"] = 160
     config["batch_size"] = 32

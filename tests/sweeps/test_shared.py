@@ -12,7 +12,8 @@ from tdrs.sweeps import shared
 from tdrs.sweeps.shared import Shared
 
 from tdrs.lease import Lease
-from tdrs.records import Evaluation, Records, of_rows
+from tdrs.records import Records
+from tdrs.results import Evaluation, of_rows
 from tests.test_records import A, B, batch
 
 

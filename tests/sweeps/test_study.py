@@ -17,11 +17,12 @@ from tdrs.sweeps.study import Study
 from tdrs.sweeps.trials import FAILED, Outcome
 
 from tdrs import backbones, checked_file
-from tdrs import evaluate as evaluate_module
+from tdrs import evaluation as evaluation_module
 from tdrs.benchmarks import mini_textvqa
 from tdrs.configuration import compose, plain, run, with_settings
 from tdrs.environment import environment
-from tdrs.records import Batch, Records
+from tdrs.records import Records
+from tdrs.results import Batch
 from tdrs.settings import SettingError
 from tdrs.stopping import Stop
 from tdrs.sweep import main_sweep
@@ -174,7 +175,7 @@ def test_the_second_run_measures_nothing_and_writes_nothing_twice(
     output, outcome = own
     before, trials = logged(output), len(in_optuna(output))
     pretended.clear()
-    monkeypatch.setattr(evaluate_module, "run_batches", lambda *a: pytest.fail("measured again"))
+    monkeypatch.setattr(evaluation_module, "run_batches", lambda *a: pytest.fail("measured again"))
     again = study(output)
     assert again.run() == outcome
     assert again.engine.evaluated == 0
@@ -241,7 +242,7 @@ def failing(monkeypatch: pytest.MonkeyPatch, times: int, error: Callable[[], Exc
             raise error()
         return pretend.run_batches(backbone, benchmark, samples, method, *others)
 
-    monkeypatch.setattr(evaluate_module, "run_batches", maybe)
+    monkeypatch.setattr(evaluation_module, "run_batches", maybe)
 
 
 def test_a_trial_that_fails_once_is_tried_again(
@@ -293,7 +294,7 @@ def test_a_trial_that_fails_says_why_and_the_study_goes_on(
     assert states == {"COMPLETE", "FAIL"}
     sensitivity.draw(sensitivity.numbers(outcome), tmp_path)
 
-    monkeypatch.setattr(evaluate_module, "run_batches", pretend.run_batches)  # mended
+    monkeypatch.setattr(evaluation_module, "run_batches", pretend.run_batches)  # mended
     again = study(tmp_path)
     assert timeless(again.run()) == timeless(finished[1])
     assert logged(tmp_path) == logged(finished[0])
@@ -307,7 +308,7 @@ def test_when_the_stock_model_fails_there_are_no_differences(
             raise RuntimeError("no")
         return pretend.run_batches(backbone, benchmark, samples, method, *others)
 
-    monkeypatch.setattr(evaluate_module, "run_batches", no_stock)
+    monkeypatch.setattr(evaluation_module, "run_batches", no_stock)
     outcome = study(tmp_path, tracking="none").run()
     assert all(row.difference is None for row in outcome.rows)
     assert "failed: RuntimeError: no" in "\n".join(outcome.table())
@@ -390,7 +391,7 @@ def test_trials_of_another_version_are_moved_away(
     output, outcome = own
     folder = output / "studies" / "small"
     before, runs_before = (folder / "trials.jsonl").read_text(), len(children(output))
-    monkeypatch.setattr(evaluate_module, "__version__", "9.9.9")
+    monkeypatch.setattr(evaluation_module, "__version__", "9.9.9")
     capsys.readouterr()
     found = study(output).run()
     assert found.key == outcome.key
@@ -414,7 +415,7 @@ def test_the_environment_is_the_one_that_measured(own: tuple[Path, Outcome], mon
     output, outcome = own
     elsewhere = {**environment(), "device": "another GPU"}
     monkeypatch.setattr("tdrs.sweeps.study.environment", lambda: elsewhere)
-    monkeypatch.setattr(evaluate_module, "environment", lambda: elsewhere)
+    monkeypatch.setattr(evaluation_module, "environment", lambda: elsewhere)
     found = study(output)
     assert found.run().environment == outcome.environment == environment()
     path = found.records.path(outcome.rows[1].cache_key) / "result.json"

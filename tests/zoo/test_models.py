@@ -11,7 +11,7 @@ from tdrs.backbones import Backbone
 from tdrs.backbones.backbone_settings import EMBEDDED
 from tdrs.backbones.processors import load_processor
 from tdrs.configuration import choice, folder
-from tdrs.evaluate import evaluate
+from tdrs.evaluation import evaluate
 from tdrs.zoo.families import FAMILIES
 
 MODELS = sorted(path.name for path in EMBEDDED.iterdir())

@@ -1,0 +1,319 @@
+"""One evaluation: ask a backbone the samples of a benchmark under an intervention, and score the answers.
+
+`evaluate` does it in memory. `complete` also keeps each batch in a store of records: an evaluation that was stopped
+continues at the next whole batch, and its records are equal bit for bit to those of an uninterrupted one. For that
+reason the samples of a batch depend on their numbers alone. `Plan` is the checked configuration of one evaluation;
+its cache key says which records belong to it.
+"""
+
+import hashlib
+import json
+import math
+import re
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from tdrs import __version__, backbones, benchmarks, interventions
+from tdrs.attention.core import EXECUTIONS
+from tdrs.attention.intervene import intervene
+from tdrs.attention.selection import names_numbers, resolve
+from tdrs.backbones import Backbone, BackboneSettings
+from tdrs.backbones.huggingface import Answer
+from tdrs.benchmarks import Benchmark, Record, Sample, Samples
+from tdrs.benchmarks.prompts import answer_length
+from tdrs.environment import environment
+from tdrs.interventions import Method
+from tdrs.records import Records
+from tdrs.results import Batch, Counts, Evaluation, alike, asked_of, of_rows
+from tdrs.settings import SettingError, check_choice, check_number
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The checked configuration of one evaluation. No model or data is loaded yet."""
+
+    backbone: BackboneSettings
+    dataset: Benchmark
+    intervention: Method
+    execution: str
+    split: str
+    limit: int | None
+    batch_size: int
+    config: Mapping[str, Any]
+
+    def load(self, limit_name: str = "limit") -> Samples:
+        """Load the samples. Raises the errors of `benchmarks.load`."""
+        accepts = self.backbone.accepts
+        return benchmarks.load(self.dataset, self.split, self.limit, self.style, limit_name, accepts)
+
+    @property
+    def style(self) -> str:
+        """The prompt style: the data set's own, or the backbone's."""
+        return self.backbone.prompt_style if self.dataset.prompt == "backbone" else self.dataset.prompt
+
+    def cache_key(self, samples: Samples) -> str:
+        """A hash of all that decides the records of these samples.
+
+        Paths, names and settings without effect are not part of it.
+        """
+        method = self.intervention.effective
+        for part, count in zip(("layers", "heads"), self.backbone.shape, strict=True):
+            if method and method[part] != "all":
+                chosen = resolve(part, method[part], count)
+                method[part] = "all" if len(chosen) == count else sorted(chosen)
+        decisive = {
+            "backbone": self.backbone.decisive,
+            "samples": samples.content,
+            "rule": [type(self.dataset).__name__, self.dataset.rule],
+            "answer": answer_length(self.style, self.dataset.real, self.backbone.max_new_tokens),
+            "method": method,
+            "execution": self.execution if method else "",
+            "batch_size": self.batch_size,
+            "version": __version__,
+        }
+        return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def plan(config: Mapping[str, Any]) -> Plan:
+    """Check a plain configuration before anything is loaded.
+
+    Raises:
+        SettingError: a setting is unknown or out of range.
+    """
+    check_choice("split", config["split"], benchmarks.SPLITS)
+    check_choice("attention.execution", config["attention"]["execution"], list(EXECUTIONS))
+    check_number("batch_size", config["batch_size"], 1, whole=True)
+    if config["limit"] is not None:
+        check_number("limit", config["limit"], 1, whole=True)
+    backbone = backbones.from_settings(config["backbone"])
+    intervention = interventions.from_settings(config["intervention"])
+    for number, part in enumerate(("layers", "heads")):
+        chosen = getattr(intervention, part)
+        if names_numbers(chosen):
+            resolve(f"intervention.{part}", chosen, backbone.shape[number])
+    return Plan(
+        backbone=backbone,
+        dataset=benchmarks.from_settings(config["dataset"]).asked_by(backbone.prompt_style),
+        intervention=intervention,
+        execution=config["attention"]["execution"],
+        split=config["split"],
+        limit=config["limit"],
+        batch_size=config["batch_size"],
+        config=config,
+    )
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that the device or the machine has no more memory."""
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "allocate memory" in str(error)
+
+
+def _ask(backbone: Backbone, batch: Sequence[Sample], benchmark: Benchmark, size: int) -> list[Answer] | None:
+    """The answers to a batch, asked `size` samples at a time; None if memory ran out and a smaller size is possible."""
+    answers: list[Answer] = []
+    try:
+        for first in range(0, len(batch), size):
+            answers += backbone.answer(batch[first : first + size], benchmark.real, benchmark.prompt)
+    except (RuntimeError, MemoryError) as error:
+        if size == 1 or not out_of_memory(error):
+            raise
+        return None
+    return answers
+
+
+def run_batches(
+    backbone: Backbone,
+    benchmark: Benchmark,
+    samples: Sequence[Sample],
+    intervention: Method,
+    batch_size: int,
+    execution: str = "auto",
+    done: Sequence[Batch] = (),
+    starts: Sequence[int] | None = None,
+) -> Iterator[Batch]:
+    """Answer the samples greedily under the intervention and score the answers, one batch after the other.
+
+    Where memory runs out, this batch and all later ones are asked in smaller parts. That changes rounding; each batch
+    says its size.
+
+    Args:
+        done: the batches that exist already; they are skipped.
+        starts: the number of the first sample of each batch that is asked; None is all batches.
+
+    Raises:
+        FloatingPointError: the logits have a NaN.
+    """
+    benchmark = benchmark.asked_by(backbone.settings.prompt_style)
+    size = min([batch_size, *(batch.size for batch in done)])
+    with intervene(backbone.model, intervention, execution) as session:
+        known = {batch.start for batch in done}
+        for first in range(0, len(samples), batch_size) if starts is None else starts:
+            if first in known:
+                continue
+            begun = time.perf_counter()
+            batch = samples[first : first + batch_size]
+            try:
+                while (answers := _ask(backbone, batch, benchmark, size)) is None:
+                    size = (size + 1) // 2
+                    session.take_clamped()
+                    if torch.cuda.is_available():
+                        torch.cuda.empty_cache()
+            except FloatingPointError as error:
+                raise FloatingPointError(
+                    f"{error}, in the batch of samples {first} to {first + len(batch) - 1}"
+                ) from error
+            records = [
+                replace(benchmark.score(answer.text, sample), margin=answer.margin)
+                for sample, answer in zip(batch, answers, strict=True)
+            ]
+            clamped = session.take_clamped()
+            marked = dict(Counter(filter(None, map(backbone.marks_of, batch))))
+            yield Batch(first, records, clamped, time.perf_counter() - begun, size, marked)
+
+
+def summary(benchmark: Benchmark, samples: Sequence[Sample], batches: Sequence[Batch], batch_size: int) -> Evaluation:
+    """The evaluation that the batches make together: metrics, notes and counts over all their records."""
+    records = [record for batch in batches for record in batch.records]
+    clamped: Counts = {}
+    for batch in batches:
+        for name, (count, of) in batch.clamped.items():
+            before = clamped.get(name, (0, 0))
+            clamped[name] = (before[0] + count, before[1] + of)
+    metrics = benchmark.metrics(records)
+    metrics |= of_rows(records) | {"accuracy": metrics["accuracy"]}
+    metrics |= {f"clamped_{name}": count / max(of, 1) for name, (count, of) in clamped.items()}
+    notes = [*(samples.notes if isinstance(samples, Samples) else ()), *benchmark.notes(records)]
+    marked = sum((Counter(batch.marked) for batch in batches), Counter())
+    if marked:
+        shown = ", ".join(f"{mark} in {count}" for mark, count in marked.most_common())
+        notes.append(f"{marked.total()} samples spell out special tokens of the model, read as text: {shown}")
+    smallest = min((batch.size for batch in batches), default=batch_size)
+    if smallest < batch_size:
+        notes.append(f"out of memory: batches of {batch_size} were asked {smallest} samples at a time")
+    return Evaluation(records, metrics, notes, clamped, sum(batch.seconds for batch in batches), time.time())
+
+
+def other_metrics(benchmark: Benchmark, evaluation: Evaluation) -> str:
+    """How an evaluation's metrics differ from those that its benchmark computes from its rows; "" if they agree."""
+    for name, value in benchmark.metrics(evaluation.records).items():
+        said = evaluation.metrics.get(name, math.nan)
+        if not alike(said, value):
+            return f"has {name} {said:g}, its rows give {value:g}"
+    return ""
+
+
+def evaluate(
+    backbone: Backbone,
+    benchmark: Benchmark,
+    samples: Sequence[Sample],
+    intervention: Method,
+    batch_size: int = 32,
+    execution: str = "auto",
+) -> Evaluation:
+    """Answer every sample greedily under the intervention and score the answers. Nothing is written.
+
+    Args:
+        batch_size: how many samples are asked at a time; it changes rounding, and so, rarely, an answer.
+        execution: one of `EXECUTIONS`: `auto`, `blocked` or `reference`.
+
+    Raises:
+        FloatingPointError: the logits have a NaN.
+    """
+    batches = list(run_batches(backbone, benchmark, samples, intervention, batch_size, execution))
+    return summary(benchmark, samples, batches, batch_size)
+
+
+def clamped_line(clamped: Mapping[str, tuple[int, int]]) -> str:
+    """A sentence about clamped w_min; "" if none was clamped."""
+    parts = [f"{name}: {count} of {of}" for name, (count, of) in clamped.items() if count]
+    return f"w_min clamped into (0, 1): {'; '.join(parts)}" if parts else ""
+
+
+def gib(value: float) -> int:
+    """A size in GiB as bytes. Raises SettingError for a size below 0."""
+    check_number("features_gib", value, 0, 1e9)
+    return int(value * 2**30)
+
+
+def shard_starts(samples: int, batch_size: int, shard: str | None) -> Sequence[int]:
+    """The number of the first sample of each batch of a shard: "2/4" is the second quarter of the batches, None all.
+
+    Raises:
+        SettingError: the shard is not i/n with i from 1 to n.
+    """
+    starts = range(0, samples, batch_size)
+    if shard is None:
+        return starts
+    found = re.fullmatch(r"(\d+)/(\d+)", str(shard))
+    number, of = (int(found[1]), int(found[2])) if found else (0, 0)
+    if not 1 <= number <= of:
+        raise SettingError("shard", shard, "must be i/n, such as 2/4, with i from 1 to n")
+    return starts[(number - 1) * len(starts) // of : number * len(starts) // of]
+
+
+def complete(
+    planned: Plan,
+    samples: Samples,
+    backbone: Callable[[], Backbone],
+    records: Records,
+    cache_key: str,
+    after: Callable[[int], None],
+    should_prune: Callable[[Sequence[Record]], float | None] | None = None,
+    shard: str | None = None,
+) -> Evaluation | None:
+    """Run an evaluation to its end and keep each batch in `records`. Finished batches are not asked again.
+
+    The caller must hold the claim of the evaluation.
+
+    Args:
+        backbone: loads the model. It is not called if no batch is left to ask.
+        after: called with the number of samples of each finished batch, also of those that were kept before.
+        should_prune: called after each batch with all records so far. If it returns a number, the evaluation ends.
+        shard: the part of the batches that is asked, as in `shard_starts`.
+
+    Returns:
+        The evaluation, which is then in `records`. None if it was ended early or other shards are missing; its batches
+        are kept.
+    """
+    starts = shard_starts(len(samples), planned.batch_size, shard)
+    unlike = lambda evaluation: other_metrics(planned.dataset, evaluation)  # noqa: E731
+    records.mend(cache_key, asked_of(samples), planned.batch_size, shard, unlike)
+    known: list[Record] = []
+
+    def add(batch: Batch) -> bool:
+        known.extend(batch.records)
+        after(len(batch.records))
+        return should_prune is not None and len(known) < len(samples) and should_prune(known) is not None
+
+    done = records.batches(cache_key)
+    if any(add(batch) for batch in done if batch.start in starts):
+        return None
+    if set(starts) - {batch.start for batch in done}:
+        steps = run_batches(
+            backbone(),
+            planned.dataset,
+            samples,
+            planned.intervention,
+            planned.batch_size,
+            planned.execution,
+            done,
+            starts,
+        )
+        with closing(steps):  # type: ignore[type-var]
+            for batch in steps:
+                records.append(cache_key, batch, shard)
+                if add(batch):
+                    return None
+    batches = records.batches(cache_key)  # the other shards' too
+    if sum(len(batch.records) for batch in batches) < len(samples):
+        return None
+    evaluation = summary(planned.dataset, samples, batches, planned.batch_size)
+    evaluation = replace(evaluation, environment=environment())
+    records.finish(cache_key, evaluation, planned.config)
+    return evaluation
