@@ -29,7 +29,7 @@ from tdrs.interventions.tdrs import READINGS
 from tdrs.published import Comparison, checked, compare
 from tdrs.records import Records
 from tdrs.settings import SettingError, first_line
-from tdrs.tracking import Tracker, metric_name
+from tdrs.tracking import LoggedSamples, Run, Tracker, metric_name
 
 from .protocols import PROTOCOLS
 from .shared import Shared
@@ -269,16 +269,18 @@ class Log:
         about |= {"cache_key": trial.cache_key, "series": trial.name, "split": trial.split, "status": trial.status}
         whole = trial.status == COMPLETE and self._store.done(trial.cache_key)
         self.tracker.log(
-            experiment=self.name,
-            name=request.label,
-            data=(about["dataset"], trial.split, trial.samples, trial.n),
-            key=trial.key,
-            tags=about,
-            params={} if trial.name == STOCK else trial.settings,
-            metrics={f"{trial.split}.{name}": value for name, value in trial.metrics.items()},
-            folder=self._store.path(trial.cache_key) if whole else None,
-            parent=self.parent,
-            error=trial.reason if trial.status == FAILED else "",
+            Run(
+                experiment=self.name,
+                name=request.label,
+                key=trial.key,
+                tags=about,
+                params={} if trial.name == STOCK else trial.settings,
+                metrics={f"{trial.split}.{name}": value for name, value in trial.metrics.items()},
+                folder=self._store.path(trial.cache_key) if whole else None,
+                parent=self.parent,
+                error=trial.reason if trial.status == FAILED else "",
+                samples=LoggedSamples(about["dataset"], trial.split, trial.samples, trial.n),
+            )
         )
 
 

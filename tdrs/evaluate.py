@@ -21,7 +21,7 @@ from tdrs.evaluation import Plan, clamped_line, complete, gib, plan, shard_start
 from tdrs.records import Records
 from tdrs.results import Evaluation
 from tdrs.stopping import stoppable
-from tdrs.tracking import open_tracker
+from tdrs.tracking import Run, open_tracker
 
 
 def main_evaluate(config: DictConfig) -> None:
@@ -60,7 +60,7 @@ def main_evaluate(config: DictConfig) -> None:
         evaluation = records.read(cache_key)
         tags = {"cache_key": cache_key, "split": planned.split, "backbone": names[0], "dataset": names[1]}
         metrics = {f"{planned.split}.{name}": value for name, value in evaluation.metrics.items()}
-        tracker.log("evaluate", " ".join(names), cache_key, tags, {}, metrics, folder)
+        tracker.log(Run("evaluate", " ".join(names), cache_key, tags, {}, metrics, folder))
         print("\n".join(_result(planned, names, evaluation, known)))
         print(f"records: {folder}")
         print("\n".join(tracker.next_steps("evaluate", command("tdrs.evaluate", *typed))))

@@ -12,14 +12,15 @@ from typing import Any
 import pytest
 from mlflow.tracking import MlflowClient
 
-from tdrs import tracking
+from tdrs import tracking_store
 from tdrs.benchmarks import Record
 from tdrs.commands import value
 from tdrs.configuration import run
 from tdrs.results import Evaluation, of_rows
 from tdrs.settings import SettingError
 from tdrs.sweep import main_sweep
-from tdrs.tracking import Tracker, database_uri, open_tracker
+from tdrs.tracking import Run, Tracker, open_tracker
+from tdrs.tracking_store import database_uri
 
 
 def runs(output: Path, experiment: str) -> list[Any]:
@@ -36,7 +37,7 @@ def log(tracker: Tracker, output: Path, key: str = "k", parent: str = "", error:
     evaluation = Evaluation([record], of_rows([record]), [], {}, 2.0, 1000.0)
     evaluation.save(output / "r", {"a": 1})
     folder = None if error else output / "r"
-    tracker.log("s", "name", key, {"t": "1"}, {"p": 3}, {"accuracy": 1.0}, folder, parent, error)
+    tracker.log(Run("s", "name", key, {"t": "1"}, {"p": 3}, {"accuracy": 1.0}, folder, parent, error))
 
 
 @pytest.mark.parametrize(
@@ -187,7 +188,7 @@ def test_a_store_that_is_spoilt_stops_nothing_and_is_repaired(
 
 
 def test_a_locked_store_stops_nothing(good: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tracking, "BUSY", 0.1)
+    monkeypatch.setattr(tracking_store, "BUSY", 0.1)
     shutil.copy(good, tmp_path / "mlflow.db")
     with closing(sqlite3.connect(tmp_path / "mlflow.db", isolation_level=None)) as database:
         database.execute("begin exclusive")
@@ -265,7 +266,7 @@ class Silent(BaseHTTPRequestHandler):
 def test_a_server_that_does_not_answer_is_waited_for_so_long(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seconds: float
 ) -> None:
-    monkeypatch.setattr(tracking, "PATIENCE", 1)
+    monkeypatch.setattr(tracking_store, "PATIENCE", 1)
     server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (Silent,), {"seconds": seconds}))
     server.daemon_threads = True
     threading.Thread(target=server.serve_forever, daemon=True).start()
@@ -274,7 +275,7 @@ def test_a_server_that_does_not_answer_is_waited_for_so_long(
     assert time.monotonic() - begun < 2.5
     assert tracker.down
     assert "tracking.uri=null" in tracker.next_steps("s")[1]
-    assert "same command" in tracker.next_steps("evaluate")[0]
+    assert "the same command" in tracker.next_steps("evaluate", "the same command")[0]
     server.shutdown()
 
 
