@@ -29,6 +29,7 @@ from tdrs.analysis.watch import Unedited, subject, watch
 from tdrs.sweeps.trials import Outcome
 
 from tdrs import escape
+from tdrs.commands import parse
 from tdrs.entry_point import run_command
 from tdrs.interventions import Method
 from tdrs.interventions.tdrs import TDRS
@@ -146,7 +147,8 @@ def read(values: Mapping[str, Any]) -> Maps:
 
 def main(arguments: list[str]) -> int:
     """The command."""
-    given = dict(argument.partition("=")[::2] for argument in arguments)
+    words, options = parse(arguments)
+    given = dict.fromkeys(words, "") | options
     gain, number = given.get("gain", "logits"), given.get("sample", "0")
 
     def make(outcome: Outcome, folder: Path) -> list[Path]:

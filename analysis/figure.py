@@ -16,6 +16,7 @@ from tdrs.sweeps.trials import Outcome
 
 from tdrs import __version__, checked_file
 from tdrs.checked_file import Damaged
+from tdrs.commands import parse
 from tdrs.settings import SettingError, check_choice, folder_named
 
 # Okabe & Ito's palette: told apart by the colour-blind, and by their markers in black and white.
@@ -75,7 +76,8 @@ def redraw(
         options: what else may be given.
         draw_from: from what a study found and its folder to the files written.
     """
-    given = dict(argument.partition("=")[::2] for argument in arguments)
+    words, options_ = parse(arguments)
+    given = dict.fromkeys(words, "") | options_
     try:
         for key in given:
             check_choice("option", key, ("study", "output", *options))

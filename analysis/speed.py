@@ -1,7 +1,7 @@
 """What speed there is: attention's time as a ratio to PyTorch's own (SDPA) against length, per method; a study's time
 beside a plain loop's.
 
-`python -m tdrs.benchmark attention` and `… sweep` measure and draw it.
+`python -m tdrs.speed attention` and `… sweep` measure and draw it.
 """
 
 from collections.abc import Mapping, Sequence

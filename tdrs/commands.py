@@ -1,12 +1,12 @@
-"""Commands as text that runs when it is pasted into a shell, whatever names, folders and values it has.
+"""Commands as text: written so that they run when pasted into a shell, and read.
 
-A value passes two grammars: Hydra's, where the program composes a configuration (`tdrs.sweep`, `tdrs.evaluate`, …), and
-then the shell's. `tdrs.study` and `tdrs.analysis.*` read `KEY=VALUE` as it stands.
+A value passes two grammars: first Hydra's, where the program composes a configuration (`tdrs.sweep`, `tdrs.evaluate`,
+…), then the shell's. `tdrs.study`, `tdrs.speed` and `tdrs.analysis.*` read `KEY=VALUE` literally (`parse`).
 """
 
 import re
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +14,25 @@ _BARE = re.compile(r"[A-Za-z_/][A-Za-z0-9_./+-]*")  # means itself in Hydra's gr
 _WORDS = ("null", "true", "false", "nan", "inf")
 
 
+def parse(arguments: Sequence[str], known: Container[str] | None = None) -> tuple[list[str], dict[str, str]]:
+    """Split a command's arguments into bare words and `KEY=VALUE` options. The last value of a key counts.
+
+    Args:
+        known: the keys of options; an argument with another key is a bare word. None is any key.
+    """
+    words: list[str] = []
+    options: dict[str, str] = {}
+    for argument in arguments:
+        key, is_, given = argument.partition("=")
+        if is_ and (known is None or key in known):
+            options[key] = given
+        else:
+            words.append(argument)
+    return words, options
+
+
 def command(program: str, *words: str) -> str:
-    """A module's command, its words quoted for the shell."""
+    """The command that runs a module, its words quoted for the shell."""
     return shlex.join(["python", "-m", program, *words])
 
 
@@ -26,7 +43,7 @@ def study_command(verb: str, name: str, output: Path | str, *options: str) -> st
 
 
 def value(given: Any) -> str:
-    """A value in Hydra's grammar. It is read back as it is, a text that looks like a number or `${…}` as a text."""
+    """A value in Hydra's grammar, which reads it back unchanged: a text like a number or `${…}` stays text."""
     if given is None or isinstance(given, bool):
         return {None: "null", True: "true", False: "false"}[given]
     if isinstance(given, str):
@@ -39,19 +56,19 @@ def value(given: Any) -> str:
 
 
 def _quoted(text: str) -> str:
-    """In Hydra's double quotes: a backslash means itself, but before `${`, before such a quote and at the end."""
+    """A text in Hydra's double quotes. A backslash means itself except before `${`, before a quote and at the end."""
     text = re.sub(r"(\\*)\$\{", lambda found: 2 * found[1] + r"\${", text)
     text = re.sub(r'(\\*)"', lambda found: 2 * found[1] + r"\"", text)
     return '"' + re.sub(r"(\\*)\Z", lambda found: 2 * found[1], text, count=1) + '"'
 
 
 def _key(text: str) -> str:
-    """A key of a mapping, which Hydra's grammar does not let be quoted."""
+    """A key of a mapping, escaped: Hydra's grammar has no quotes for keys."""
     return re.sub(r"([\\()\[\]{}:=, \t])", r"\\\1", text)
 
 
 def changes(name: str, given: Any, usual: Any) -> list[str]:
-    """Overrides in Hydra's grammar that make of a usual value the given one."""
+    """The overrides, in Hydra's grammar, that turn the usual value into the given one."""
     if isinstance(given, Mapping) and isinstance(usual, Mapping):
         words = [f"~{name}.{key}" for key in usual if key not in given]
         for key, one in given.items():

@@ -25,7 +25,6 @@ from tdrs.analysis.figure import span
 from tdrs.attention.intervene import intervene
 from tdrs.backbones import Backbone
 from tdrs.backbones.features import Features
-from tdrs.benchmark import medians, peak_mib, timed
 from tdrs.benchmarks import Sample
 from tdrs.commands import command
 from tdrs.configuration import plain, run, typed
@@ -35,6 +34,7 @@ from tdrs.interventions.tdrs import TDRS
 from tdrs.published import compare
 from tdrs.records import Records
 from tdrs.settings import check_number
+from tdrs.speed import medians, peak_mib, timed
 from tdrs.stopping import stoppable
 from tdrs.sweeps.study import Study
 from tdrs.tracking import Tracker

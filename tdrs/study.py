@@ -25,7 +25,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from tqdm import tqdm
 
-from tdrs.commands import changes, command, value
+from tdrs.commands import changes, command, parse, value
 from tdrs.configuration import choice, choices, compose, plain, with_settings
 from tdrs.entry_point import run_command
 from tdrs.kept import Kept
@@ -171,8 +171,8 @@ VERBS = ("list", "show", "best", "export", "sync", "delete", "check", "prune")
 
 def main(arguments: Sequence[str]) -> int:
     """The command; returns the exit code: 2 for bad arguments."""
-    words = [word for word in arguments if "=" not in word and not word.startswith("-")]
-    given = dict(word.partition("=")[::2] for word in arguments if "=" in word)
+    bare, given = parse(arguments)
+    words = [word for word in bare if not word.startswith("-")]
     name = given.pop("study", None)
     words += [] if name is None else [name]
     if "--help" in arguments or "-h" in arguments or not words:

@@ -17,7 +17,7 @@ from tdrs.analysis import report
 from tdrs.sweeps.log import read_outcome
 from tdrs.sweeps.protocols import PROTOCOLS
 
-from tdrs import benchmark, commands, doctor, study
+from tdrs import commands, doctor, speed, study
 from tdrs.backbones import convert_internvl2
 from tdrs.configuration import compose, folder, plain, run, with_settings
 from tdrs.doctor import main_doctor
@@ -197,6 +197,11 @@ def test_an_advised_override_runs(name: str) -> None:
     assert list(PROTOCOLS["grid"].from_settings(search).axes) == ["text"]
 
 
+def test_options_and_words_of_a_command() -> None:
+    assert commands.parse(["a", "k=1", "k=x=y", "--yes"]) == (["a", "--yes"], {"k": "x=y"})
+    assert commands.parse(["a=b", "k=1"], ("k",)) == (["a=b"], {"k": "1"})
+
+
 ROOT = Path(__file__).parents[1]
 DOCUMENTED = [
     ROOT / "README.md", ROOT / "Makefile", *sorted(ROOT.glob("docs/**/*.md")), *sorted(folder().rglob("*.yaml")),
@@ -225,12 +230,13 @@ def documented() -> list[tuple[str, str]]:
 def test_documented_commands_are_accepted(path: str, line: str) -> None:
     words = shlex.split(line, comments=True)[2:]
     module, words = words[0].removeprefix("tdrs."), [word for word in words[1:] if "…" not in word]
-    given = dict(word.partition("=")[::2] for word in words)
+    bare, rest = commands.parse(words)
+    named = dict.fromkeys(bare, "") | rest
     if module in ("sweep", "evaluate", "doctor"):
         config = plain(compose(module, words))
         places: list[dict[str, Any]] = [{}]
         if module == "sweep":
-            places = PROTOCOLS[config["search"]["protocol"]].from_settings(config["search"]).places()
+            places = PROTOCOLS[config["search"]["protocol"]].from_settings(config["search"]).conditions()
         for place in places:
             with contextlib.suppress(Missing):
                 planned({"split": "held_out", "limit": None, **with_settings(config, place)})
@@ -238,10 +244,10 @@ def test_documented_commands_are_accepted(path: str, line: str) -> None:
         compose(module.rpartition(".")[2], words)
     elif module == "study":
         assert words[0] in study.VERBS
-    elif module == "benchmark":
-        assert set(given) - {words[0]} <= set(benchmark.VERBS[words[0]][1])
+    elif module == "speed":
+        assert set(named) - {words[0]} <= set(speed.VERBS[words[0]][1])
     elif module.startswith("analysis."):
-        assert set(given) <= {"study", "output", "measure", "gain", "sample"}
+        assert set(named) <= {"study", "output", "measure", "gain", "sample"}
         importlib.import_module(module)
     else:
         assert module in ("tests.sweeps.crash", "pytest", "pip", "backbones.convert_internvl2"), line

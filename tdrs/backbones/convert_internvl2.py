@@ -378,8 +378,7 @@ def _write_weights(weights: Original, config: InternVLConfig, sizes: Mapping[str
 
 def main(arguments: Sequence[str]) -> int:
     """The command; returns the exit code: 2 if something is unexpected."""
-    given = dict(word.partition("=")[::2] for word in arguments if word.startswith("tokenizer="))
-    folders = [word for word in arguments if not word.startswith("tokenizer=")]
+    folders, given = commands.parse(arguments, ("tokenizer",))
     if len(folders) != 2 or {"--help", "-h"} & set(arguments):
         print((__doc__ or "").strip())
         return 0 if {"--help", "-h"} & set(arguments) else 2

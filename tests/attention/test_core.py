@@ -8,8 +8,8 @@ import torch
 from tdrs import DC, TDRS
 from tdrs.attention.call import Call
 from tdrs.attention.core import blocked, reference
-from tdrs.benchmark import peak_mib
 from tdrs.interventions import METHODS, Method
+from tdrs.speed import peak_mib
 from tests.interventions.calls import make, rotate_half, rotation
 
 

@@ -1,4 +1,4 @@
-"""The two benchmark commands on the smallest there is: what they measure adds up, and what they write can be read."""
+"""The speed command at its smallest size: its measurements add up, and its files can be read."""
 
 import json
 from collections.abc import Mapping
@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from tdrs import benchmark
-from tdrs.benchmark import main, medians
+from tdrs import speed
 from tdrs.interventions import METHODS
+from tdrs.speed import main, medians
 
 
 def test_attention(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -68,7 +68,7 @@ def test_neighbours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pyt
         asked.append((count, bool(variables)))
         return 2.0 * count if variables else 1.0
 
-    monkeypatch.setattr(benchmark, "_side_by_side", seconds)
+    monkeypatch.setattr(speed, "_side_by_side", seconds)
     assert main(["neighbours", "rounds=2", f"output={tmp_path}"]) == 0
     assert asked == [(1, False), (2, False), (1, True), (2, True)] * 2
     assert "by OpenMP's defaults  alone    2.0    two side by side    4.0" in capsys.readouterr().out

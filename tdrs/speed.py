@@ -1,11 +1,11 @@
-"""How fast is it? Ratios measured in one run, since machines are shared and noisy.
+"""How fast is it? All numbers are ratios within one run, since machines are shared and noisy.
 
-    python -m tdrs.benchmark attention                    # each method's attention beside PyTorch's; a model end to end
-    python -m tdrs.benchmark sweep experiment=search      # a study beside the plain loop over the same trials
-    python -m tdrs.benchmark neighbours                   # an evaluation alone, and two on the same cores
+    python -m tdrs.speed attention                    # each method's attention beside PyTorch's; a model end to end
+    python -m tdrs.speed sweep experiment=search      # a study beside the plain loop over the same trials
+    python -m tdrs.speed neighbours                   # an evaluation alone, and two on the same cores
 
-`lengths=512,2048`, `rounds=9`, `backbone=mini_llava`, `preset=smoke`, `output=FOLDER` are what may be set. Each writes
-a JSON file, and `attention` a figure, into OUTPUT/benchmark.
+Options are `lengths=512,2048`, `rounds=9`, `backbone=mini_llava`, `preset=smoke` and `output=FOLDER`. Each command
+writes a JSON file into OUTPUT/benchmark; `attention` and `sweep` also write a figure.
 """
 
 import json
@@ -33,6 +33,7 @@ from tdrs.attention.call import IMAGE, TEXT, Call
 from tdrs.attention.core import Intervention, blocked, reference
 from tdrs.attention.intervene import intervene
 from tdrs.backbones import Backbone
+from tdrs.commands import parse
 from tdrs.configuration import choice, compose, plain
 from tdrs.entry_point import run_command
 from tdrs.environment import environment, keep_memory
@@ -46,9 +47,9 @@ from tdrs.tracking import Tracker
 
 HEADS, WIDTH = 8, 64
 LENGTHS = {"cpu": (256, 512, 1024, 2048, 4096), "cuda": (256, 1024, 4096, 16384)}
-WHOLE_MAP = {"cpu": 2048, "cuda": 4096}  # longer maps are not made whole
+WHOLE_MAP = {"cpu": 2048, "cuda": 4096}  # the longest map that is built at once
 DECODED = 32
-PLAIN_BATCHES = 2  # of each trial that the plain loop is timed on
+PLAIN_BATCHES = 2  # batches of each trial on which the plain loop is timed
 
 
 def _device() -> str:
@@ -56,7 +57,7 @@ def _device() -> str:
 
 
 def timed(run: Callable[[], object]) -> float:
-    """Seconds of a run, until its device is through."""
+    """Seconds of a run, until its device has finished."""
     start = time.perf_counter()
     run()
     if torch.cuda.is_available():
@@ -65,7 +66,7 @@ def timed(run: Callable[[], object]) -> float:
 
 
 def medians(runs: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, float]:
-    """Seconds of each run, the median of rounds in which they take turns."""
+    """Median seconds of each run. In every round the runs take turns, after one run each to warm up."""
     times: dict[str, list[float]] = {name: [] for name in runs}
     for run in runs.values():
         run()
@@ -77,7 +78,7 @@ def medians(runs: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, 
 
 @contextmanager
 def _silent() -> Iterator[None]:
-    """Without the lines that the profiler writes to standard error, past Python, whenever it starts."""
+    """Hide the lines that the profiler writes directly to file descriptor 2 when it starts."""
     kept = os.dup(2)
     with open(os.devnull, "wb") as nothing:
         os.dup2(nothing.fileno(), 2)
@@ -89,7 +90,7 @@ def _silent() -> Iterator[None]:
 
 
 def peak_mib(run: Callable[[], object]) -> float:
-    """The most memory, in MiB, that torch held at once for what `run` allocated; its own temporaries included."""
+    """The peak memory, in MiB, of what `run` allocates in torch, temporaries included."""
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
@@ -106,7 +107,7 @@ def peak_mib(run: Callable[[], object]) -> float:
 
 
 def _calls(length: int, dtype: torch.dtype, device: str) -> tuple[Call, Callable[[], object], Callable[[], object]]:
-    """A call of one layer on random vectors, and stock attention on the same ones: SDPA's and eager."""
+    """A call of one layer on random vectors, and stock attention on the same vectors: SDPA and eager."""
     generator = torch.Generator().manual_seed(0)
     q, k, v = (torch.randn(1, HEADS, length, WIDTH, generator=generator).to(device, dtype) for _ in range(3))
     angles = torch.arange(length)[:, None] / 10_000 ** (torch.arange(0, WIDTH, 2) / WIDTH)
@@ -126,13 +127,13 @@ def _calls(length: int, dtype: torch.dtype, device: str) -> tuple[Call, Callable
 
 
 def _flexible(call: Call) -> Callable[[], object] | None:
-    """FlexAttention, compiled, with no edit; None where there is no compiler for it."""
+    """FlexAttention, compiled, without an edit; None where there is no compiler for it."""
     length = call.query.shape[-2]
     compiled = torch.compile(flex_attention, dynamic=False)
     try:
         mask = create_block_mask(lambda b, h, i, j: i >= j, None, None, length, length, device=call.query.device.type)
         compiled(call.query, call.key, call.value, block_mask=mask)
-    except Exception as error:  # whatever a compiler that is missing, or too old, makes torch raise
+    except Exception as error:  # a missing or old compiler makes torch raise many kinds
         tqdm.write(f"no FlexAttention here: {first_line(error)}", file=sys.stderr)
         return None
     return lambda: compiled(call.query, call.key, call.value, block_mask=mask)
@@ -140,7 +141,7 @@ def _flexible(call: Call) -> Callable[[], object] | None:
 
 @torch.inference_mode()
 def attention_rows(lengths: Sequence[int], rounds: int) -> list[dict[str, Any]]:
-    """A row for each length, dtype and way: seconds, their ratio to SDPA's, peak extra MiB."""
+    """One row for each length, dtype and implementation: seconds, their ratio to SDPA's, peak extra MiB."""
     device = _device()
     found: list[dict[str, Any]] = []
     dtypes = [torch.float32] if device == "cpu" else [torch.float32, torch.bfloat16]
@@ -159,7 +160,7 @@ def attention_rows(lengths: Sequence[int], rounds: int) -> list[dict[str, Any]]:
 
 @torch.inference_mode()
 def flexible_rows(lengths: Sequence[int], rounds: int) -> list[dict[str, Any]]:
-    """As `attention_rows`, of FlexAttention without an edit; after all else, since its threads are in others' way."""
+    """As `attention_rows`, for FlexAttention without an edit. It runs last: its threads slow down the others."""
     device, dtype = _device(), torch.float32 if _device() == "cpu" else torch.bfloat16
     found: list[dict[str, Any]] = []
     for length in tqdm(lengths, desc="FlexAttention", unit="length", disable=None):
@@ -182,7 +183,7 @@ def _rows(length: int, dtype: torch.dtype, runs: dict[str, Callable[[], object]]
 
 @torch.inference_mode()
 def model_rows(name: str, rounds: int) -> list[dict[str, Any]]:
-    """A backbone end to end, 8 prompts of mini_scienceqa with 256 tokens between: seconds of prefill and of a token."""
+    """A backbone end to end on 8 prompts of mini_scienceqa with a gap of 256: seconds of prefill and of one token."""
     backbone: Backbone = backbones.load(backbones.from_settings(choice("backbone", name)))
     twin = benchmarks.from_settings({"name": "mini_scienceqa", "gap": 256})
     samples = benchmarks.load(twin, "tuning", 8, backbone.settings.prompt_style)
@@ -241,14 +242,14 @@ def attention(given: Mapping[str, str], folder: Path) -> None:
 
 
 def sweep(given: Mapping[str, str], folder: Path) -> None:
-    """The command `sweep`: the engine, and the plain loop by the first batches of each of its trials.
+    """The command `sweep`: a study, and an estimate of the plain loop from the first batches of each trial.
 
-    The plain loop runs every trial that the protocol asks for, whole, loads the model and looks at every picture anew,
-    and lets `generate` read each prompt by itself inside `intervene`; its core and its batch size are the engine's.
+    The plain loop runs every requested trial to its end. For each trial it loads the model, encodes every picture, and
+    lets `generate` read each prompt by itself inside `intervene`. Its attention core and batch size are the study's.
     """
     experiment = given.get("experiment", "search")
     overrides = [f"+experiment={experiment}", f"preset={given.get('preset', 'default')}", "tracking=none"]
-    with tempfile.TemporaryDirectory(prefix="tdrs-benchmark-") as output:
+    with tempfile.TemporaryDirectory(prefix="tdrs-speed-") as output:
         values = plain(compose("sweep", [*overrides, f"output={output}"]))
         start = time.perf_counter()
         study = Study(values, Tracker("none", Path(output)))
@@ -297,8 +298,8 @@ def sweep(given: Mapping[str, str], folder: Path) -> None:
 
 
 def _plain(job: Job) -> tuple[float, float, float, float]:
-    """Seconds of loading the model, and of asking a sample: as a plain loop does it; with one row of the last layer;
-    by shared beginnings, too."""
+    """Seconds to load the model, and seconds a sample in three ways: as the plain loop; with one row of the last layer;
+    also with shared prefixes."""
     samples = job.samples[: PLAIN_BATCHES * job.plan.batch_size]
     start = time.perf_counter()
     backbone = backbones.load(job.plan.backbone)
@@ -312,13 +313,13 @@ def _plain(job: Job) -> tuple[float, float, float, float]:
 
     shared = seconds(True, True)
     whole = seconds(True, False)
-    return loading, seconds(False, False), whole, shared  # the plain loop last: all is warm then
+    return loading, seconds(False, False), whole, shared  # the plain loop last, when everything is warm
 
 
 def neighbours(given: Mapping[str, str], folder: Path) -> None:
-    """The command `neighbours`: how an evaluation fares beside another one, by how threads without work wait.
+    """The command `neighbours`: the time of an evaluation alone and beside another, by how idle threads wait.
 
-    Commands let them sleep (`tdrs/entry_point.py`). By OpenMP's own defaults they spin, on cores that others could use.
+    Commands let idle threads sleep (`tdrs/entry_point.py`). By OpenMP's defaults they spin, on cores that others need.
     """
     ways = {"asleep, as commands": {}, "by OpenMP's defaults": {"KMP_BLOCKTIME": "200"}}  # Intel's own; GNU has another
     rounds = int(given.get("rounds", 3))
@@ -337,15 +338,15 @@ def neighbours(given: Mapping[str, str], folder: Path) -> None:
 
 
 def _side_by_side(count: int, variables: Mapping[str, str]) -> float:
-    """Seconds until so many evaluations, begun at once, are all done."""
+    """Seconds until `count` evaluations that start together are all finished."""
     unset = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME", "OMP_NUM_THREADS")
     surroundings = {name: value for name, value in os.environ.items() if name not in unset} | dict(variables)
     words = ["-m", "tdrs.evaluate", "limit=64", "intervention=tdrs", "tracking=none", "features_gib=0"]
-    with tempfile.TemporaryDirectory(prefix="tdrs-benchmark-") as place:
+    with tempfile.TemporaryDirectory(prefix="tdrs-speed-") as folder:
         start = time.perf_counter()
         running = [
             subprocess.Popen(
-                [sys.executable, *words, f"output={place}/{number}"], env=surroundings, stdout=subprocess.DEVNULL
+                [sys.executable, *words, f"output={folder}/{number}"], env=surroundings, stdout=subprocess.DEVNULL
             )
             for number in range(count)
         ]
@@ -365,8 +366,8 @@ VERBS: dict[str, tuple[Callable[[Mapping[str, str], Path], None], tuple[str, ...
 
 def main(arguments: Sequence[str]) -> int:
     """The command; returns the exit code: 2 for bad arguments."""
-    words = [word for word in arguments if "=" not in word and not word.startswith("-")]
-    given = dict(word.partition("=")[::2] for word in arguments if "=" in word)
+    bare, given = parse(arguments)
+    words = [word for word in bare if not word.startswith("-")]
     if len(words) != 1:
         print((__doc__ or "").strip())
         return 0 if {"--help", "-h"} & set(arguments) else 2
