@@ -26,7 +26,7 @@ from PIL import Image
 from tdrs.analysis.evidence import where
 from tdrs.analysis.figure import keep, kept, redraw, save
 from tdrs.analysis.watch import Unedited, subject, watch
-from tdrs.sweeps.trials import Outcome
+from tdrs.sweeps.trial import Outcome
 
 from tdrs import escape
 from tdrs.commands import parse

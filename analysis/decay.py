@@ -28,7 +28,7 @@ from matplotlib import pyplot as plt
 from tdrs.analysis.evidence import where
 from tdrs.analysis.figure import STYLES, keep, kept, redraw, save
 from tdrs.analysis.watch import Unedited, subject, watch
-from tdrs.sweeps.trials import Outcome
+from tdrs.sweeps.trial import Outcome
 
 from tdrs import escape
 from tdrs.attention.call import Call

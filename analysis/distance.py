@@ -25,7 +25,7 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from tdrs.analysis.figure import STYLES, redraw, save, span
-from tdrs.sweeps.trials import STOCK, Outcome
+from tdrs.sweeps.trial import STOCK, Outcome
 
 from tdrs import escape
 from tdrs.configuration import with_settings

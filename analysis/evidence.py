@@ -7,7 +7,7 @@ where the sign-flip test over images says so at 5 % after Holm's correction over
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from tdrs.sweeps.trials import COMPLETE, STOCK, Outcome, Trial, check_pair, spelled
+from tdrs.sweeps.trial import COMPLETE, STOCK, Outcome, Trial, check_pair, spelled
 
 from tdrs.benchmarks import DATASETS, Record, pope
 from tdrs.configuration import with_settings

@@ -12,7 +12,7 @@ matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 from tdrs.sweeps.log import read_outcome, studies_folder, study_folder
-from tdrs.sweeps.trials import Outcome
+from tdrs.sweeps.trial import Outcome
 
 from tdrs import __version__, checked_file
 from tdrs.checked_file import Damaged

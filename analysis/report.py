@@ -24,7 +24,7 @@ from tdrs.analysis import attention, comparison, decay, distance, sensitivity, t
 from tdrs.analysis.evidence import LEVEL, Evidence, where
 from tdrs.analysis.evidence import numbers as evidence
 from tdrs.analysis.figure import kept, redraw, span
-from tdrs.sweeps.trials import COMPLETE, FAILED, PRUNED, STOCK, Outcome, Trial, check_same_samples
+from tdrs.sweeps.trial import COMPLETE, FAILED, PRUNED, STOCK, Outcome, Trial, check_same_samples
 
 from tdrs import escape
 from tdrs.benchmarks import Record, Sample

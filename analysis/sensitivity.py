@@ -21,7 +21,7 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 from tdrs.analysis.evidence import where
 from tdrs.analysis.figure import STYLES, redraw, save
-from tdrs.sweeps.trials import STOCK, Outcome
+from tdrs.sweeps.trial import STOCK, Outcome
 
 from tdrs import escape
 from tdrs.entry_point import run_command

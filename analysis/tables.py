@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 from tdrs.analysis.evidence import Evidence, show_p
 from tdrs.analysis.evidence import numbers as evidence
 from tdrs.analysis.figure import redraw
-from tdrs.sweeps.trials import Outcome, Request, Trial
+from tdrs.sweeps.trial import Outcome, Request, Trial
 
 from tdrs import escape
 from tdrs.configuration import with_settings

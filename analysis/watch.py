@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tdrs.sweeps.trials import STOCK_SETTINGS, Outcome, Request
+from tdrs.sweeps.trial import STOCK_SETTINGS, Outcome, Request
 
 from tdrs import backbones
 from tdrs.attention import core

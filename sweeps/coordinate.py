@@ -1,27 +1,25 @@
-"""The protocol of the paper's Figure 3: one setting after the other, each at its best before the next begins.
+"""The protocol of the paper's Figure 3: it tunes one setting after the other.
 
-For every series (a reading, say `gain=logits`) and every step in order, all values of the step's setting are measured
-on the tuning split, the earlier settings fixed at their best, the later ones at the paper's value. Ties go to the
-paper's value, then to the value nearest to it. A second round, if there is one, goes through the steps again from where
-the first ended. Then the stock model, each series at the paper's settings and at its best, and the controls are
-measured on the held-out split. With axes, all this happens at each condition (see `sweeps/methods.py`).
+For every series (a reading, such as `gain=logits`) and every step in order, it measures all values of the step's
+setting on the tuning split. Earlier settings are fixed at their best, later ones at the paper's value. Ties go to the
+paper's value, then to the value nearest to it. A second round repeats the steps from where the first ended. Then it
+measures on the held-out split: the stock model, each series at the paper's settings and at its best, and the controls.
+With axes, all this happens at each condition (see `sweeps/protocol.py`).
 """
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Self
 
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
 
 from tdrs.settings import SettingError, build, check_number
 
-from .engine import Engine
-from .methods import by_dataset, paired, stock
-from .sampled import choose
-from .search import Controlled
+from .protocol import Controlled, Steps, by_dataset, stock
+from .sampled import tune
 from .space import check_distinct
-from .trials import Curve, Outcome, Request, Settings, Trial, check_method_keys
+from .trial import Curve, Outcome, Request, Settings, Trial, check_method_keys
 
 
 @dataclass(frozen=True)
@@ -31,10 +29,10 @@ class Step:
     Args:
         key: the dotted configuration key.
         label: what the figure's axis calls it.
-        paper: the paper's value; or, where it differs, values by benchmark (`pope`, also for its twin) and `other`.
-        values: a list for all series, or a list for each series by its name; the paper's value must be in it.
-        set: settings that change from this step on in the first round, e.g. the weight that turns a stage on; `paper`
-            is the paper's value of the step with that key.
+        paper: the paper's value, or values by benchmark (`pope`, also for its twin) and `other`.
+        values: a list for all series, or a list for each series by its name; it must contain the paper's value.
+        set: settings that change from this step on in the first round, such as the weight that turns a stage on;
+            `paper` is the paper's value of the step with that key.
     """
 
     key: str
@@ -57,8 +55,8 @@ class Coordinate(Controlled):
 
     Args:
         series: settings by the series' names.
-        start: settings at the beginning, where they are not the paper's.
-        rounds: how often the steps are gone through.
+        start: settings at the beginning that are not the paper's.
+        rounds: how often the steps are repeated.
     """
 
     series: dict  # type: ignore[type-arg]
@@ -69,6 +67,34 @@ class Coordinate(Controlled):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_number("rounds", self.rounds, 1, whole=True)
+
+    @classmethod
+    def of(cls, values: Mapping[str, Any]) -> Self:
+        given = values.get("steps") or ()
+        if not isinstance(given, Sequence) or isinstance(given, str):
+            raise SettingError("steps", given, "must be a list of steps")
+        steps = [build(Step, step, f"steps[{number}]") for number, step in enumerate(given)]
+        search = build(cls, {**values, "steps": tuple(steps)})
+        if not search.series or not steps:
+            raise SettingError("series" if steps else "steps", None, "must not be empty")
+        for series, settings in search.series.items():
+            check_method_keys(settings, f"series.{series}")
+        check_method_keys(search.start, "start")
+        for number, step in enumerate(steps):
+            check_method_keys({step.key: step.values}, f"steps[{number}]")
+            if isinstance(step.paper, Mapping) and "other" not in step.paper:
+                raise SettingError(f"steps[{number}].paper", dict(step.paper), "must have a value for `other`")
+            for series in search.series:
+                if isinstance(step.values, Mapping) and series not in step.values:
+                    raise SettingError(f"steps[{number}].values", list(step.values), f"lacks the series {series}")
+                for value in step.values_for(series):
+                    check_number(f"steps[{number}].values", value, -math.inf)
+                check_distinct(step.values_for(series), f"steps[{number}].values")
+            for key, value in step.set.items():
+                if value == "paper" and key not in {other.key for other in steps}:
+                    raise SettingError(f"steps[{number}].set.{key}", value, "no step has this key")
+            check_method_keys(step.set, f"steps[{number}].set")
+        return search
 
     def paper(self, series: str, dataset: str) -> Settings:
         """All steps at the paper's values, under the series' own settings."""
@@ -94,8 +120,8 @@ class Coordinate(Controlled):
                 for value in step.values_for(series):
                     settings = self.initial(series, name) | self.set_from(step, name) | {step.key: value}
                     yield Request(series, "tuning", settings, condition)
-        for method in self.reported():
-            yield from method.possible(condition, dataset)
+        for row in self.reported():
+            yield from row.possible(condition, dataset)
 
     def distributions(self) -> dict[str, BaseDistribution]:
         """Each step's values, and the series' settings."""
@@ -109,42 +135,47 @@ class Coordinate(Controlled):
             found[key] = CategoricalDistribution(list(dict.fromkeys(given)))
         return found
 
+    def tuned(self, condition: Settings, dataset: str, outcome: Outcome) -> Steps[dict[str, Settings]]:
+        """Ask for the steps of all series at a condition; adds trials and curves to the outcome.
 
-def from_settings(values: Mapping[str, Any]) -> Coordinate:
-    """The protocol out of the `search` group.
+        Returns:
+            The settings at which each series ended.
+        """
+        current = {series: self.initial(series, dataset) for series in self.series}
+        for number in range(1, self.rounds + 1):
+            for step in self.steps:
+                requests: list[Request] = []
+                for series in self.series:
+                    if number == 1:
+                        current[series] |= self.set_from(step, dataset)
+                    for value in step.values_for(series):
+                        requests.append(Request(series, "tuning", {**current[series], step.key: value}, condition))
+                measured = yield requests
+                paper = step.paper_for(dataset)
+                for series in self.series:
+                    values = step.values_for(series)
+                    mine = [trial for trial in measured if trial.name == series]
+                    best = chosen(values, mine, paper)
+                    current[series] = {**current[series], step.key: best}
+                    at = [len(outcome.trials) + n for n in range(len(mine))]
+                    curve = Curve(series, condition, number, step.key, step.label, paper, values, at, best)
+                    outcome.curves.append(curve)
+                    outcome.trials.extend(mine)
+        return current
 
-    Raises:
-        SettingError: a name is unknown, or a list is empty.
-    """
-    try:
-        given = values.get("steps") or ()
-        if not isinstance(given, Sequence) or isinstance(given, str):
-            raise SettingError("steps", given, "must be a list of steps")
-        steps = [build(Step, step, f"steps[{number}]") for number, step in enumerate(given)]
-        search = build(Coordinate, {**values, "steps": tuple(steps)})
-        if not search.series or not steps:
-            raise SettingError("series" if steps else "steps", None, "must not be empty")
-        for series, settings in search.series.items():
-            check_method_keys(settings, f"series.{series}")
-        check_method_keys(search.start, "start")
-        for number, step in enumerate(steps):
-            check_method_keys({step.key: step.values}, f"steps[{number}]")
-            if isinstance(step.paper, Mapping) and "other" not in step.paper:
-                raise SettingError(f"steps[{number}].paper", dict(step.paper), "must have a value for `other`")
-            for series in search.series:
-                if isinstance(step.values, Mapping) and series not in step.values:
-                    raise SettingError(f"steps[{number}].values", list(step.values), f"lacks the series {series}")
-                for value in step.values_for(series):
-                    check_number(f"steps[{number}].values", value, -math.inf)
-                check_distinct(step.values_for(series), f"steps[{number}].values")
-            for key, value in step.set.items():
-                if value == "paper" and key not in {other.key for other in steps}:
-                    raise SettingError(f"steps[{number}].set.{key}", value, "no step has this key")
-            check_method_keys(step.set, f"steps[{number}].set")
-        search.reported()
-    except SettingError as error:
-        raise error.under("search") from None
-    return search
+    def at(self, condition: Settings, outcome: Outcome) -> Steps[None]:
+        dataset = condition.get("dataset", outcome.config["dataset"]["name"])
+        outcome.trials.extend((yield [stock("tuning", condition)]))
+        first = len(outcome.curves)
+        ends = yield from self.tuned(condition, dataset, outcome)
+        requests = [stock("held_out", condition)]
+        for series in self.series:
+            requests.append(Request(f"{series}, paper", "held_out", self.paper(series, dataset), condition))
+            asked = sum(len(curve.trials) for curve in outcome.curves[first:] if curve.series == series)
+            requests.append(Request(f"{series}, tuned", "held_out", ends[series], condition, budget=asked))
+        controls, tried = yield from tune(self, condition, outcome.config)
+        outcome.trials.extend(tried)
+        outcome.rows.extend((yield [*requests, *controls]))
 
 
 def chosen(values: Sequence[float], trials: Sequence[Trial], paper: float) -> float:
@@ -153,57 +184,3 @@ def chosen(values: Sequence[float], trials: Sequence[Trial], paper: float) -> fl
     rank = order.index(paper)
     found = max(zip(values, trials, strict=True), key=lambda p: (p[1].score, -abs(order.index(p[0]) - rank)))
     return found[0]
-
-
-def curves(
-    search: Coordinate, engine: Engine, condition: Settings, dataset: str, first: int
-) -> tuple[list[Curve], list[Trial], dict[str, Settings]]:
-    """The steps of all series at a condition: curves, trials, and where each series ended.
-
-    Args:
-        first: the number of the first trial in the outcome's list.
-    """
-    current = {series: search.initial(series, dataset) for series in search.series}
-    drawn: list[Curve] = []
-    trials: list[Trial] = []
-    for number in range(1, search.rounds + 1):
-        for step in search.steps:
-            requests: list[Request] = []
-            for series in search.series:
-                if number == 1:
-                    current[series] |= search.set_from(step, dataset)
-                for value in step.values_for(series):
-                    requests.append(Request(series, "tuning", {**current[series], step.key: value}, condition))
-            measured = engine.measure(requests)
-            for series in search.series:
-                values = step.values_for(series)
-                mine = [trial for trial in measured if trial.name == series]
-                paper = step.paper_for(dataset)
-                best = chosen(values, mine, paper)
-                current[series] = {**current[series], step.key: best}
-                at = [first + len(trials) + n for n in range(len(mine))]
-                drawn.append(Curve(series, condition, number, step.key, step.label, paper, values, at, best))
-                trials += mine
-    return drawn, trials, current
-
-
-def run(search: Coordinate, engine: Engine, name: str) -> Outcome:
-    """Curves on the tuning split and the table on the held-out split, at each condition."""
-    trials: list[Trial] = []
-    rows: list[Trial] = []
-    drawn: list[Curve] = []
-    for condition in search.conditions():
-        dataset = condition.get("dataset", engine.config["dataset"]["name"])
-        trials += engine.measure([stock("tuning", condition)])
-        found, measured, ends = curves(search, engine, condition, dataset, len(trials))
-        drawn += found
-        trials += measured
-        requests = [stock("held_out", condition)]
-        for series in search.series:
-            requests.append(Request(f"{series}, paper", "held_out", search.paper(series, dataset), condition))
-            asked = sum(len(curve.trials) for curve in found if curve.series == series)
-            requests.append(Request(f"{series}, tuned", "held_out", ends[series], condition, budget=asked))
-        controls, tried = choose(engine, search, condition)
-        trials += tried
-        rows += paired(engine, requests + controls)
-    return Outcome(name, search.protocol, engine.config, trials, rows, drawn)

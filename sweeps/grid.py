@@ -1,29 +1,33 @@
-"""The protocol that measures every cell of a grid on the tuning split, then reports the best one on the held-out split.
+"""The protocol that measures every cell of a grid on the tuning split and reports the best one on the held-out split.
 
-Cells are enumerated, not sampled: none is measured twice, and one that fails is tried again and, if it still fails, is
-shown as failed with its reason. With axes, all this happens at each condition (see `sweeps/methods.py`): each has a
+Cells are enumerated, not sampled, so none is measured twice. A cell that fails is tried again; if it fails again, it is
+shown as failed, with the reason. With axes, all this happens at each condition (see `sweeps/protocol.py`), which has a
 stock model and a best cell of its own.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import ClassVar
 
-from tdrs.settings import SettingError, build
+from tdrs.settings import SettingError
 
-from .engine import Engine
-from .methods import best, paired, stock
-from .sampled import choose
-from .search import Spaced
+from .protocol import Spaced, Steps, best, stock
+from .sampled import tune
 from .space import Range
-from .trials import STOCK, Outcome, Request, Settings, Trial
+from .trial import STOCK, Outcome, Request, Settings
 
 
 @dataclass(frozen=True, kw_only=True)
 class Grid(Spaced):
-    """A checked `search` group, whose space has lists only."""
+    """A checked `search` group whose space consists of lists."""
 
-    point = "cell"
+    point: ClassVar[str] = "cell"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for key, part in self.parsed.parts.items():
+            if isinstance(part, Range):
+                raise SettingError(f"space.{key}", self.space[key], "must be a list: a grid has cells")
 
     def cells(self, condition: Settings) -> list[Request]:
         """The stock model and every cell at a condition, on the tuning split."""
@@ -34,38 +38,18 @@ class Grid(Spaced):
         for request in self.cells(condition):
             yield request
             yield Request(request.name, "held_out", request.settings, condition)
-        for method in self.reported():
-            yield from method.possible(condition, dataset)
+        for row in self.reported():
+            yield from row.possible(condition, dataset)
 
-
-def from_settings(values: Mapping[str, Any]) -> Grid:
-    """The protocol out of the `search` group; raises SettingError."""
-    try:
-        search = build(Grid, values)
-        for key, part in search.parsed.parts.items():
-            if isinstance(part, Range):
-                raise SettingError(f"space.{key}", search.space[key], "must be a list: a grid has cells")
-        search.reported()
-    except SettingError as error:
-        raise error.under("search") from None
-    return search
-
-
-def run(search: Grid, engine: Engine, name: str) -> Outcome:
-    """At each condition: all cells with paired differences; held out, the stock model, the best cell, the controls."""
-    trials: list[Trial] = []
-    rows: list[Trial] = []
-    for condition in search.conditions():
-        cells = paired(engine, search.cells(condition))
-        measured = [cell for cell in cells if cell.name != STOCK]
-        chosen = best(measured, "accuracy")
-        controls, tried = choose(engine, search, condition)
-        held_out = [
+    def at(self, condition: Settings, outcome: Outcome) -> Steps[None]:
+        trials = yield self.cells(condition)
+        cells = [trial for trial in trials if trial.name != STOCK]
+        controls, tried = yield from tune(self, condition, outcome.config)
+        rows = yield [
             stock("held_out", condition),
             Request("as configured", "held_out", {}, condition),
-            Request(f"best of {len(measured)}", "held_out", chosen.settings, condition, budget=len(measured)),
+            Request(f"best of {len(cells)}", "held_out", best(cells, "accuracy").settings, condition, len(cells)),
             *controls,
         ]
-        trials += [*cells, *tried]
-        rows += paired(engine, held_out)
-    return Outcome(name, search.protocol, engine.config, trials, rows)
+        outcome.trials.extend([*trials, *tried])
+        outcome.rows.extend(rows)

@@ -13,7 +13,7 @@ Trials are written when they are over, so a process that dies leaves none of the
 import hashlib
 import json
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -31,10 +31,10 @@ from tdrs.records import Records
 from tdrs.settings import SettingError, first_line
 from tdrs.tracking import LoggedSamples, Run, Tracker, metric_name
 
-from .protocols import PROTOCOLS
-from .shared import Shared
+from . import protocol
 from .storage import JOURNAL, load_optuna, open_storage
-from .trials import COMPLETE, FAILED, PRUNED, STOCK, Outcome, Request, Trial
+from .store import Claim, Store
+from .trial import COMPLETE, FAILED, PRUNED, STOCK, Outcome, Request, Trial
 
 REPLACED, TRIALS = "replaced", "trials.jsonl"
 UNKNOWN = "unknown"  # the key of a study whose configuration cannot be read
@@ -84,7 +84,7 @@ class Log:
         folder: Path,
         config: Mapping[str, Any],
         tracker: Tracker,
-        records: Records,
+        store: Store,
         storage: BaseStorage | None = None,
     ) -> None:
         self.folder = folder
@@ -92,21 +92,21 @@ class Log:
         self.tracker = tracker
         self.parent = ""
         self.name = str(config["study"]["name"])
-        self._store = records
+        self._store = store
         self._storage = storage
-        self._search = PROTOCOLS[config["search"]["protocol"]].from_settings(config["search"])
+        self._search = protocol.from_settings(config["search"])
         self._objective = getattr(self._search, "objective", "accuracy")
         self._config = dict(config)
         self.trials: dict[str, Trial] = {}
-        self.checks: list[Callable[[], None]] = []  # each raises LostLease where another process leads the study now
+        self.claim: Claim | None = None  # the right to write
         self._optuna: optuna.Study | None = None
         self._told: set[str] = set()
         self._asked: dict[str, Trial] = {}
 
     def check(self) -> None:
         """Raises LostLease unless this process still leads the study; asked before each write."""
-        for check in self.checks:
-            check()
+        if self.claim:
+            self.claim.check()
 
     def open(self) -> None:
         """Read what there is, after the files of a study over other settings are moved out of the way.
@@ -236,8 +236,7 @@ class Log:
         if known is None or line != checked_file.seal(asdict(known), self.key):
             checked_file.append_line(self.folder / TRIALS, line)
             self.trials[trial.key] = trial
-        if isinstance(self._store, Shared):
-            self._store.publish(trial.cache_key)
+        self._store.publish(trial.cache_key)
         self._tell_optuna(trial)
         self.track(trial)
 
@@ -267,7 +266,7 @@ class Log:
         request = Request(trial.name, trial.split, trial.settings, trial.condition)
         about = tags(with_settings(self._config, request.merged))
         about |= {"cache_key": trial.cache_key, "series": trial.name, "split": trial.split, "status": trial.status}
-        whole = trial.status == COMPLETE and self._store.done(trial.cache_key)
+        whole = trial.status == COMPLETE and self._store.records.done(trial.cache_key)
         self.tracker.log(
             Run(
                 experiment=self.name,
@@ -276,7 +275,7 @@ class Log:
                 tags=about,
                 params={} if trial.name == STOCK else trial.settings,
                 metrics={f"{trial.split}.{name}": value for name, value in trial.metrics.items()},
-                folder=self._store.path(trial.cache_key) if whole else None,
+                folder=self._store.records.path(trial.cache_key) if whole else None,
                 parent=self.parent,
                 error=trial.reason if trial.status == FAILED else "",
                 samples=LoggedSamples(about["dataset"], trial.split, trial.samples, trial.n),
@@ -403,7 +402,7 @@ def sync(folder: Path, tracker: Tracker, records: Records) -> int:
     """Write a study's trials wherever they are missing, from its files; returns how many trials it has."""
     config = checked_file.read_yaml(folder / "config.yaml")
     where = config["study"].get("storage", JOURNAL)
-    log = Log(folder, config, tracker, records, None if where == JOURNAL else open_storage(where))
+    log = Log(folder, config, tracker, Store(records), None if where == JOURNAL else open_storage(where))
     log.open()
     trials = list(log.trials.values())
     with tracker.study(log.name, log.key, log.name, tags(config)) as log.parent:

@@ -1,40 +1,42 @@
-"""The protocol that lets a sampler choose: Optuna's TPE, QMC or random points of a search space, on the tuning split.
+"""The protocol that lets an Optuna sampler (TPE, QMC or random) choose points of a search space on the tuning split.
 
-Points are asked for `at_once`, then measured, then told in the order they were asked, so a study's points depend on its
-seed and on nothing else: not on how many workers there are, nor on whether it was stopped and begun again. The first
-points are the settings as configured, and those in `start`.
+It asks for `at_once` points, measures them, and tells their results in the order of asking. So the points of a study
+depend on its seed alone, not on the number of workers or on whether the study was stopped and resumed. The first points
+are the settings as configured, and those in `start`.
 
-With `prune` a trial ends early when the margins of its gold answers so far, beside those of the best trial before it on
-the same images, leave it less than one chance in ten to end above that one; a control's too, from 20 images on. The
-objective must then be the mean margin (0/1 scores mostly tie). The sampler is told what the trial's mean is expected to
-be: the best trial's plus their mean difference so far, since the first images may be easier than the others.
+With `prune` a trial ends early when it has less than one chance in ten to end above the incumbent, the best trial
+before it. The test pairs the margins of the gold answers so far with the incumbent's on the same images, from 20 images
+on; it applies to controls, too. The objective must then be the mean margin, since 0/1 scores mostly tie. The sampler is
+told the expected mean of a pruned trial: the incumbent's mean plus their mean difference so far, because the first
+images may be easier than the others.
 
-With axes, all this happens at each condition (see `sweeps/methods.py`).
+With axes, all this happens at each condition (see `sweeps/protocol.py`).
 """
 
+import math
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import optuna
 from optuna.trial import TrialState
 
 from tdrs.benchmarks import Record
 from tdrs.configuration import with_settings
-from tdrs.settings import SettingError, build, check_choice, check_number
+from tdrs.results import of_rows
+from tdrs.settings import SettingError, check_choice, check_number
 from tdrs.statistics import chance_not_below_zero, paired_sums
 
-from .engine import Engine
-from .methods import Method, best, paired, stock
-from .search import SAMPLERS, Search, Spaced
-from .trials import COMPLETE, PRUNED, Outcome, Request, Settings, Trial, check_same_samples
+from .protocol import SAMPLERS, MethodRow, Protocol, Spaced, Steps, best, stock
+from .trial import COMPLETE, PRUNED, Outcome, Request, Settings, Trial, check_same_samples
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)  # its studies are not the user's
 OBJECTIVES = ("accuracy", "margin")
-# Images before a trial may end, and the chance below which it does. Of 37 whole trials of `search`, in 150 random
-# orders of 20 of them, 52 % of the samples were seen and the best was never lost; at .05 58 %; at .2 41 %, but the best
-# was lost in 30 %. Wilcoxon's test, which does not know how many images are left, saw 56 % at .1 and lost it in 15 %.
+# Images before a trial may be pruned, and the chance below which it is. For 37 complete trials of `search`, in 150
+# random orders of 20 of them, 52 % of the samples were measured and the best was never lost; at .05 58 %; at .2 41 %,
+# but the best was lost in 30 %. Wilcoxon's test, which does not know how many images are left, measured 56 % at .1 and
+# lost it in 15 %.
 STARTUP, CHANCE = 20, 0.1
 
 
@@ -54,7 +56,7 @@ class Sampled(Spaced):
     objective: str = "accuracy"
     prune: bool = False
     start: tuple = ()  # type: ignore[type-arg]
-    point = "search"
+    point: ClassVar[str] = "search"
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -63,35 +65,42 @@ class Sampled(Spaced):
             check_number(name, getattr(self, name), 1, whole=True)
         if self.prune and self.objective != "margin":
             raise SettingError("prune", self.prune, "needs objective=margin: 0/1 scores mostly tie")
+        for number, one in enumerate(self.start):
+            if not isinstance(one, Mapping) or not set(one) <= set(self.parsed.parts):
+                raise SettingError(f"start[{number}]", one, f"must have keys of {', '.join(self.parsed.parts)}")
 
     def possible(self, condition: Settings, dataset: str) -> Iterator[Request]:
         yield from (stock(split, condition) for split in ("tuning", "held_out"))
         for settings in [*self.parsed.ends(), *({**next(self.parsed.ends()), **one} for one in self.start)]:
             yield Request(self.point, "tuning", settings, condition)
-        for method in self.reported():
-            yield from method.possible(condition, dataset)
+        for row in self.reported():
+            yield from row.possible(condition, dataset)
+
+    def at(self, condition: Settings, outcome: Outcome) -> Steps[None]:
+        row = MethodRow(self.point, {}, self.parsed)
+        start = configured(outcome.config, Request("", "", {}, condition).merged, list(self.parsed.parts))
+        baseline = yield [stock("tuning", condition)]
+        incumbent = baseline[0] if self.prune else None
+        first = [start, *({**start, **one} for one in self.start)]
+        trials = yield from sample(self, row, condition, self.trials, self.at_once, first, self.objective, incumbent)
+        controls, tried = yield from tune(self, condition, outcome.config, self.objective, incumbent)
+        chosen = best(trials, self.objective).settings
+        rows = yield [
+            stock("held_out", condition),
+            Request("as configured", "held_out", {}, condition),
+            Request(f"best of {len(trials)}", "held_out", chosen, condition, budget=len(trials)),
+            *controls,
+        ]
+        outcome.trials.extend([*baseline, *trials, *tried])
+        outcome.rows.extend(rows)
 
 
-def from_settings(values: Mapping[str, Any]) -> Sampled:
-    """The protocol out of the `search` group; raises SettingError."""
-    try:
-        search = build(Sampled, values)
-        parsed = search.parsed
-        search.reported()
-        for number, one in enumerate(search.start):
-            if not isinstance(one, Mapping) or not set(one) <= set(parsed.parts):
-                raise SettingError(f"start[{number}]", one, f"must have keys of {', '.join(parsed.parts)}")
-    except SettingError as error:
-        raise error.under("search") from None
-    return search
-
-
-def configured(engine: Engine, settings: Settings, keys: Sequence[str]) -> Settings:
-    """What the configuration, under settings, says for keys."""
-    config: Any = with_settings(engine.config, settings)
+def configured(config: Mapping[str, Any], settings: Settings, keys: Sequence[str]) -> Settings:
+    """The values that a configuration, under settings, has for keys."""
+    merged: Any = with_settings(config, settings)
     found = {}
     for key in keys:
-        node = config
+        node = merged
         for part in key.split("."):
             node = node[part]
         found[key] = node
@@ -99,135 +108,104 @@ def configured(engine: Engine, settings: Settings, keys: Sequence[str]) -> Setti
 
 
 def sample(
-    engine: Engine,
-    method: Method,
+    search: Protocol,
+    row: MethodRow,
     condition: Settings,
     trials: int,
-    sampler: str = "tpe",
-    seed: int = 0,
     at_once: int = 4,
     start: Sequence[Settings] = (),
     objective: str = "accuracy",
-    rival: Trial | None = None,
-) -> list[Trial]:
-    """Trials of a method's space on the tuning split, in the order they were asked for.
+    incumbent: Trial | None = None,
+) -> Steps[list[Trial]]:
+    """Ask for trials of a method row's space on the tuning split; returns them in the order of asking.
 
     Args:
-        start: whole settings of the space to begin with; those outside it are left out.
-        rival: with it, trials that have little chance to end above the best so far, at first this one, end early.
+        search: whose sampler and seed choose.
+        start: whole settings of the space to begin with; those outside the space are left out.
+        incumbent: the trial to beat at first. With it, trials that have little chance to beat the best so far are
+            pruned.
     """
-    space = method.space
+    space = row.space
     assert space is not None
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        study = optuna.create_study(direction="maximize", sampler=SAMPLERS[sampler](seed))
+        study = optuna.create_study(direction="maximize", sampler=SAMPLERS[search.sampler](search.seed))
     for settings in start:
         params = space.params(settings)
         if params is not None:
             study.enqueue_trial(params)
+
+    def goal(trial: Trial) -> float:
+        return trial.metrics[objective] if trial.status == COMPLETE else -math.inf
+
     found: list[Trial] = []
     while len(found) < trials:
         asked = [space.ask(study) for _ in range(min(at_once, trials - len(found)))]
-        enough = None
-        if rival and rival.status == COMPLETE:
-            enough = _hopeless(engine.records(rival), rival.metrics[objective])
-        requests = [
-            Request(method.name, "tuning", {**method.settings, **settings}, condition, enough=enough)
+        beat = incumbent if incumbent and incumbent.status == COMPLETE else None
+        measured = yield [
+            Request(row.name, "tuning", {**row.settings, **settings}, condition, incumbent=beat)
             for _, settings in asked
         ]
-        for (waiting, _), trial in zip(asked, engine.measure(requests), strict=True):
+        for (waiting, _), trial in zip(asked, measured, strict=True):
             if trial.status in (COMPLETE, PRUNED):
                 study.tell(waiting, trial.value(objective))
             else:
                 study.tell(waiting, state=TrialState.FAIL)
             found.append(trial)
-            if rival and trial.status == COMPLETE and trial.metrics[objective] > rival.metrics[objective]:
-                rival = trial
+            if incumbent and trial.status == COMPLETE and trial.metrics[objective] > goal(incumbent):
+                incumbent = trial
     return found
 
 
-def _hopeless(rival: Sequence[Record], goal: float) -> Callable[[Sequence[Record]], float | None]:
-    """What records so far make the mean margin of all expected to be, if there is little chance of a rival's goal."""
-    images = len({record.image_id for record in rival})
-    known = {record.id: record for record in rival}
-
-    def enough(records: Sequence[Record]) -> float | None:
-        same = [known[record.id] for record in records if record.id in known]  # batches may come in any order
-        check_same_samples(same, records, "search.prune")
-        theirs, ours = ([record.margin for record in some] for some in (same, records))
-        clusters, weights = [record.image_id for record in records], [record.weight for record in records]
-        _, _, sums, counts = paired_sums(theirs, ours, clusters, weights)
-        unseen = max(1, images - len(sums))  # of the last image, not all questions may be asked yet
-        if len(sums) < STARTUP or chance_not_below_zero(sums, unseen) >= CHANCE:
-            return None
-        return goal + float(sums.sum() / counts.sum())
-
-    return enough
-
-
-def choose(
-    engine: Engine, search: Search, condition: Settings, objective: str = "accuracy", rival: Trial | None = None
-) -> tuple[list[Request], list[Trial]]:
-    """The held-out requests of the reported methods at a condition, and the trials that settings were chosen from.
+def should_prune(incumbent: Sequence[Record], records: Sequence[Record]) -> float | None:
+    """Whether a trial has little chance to reach the incumbent's mean margin: its expected mean margin, or else None.
 
     Args:
+        incumbent: all records of the incumbent.
+        records: those of the trial so far, in any order.
+
+    Raises:
+        SettingError: the records are not of the same samples.
+    """
+    known = {record.id: record for record in incumbent}
+    same = [known[record.id] for record in records if record.id in known]
+    check_same_samples(same, records, "search.prune")
+    theirs, ours = ([record.margin for record in some] for some in (same, records))
+    clusters, weights = [record.image_id for record in records], [record.weight for record in records]
+    _, _, sums, counts = paired_sums(theirs, ours, clusters, weights)
+    images = len({record.image_id for record in incumbent})
+    unseen = max(1, images - len(sums))  # not all questions on the last image may be asked yet
+    if len(sums) < STARTUP or chance_not_below_zero(sums, unseen) >= CHANCE:
+        return None
+    return of_rows(incumbent)["margin"] + float(sums.sum() / counts.sum())
+
+
+def tune(
+    search: Protocol,
+    condition: Settings,
+    config: Mapping[str, Any],
+    objective: str = "accuracy",
+    incumbent: Trial | None = None,
+) -> Steps[tuple[list[Request], list[Trial]]]:
+    """Ask for the tuning trials of the reported method rows; returns the rows' held-out requests, and these trials.
+
+    Args:
+        config: the study's plain configuration.
         objective: the metric that settings are chosen by.
-        rival: as in `sample`.
+        incumbent: as in `sample`.
     """
     requests: list[Request] = []
     tried: list[Trial] = []
-    for method in search.reported():
-        here = method.at(condition, engine.config["dataset"]["name"])
+    for row in search.reported():
+        here = row.at(condition, config["dataset"]["name"])
         settings, trials = here.settings, []
         if here.space is not None:
             merged = Request("", "", settings, condition).merged
-            start = configured(engine, merged, list(here.space.parts))
-            trials = sample(
-                engine,
-                here,
-                condition,
-                search.budget,
-                search.sampler,
-                search.seed,
-                start=[start],
-                objective=objective,
-                rival=rival,
+            start = [configured(config, merged, list(here.space.parts))]
+            trials = yield from sample(
+                search, here, condition, search.budget, start=start, objective=objective, incumbent=incumbent
             )
             settings = best(trials, objective).settings
-        requests.append(Request(method.name, "held_out", settings, condition, budget=len(trials)))
+        requests.append(Request(row.name, "held_out", settings, condition, budget=len(trials)))
         tried += trials
     return requests, tried
-
-
-def run(search: Sampled, engine: Engine, name: str) -> Outcome:
-    """At each condition the stock model, the points, and held out: stock, the configured settings, the best point."""
-    found: list[Trial] = []
-    rows: list[Trial] = []
-    method = Method(search.point, {}, search.parsed)
-    for condition in search.conditions():
-        baseline = engine.measure([stock("tuning", condition)])
-        start = configured(engine, Request("", "", {}, condition).merged, list(search.parsed.parts))
-        rival = baseline[0] if search.prune else None
-        trials = sample(
-            engine,
-            method,
-            condition,
-            search.trials,
-            search.sampler,
-            search.seed,
-            search.at_once,
-            [start, *({**start, **one} for one in search.start)],
-            search.objective,
-            rival,
-        )
-        chosen = best(trials, search.objective)
-        controls, tried = choose(engine, search, condition, search.objective, rival)
-        requests = [
-            stock("held_out", condition),
-            Request("as configured", "held_out", {}, condition),
-            Request(f"best of {len(trials)}", "held_out", chosen.settings, condition, budget=len(trials)),
-            *controls,
-        ]
-        found += [*baseline, *trials, *tried]
-        rows += paired(engine, requests)
-    return Outcome(name, search.protocol, engine.config, found, rows)

@@ -19,7 +19,7 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 
 from tdrs.settings import SettingError, build
 
-from .trials import Settings
+from .trial import Settings
 
 Scalar = str | int | float | bool | None
 

@@ -4,7 +4,7 @@
     postgresql://HOST/NAME   a PostgreSQL database; user and password as PGUSER, PGPASSWORD or ~/.pgpass say
     grpc://HOST:PORT         Optuna's proxy, which has the database behind it
 
-Through a database or a proxy machines that share no folder work on one study (`sweeps/shared.py`).
+Through a database or a proxy machines that share no folder work on one study (`sweeps/store.py`).
 """
 
 import time

@@ -1,15 +1,20 @@
-"""A study: a protocol, run once, however often it is stopped.
+"""A study: a protocol's trials, run by an executor, written to sinks (`sweeps/log.py`).
 
-The process that holds the folder's lock, and the storage's claim where machines share one, leads: it alone writes the
-study's files and the store of runs (`sweeps/log.py`). Another one with the same command joins: it measures, and leads
-when the first is gone or done.
+A study can be stopped at any time and run again; it then goes on from where it was. The process that holds the folder's
+lock, and the storage's claim if machines share one, leads: it alone writes the study's files and the store of runs.
+Another process that runs the same study joins it: it measures, and leads when the first one is gone or done.
+
+    study = Study(plain_configuration)     # checks every setting; writes nothing
+    print(study.cost())                    # how many trials it would run, and how long that may take
+    outcome = study.run()                  # an Outcome, see `sweeps/trial.py`
 """
 
+import statistics
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, closing, contextmanager
+from collections.abc import Iterator
+from contextlib import closing, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,72 +22,185 @@ from typing import Any
 from optuna.storages import BaseStorage
 from tqdm import tqdm
 
+from tdrs import checked_file
 from tdrs.backbones.features import Features
+from tdrs.checked_file import Damaged
 from tdrs.configuration import check
 from tdrs.environment import environment
 from tdrs.evaluation import gib
-from tdrs.lease import Lease
-from tdrs.records import Records
-from tdrs.settings import check_choice
+from tdrs.records import Records, is_cache_key
 from tdrs.stopping import Stop
 from tdrs.tracking import Tracker
 
-from .engine import WAIT, Engine, Preview
+from . import protocol
+from .executor import WAIT, Executor, Inline, Progress, measure
+from .job import Job, Jobs, Results
 from .log import Log, describe, study_folder, study_key, tags
-from .methods import check_effect
-from .protocols import PROTOCOLS
-from .ray_workers import RayEngine
-from .shared import Shared
+from .protocol import check_effect, conditions
+from .ray_executor import RayExecutor
 from .storage import JOURNAL, check_storage, check_study, open_storage
-from .trials import Outcome, Trial
+from .store import Board, Claim, Store
+from .trial import PLANNED, Outcome, Request, Trial
 
 
 class Study:
-    """One study.
+    """One study. It prints nothing on standard output; warnings go to standard error.
 
     Args:
         config: the plain configuration of `conf/sweep.yaml`.
-        tracker: where runs are logged.
+        tracker: where runs are logged; nowhere by default.
         stop: whether somebody asked to stop.
         command: what was typed.
+        bar: whether to show a progress bar on standard error, if that is a terminal.
+
+    Attributes:
+        name, folder: the study's, and where its files are.
+        records: the evaluations.
+        jobs: its samples, and the jobs of requests.
+        results: the results of jobs.
+        asked: how many trials the protocol asks for, as far as is known before the run.
+        planned: the jobs among them that would run, by cache key.
+        progress: how many evaluations ran, and how many were found done.
 
     Raises:
-        SettingError: a setting, or a data set, is not to be had; nothing is loaded or written by then.
+        SettingError: a setting is not allowed, or a data set is not available. Nothing is loaded or written by then.
     """
 
-    def __init__(self, config: dict[str, Any], tracker: Tracker, stop: Stop | None = None, command: str = "") -> None:
+    def __init__(
+        self,
+        config: dict[str, Any],
+        tracker: Tracker | None = None,
+        stop: Stop | None = None,
+        command: str = "",
+        bar: bool = True,
+    ) -> None:
         check("sweep", config)
         self.config = config
         self.command = command
         self.name = str(config["study"]["name"])
         output = Path(config["output"])
         self.folder = study_folder(output, self.name)
-        self.tracker = tracker
-        check_choice("search.protocol", config["search"].get("protocol"), list(PROTOCOLS))
-        self.protocol = PROTOCOLS[config["search"]["protocol"]]
-        self.search = self.protocol.from_settings(config["search"])
-        self.records, storage = self._open(config, output / "records")
-        self.preview = Preview(config, self.records)
+        self.tracker = tracker or Tracker("none", output)
+        self.protocol = protocol.from_settings(config["search"])
+        self.records = Records(output / "records")
+        storage = self._open()
+        board = Board(storage, f"{self.name} evaluations {study_key(config)}") if storage else None
+        self.store = Store(self.records, board)
+        self.jobs = Jobs(config)
+        self.results = Results(self.store, time.time())
+        self.asked = 0
+        self.planned: dict[str, Job] = {}
         dataset = config["dataset"]["name"]
-        asked = [self.search.possible(condition, dataset) for condition in self.search.conditions()]
-        check_effect(self.search.axes, [[self.preview.job(one).cache_key for one in some] for some in asked])
-        self.protocol.run(self.search, self.preview, self.name)
-        self.log = Log(self.folder, config, tracker, self.records, storage)
+        possible = [self.protocol.possible(condition, dataset) for condition in conditions(self.protocol.axes)]
+        check_effect(self.protocol.axes, [[self.jobs.of(one).cache_key for one in some] for some in possible])
+        protocol.run(self.protocol.run(config), self._plan)
+        self.log = Log(self.folder, config, self.tracker, self.store, storage)
+        self.progress = Progress()
+        self._stop = stop or Stop()
+        self._show = bar
         features = Features(output / "features", gib(config["features_gib"]))
-        kind = RayEngine if config["workers"]["name"] == "ray" else Engine
-        self.engine = kind(config, self.records, features, stop, self._report, self.preview.samples)
+        self._executor: Executor = (
+            RayExecutor(config, self.results, self.progress)
+            if config["workers"]["name"] == "ray"
+            else Inline(self.results, self.progress, self._stop, features)
+        )
         self._leads = False
         self._unlogged = False
 
-    def _open(self, config: Mapping[str, Any], folder: Path) -> tuple[Records, BaseStorage | None]:
-        """The records, and the storage through which machines share them, if there is one."""
-        where = config["study"]["storage"]
+    def _open(self) -> BaseStorage | None:
+        """The storage through which machines share the study, if there is one."""
+        where = self.config["study"]["storage"]
         check_storage(where)
         if where == JOURNAL:
-            return Records(folder), None
-        storage, key = open_storage(where), study_key(config)
-        check_study(storage, self.name, key)
-        return Shared(folder, storage, f"{self.name} evaluations {key}"), storage
+            return None
+        storage = open_storage(where)
+        check_study(storage, self.name, study_key(self.config))
+        return storage
+
+    def _plan(self, requests: list[Request]) -> list[Trial]:
+        """The trials of requests, with placeholders for those that are not over."""
+        self.asked += len(requests)
+        trials = []
+        for job in map(self.jobs.of, requests):
+            trial = self.results.find(job)
+            if trial is None:
+                self.planned.setdefault(job.cache_key, job)
+                trial = job.trial(status=PLANNED)
+            trials.append(trial)
+        return trials
+
+    def track(self, tracker: Tracker) -> None:
+        """Log to another store of runs from here on."""
+        self.tracker = self.log.tracker = tracker
+
+    def dry_run(self) -> list[str]:
+        """What would run, as lines of text."""
+        lines = [self.cost()]
+        for job in self.planned.values():
+            lines.append(f"  {job.cache_key}  {job.request.split:9} n = {len(job.samples):<5} {job.request.label}")
+        if self.protocol.protocol in ("coordinate", "sampled"):
+            lines.append("later settings depend on earlier results: where those are missing, these are first guesses")
+        return lines
+
+    def cost(self) -> str:
+        """How much there is to run, and how long that may take, in a line."""
+        planned = self.planned.values()
+        done = self.asked - len(planned)
+        text = f"{self.asked} trials asked for, {done} found done or alike; to run: {len(planned)}"
+        if not planned:
+            return text
+        text += f" of {sum(len(job.samples) for job in planned)} samples"
+        seconds, unknown = self._seconds()
+        if unknown == len(planned):
+            return f"{text}; no like evaluation is kept here to estimate by: see `tdrs.doctor`"
+        text += f", {seconds / 60:.1f} minutes by like evaluations kept here"
+        return f"{text} (none is like {unknown} of them)" if unknown else text
+
+    def _seconds(self) -> tuple[float, int]:
+        """How long the planned jobs may take, by records of like evaluations, and how many jobs have no like."""
+        rates: dict[tuple[str, ...], list[float]] = {}
+        for folder in filter(lambda folder: is_cache_key(folder.name), self.records.folder.glob("*")):
+            outline = self.records.outline(folder.name)
+            with suppress(Damaged, OSError, KeyError, TypeError):  # an estimate needs no single record
+                kind = _kind(checked_file.read_yaml(folder / "config.yaml"))
+                rates.setdefault(kind, []).append(outline["seconds"] / max(1, outline["n"]))
+        total, unknown = 0.0, 0
+        for job in self.planned.values():
+            like = rates.get(_kind(job.plan.config))
+            total += statistics.median(like) * len(job.samples) if like else 0
+            unknown += not like
+        return total, unknown
+
+    def run(self) -> Outcome:
+        """Run the study, resume it, or join another process that runs it.
+
+        Returns:
+            What its protocol found. It is also in the folder, as `study.json`.
+
+        Raises:
+            KeyboardInterrupt: somebody asked to stop; running the study again goes on from there.
+            LostLease: another process has taken over the study.
+        """
+        with self._bar() as self.progress.bar, closing(self._executor):
+            claim = self.store.lead(self.folder)
+            if claim is None:
+                print(f"{self.name} is being run by another process; joining it", file=sys.stderr)
+                self.help()
+            while claim is None:
+                self._stop.check()
+                time.sleep(WAIT)
+                claim = self.store.lead(self.folder)
+            with claim:  # it ends with the process, however that ends
+                return self._lead(claim)
+
+    def help(self) -> Outcome:
+        """Measure until all is measured; another process writes the study's files."""
+        return protocol.run(self.protocol.run(self.config), self._measure)
+
+    def _measure(self, requests: list[Request]) -> list[Trial]:
+        jobs = [self.jobs.of(request) for request in requests]
+        trials = measure(jobs, self.results, self._executor, self.progress, self._stop, self._report)
+        return self.results.paired(trials)
 
     def _report(self, trial: Trial) -> None:
         if not self._leads:
@@ -94,90 +212,24 @@ class Study:
                 print(f"the study's log cannot be written ({error}); measuring goes on", file=sys.stderr)
             self._unlogged = True
 
-    def track(self, tracker: Tracker) -> None:
-        """Log to another store of runs from here on."""
-        self.tracker = self.log.tracker = tracker
-
-    def dry_run(self) -> list[str]:
-        """What would run, as lines of text."""
-        preview = self.preview
-        lines = [self.cost()]
-        for job in preview.planned.values():
-            lines.append(f"  {job.cache_key}  {job.request.split:9} n = {len(job.samples):<5} {job.request.label}")
-        if self.config["search"]["protocol"] in ("coordinate", "sampled"):
-            lines.append("later settings depend on earlier results: where those are missing, these are first guesses")
-        return lines
-
-    def cost(self) -> str:
-        """How much there is to run, and how long that may take, in a line."""
-        preview = self.preview
-        planned = preview.planned.values()
-        done = preview.asked - len(planned)
-        text = f"{preview.asked} trials asked for, {done} found done or alike; to run: {len(planned)}"
-        if not planned:
-            return text
-        text += f" of {sum(len(job.samples) for job in planned)} samples"
-        seconds, unknown = preview.seconds()
-        if unknown == len(planned):
-            return f"{text}; no like evaluation is kept here to estimate by: see `tdrs.doctor`"
-        text += f", {seconds / 60:.1f} minutes by like evaluations kept here"
-        return f"{text} (none is like {unknown} of them)" if unknown else text
-
-    def run(self) -> Outcome:
-        """Run the study, go on with it, or join it; returns what its protocol found.
-
-        Raises:
-            KeyboardInterrupt: somebody asked to stop; the same command goes on.
-        """
-        with self._bar() as self.engine.bar, closing(self.engine):
-            held = self._lead()
-            if held is None:
-                print(f"{self.name} is being run by another process; joining it", file=sys.stderr)
-                self.protocol.run(self.search, self.engine, self.name)
-            while held is None:
-                self.engine.stop.check()
-                time.sleep(WAIT)
-                held = self._lead()
-            with held:  # it goes with the process, however that ends
-                self._leads = True
-                return self._run()
-
-    def _lead(self) -> ExitStack | None:
-        """The right to write the study, until it is left; None while another process has it."""
-        lease = Lease.take(self.folder, self.records.lease_seconds, "lock")
-        if lease is None:
-            return None
-        with ExitStack() as stack:
-            stack.enter_context(lease)
-            checks = [lease.check]
-            if isinstance(self.records, Shared):
-                right = self.records.lead()
-                if right is None:
-                    return None
-                stack.enter_context(right)
-                checks.append(self.records.check_lead)
-            self.log.checks = checks
-            return stack.pop_all()
-
-    def help(self) -> None:
-        """Measure until nothing is left to measure; another process writes the study's files."""
-        self.protocol.run(self.search, self.engine, self.name)
-
     @contextmanager
     def _bar(self) -> Iterator[Any]:
-        total = sum(len(job.samples) for job in self.preview.planned.values())
-        self.engine.total = len(self.preview.planned)
-        with tqdm(total=total, unit="sample", disable=None if total else True, dynamic_ncols=True) as bar:
+        self.progress.total = len(self.planned)
+        total = sum(len(job.samples) for job in self.planned.values())
+        hidden = None if total and self._show else True  # None: hidden unless standard error is a terminal
+        with tqdm(total=total, unit="sample", disable=hidden, dynamic_ncols=True) as bar:
             yield bar
 
-    def _run(self) -> Outcome:
+    def _lead(self, claim: Claim) -> Outcome:
+        self._leads = True
+        self.log.claim = claim
         self.log.open()
         surroundings = environment()
         about = {**tags(self.config), "commit": surroundings["commit"], "device": surroundings["device"]}
         with self.tracker.study(self.name, self.log.key, self.name, about) as self.log.parent:
-            outcome = self.protocol.run(self.search, self.engine, self.name)
+            outcome = self.help()
             tuned = any(row.budget for row in outcome.rows)
-            overlap = self.engine.overlap if tuned else 0
+            overlap = self.jobs.overlap if tuned else 0
             measured = _measured(self.records, outcome) or surroundings
             outcome = replace(outcome, key=self.log.key, command=self.command, environment=measured, overlap=overlap)
             self.log.check()
@@ -193,8 +245,15 @@ class Study:
         )
 
 
+def _kind(config: Any) -> tuple[str, ...]:
+    """What two evaluations that take equally long have in common."""
+    dataset = config["dataset"]
+    names = [config[part]["name"] for part in ("backbone", "dataset", "intervention")]
+    return (*names, str(dataset.get("gap")), str(config["batch_size"]))
+
+
 def _measured(records: Records, outcome: Outcome) -> dict[str, str]:
-    """Where the records of a study were measured: where they differ, each value with the number of its evaluations."""
+    """Where the records of a study were measured. If they differ, each value has the number of its evaluations."""
     done = [one for one in {t.cache_key for t in [*outcome.trials, *outcome.rows]} if records.done(one)]
     kept = [records.environment(cache_key) for cache_key in done]
     found: dict[str, str] = {}

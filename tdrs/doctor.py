@@ -221,7 +221,7 @@ def _features(
     """How large the pictures' features become, and the records."""
     tensor = backbone.features_of(samples[0].picture)
     each = tensor.numel() * tensor.element_size()
-    pictures = {sample.picture.digest for some in study.preview.samples.values() for sample in some}
+    pictures = {sample.picture.digest for some in study.jobs.samples.values() for sample in some}
     whole = each * len(pictures)
     existing = next(path for path in (output, *output.absolute().parents) if path.exists())
     free = shutil.disk_usage(existing).free
@@ -238,16 +238,16 @@ def _features(
 
 
 def _study(study: Study, rates: Mapping[bool, float], size: int, values: Mapping[str, Any]) -> Finding:
-    jobs = study.preview.planned.values()
+    jobs = study.planned.values()
     seconds = sum(len(job.samples) * rates[job.plan.intervention.active] / size for job in jobs)
     sizes: dict[str, list[int]] = {"tuning": [], "held_out": []}
-    for (_, split, *_), some in study.preview.samples.items():
+    for (_, split, *_), some in study.jobs.samples.items():
         sizes[split].append(len(some))
     splits = f"{span(sizes['tuning'] or [0])} tuning and {span(sizes['held_out'])} held-out samples"
     protocol = values["search"]["protocol"]
     units = ((3600, "hours"), (60, "minutes"), (1, "seconds"))
     unit, name = next(unit for unit in units if seconds >= 2 * unit[0] or unit[0] == 1)
-    trials = f"{study.preview.asked} trials, {study.preview.asked - len(jobs)} of them done or alike"
+    trials = f"{study.asked} trials, {study.asked - len(jobs)} of them done or alike"
     lines = [f"search={protocol}, {splits}: {trials}; about {seconds / unit:.1f} {name} to run"]
     return Finding("study", lines)
 

@@ -9,7 +9,7 @@ from tdrs.lease import Lease
 from tdrs.records import Records
 from tdrs.settings import SettingError, first_line
 from tdrs.sweeps.log import REPLACED, TRIALS, read_trials, studies_folder, study_folder, study_key
-from tdrs.sweeps.protocols import PROTOCOLS
+from tdrs.sweeps.protocol import PROTOCOLS
 
 
 class Kept:

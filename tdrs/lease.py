@@ -13,7 +13,6 @@ import socket
 import threading
 import time
 import uuid
-from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any, TextIO
 
@@ -109,13 +108,9 @@ class Lease:
 
     Two workers on one evaluation would only waste time: their batches are equal. Two that write a study's log would
     write its runs twice, so these call `check` before each write.
-
-    Attributes:
-        ending: called before the folder is given back.
     """
 
     def __init__(self, path: Path, file: TextIO, seconds: float) -> None:
-        self.ending: Callable[[], None] = lambda: None
         self._path = path
         self._file = file
         self._seconds = seconds
@@ -198,14 +193,11 @@ class Lease:
 
     def release(self) -> None:
         """Give the folder back."""
-        try:
-            self.ending()
-        finally:
-            self._over.set()
-            self._thread.join()
-            if self.holds:
-                self._write("")
-            self._forget()
+        self._over.set()
+        self._thread.join()
+        if self.holds:
+            self._write("")
+        self._forget()
 
     def __enter__(self) -> "Lease":
         return self

@@ -79,19 +79,22 @@ class Records:
 
     def done(self, cache_key: str) -> bool:
         """Whether an evaluation is finished and none of its files is damaged."""
-        folder = self.path(cache_key)
-        try:
-            status = [(folder / name).stat() for name in FILES]
-        except OSError:
-            return False
-        seen = tuple((one.st_mtime_ns, one.st_size, one.st_ino) for one in status)
-        if self._verified.get(cache_key) != seen:
+        state = self.state(cache_key)
+        if state is not None and self._verified.get(cache_key) != state:
             try:
-                Evaluation.read(folder)
+                self.read(cache_key)
             except (Damaged, FileNotFoundError):
                 return False
-            self._verified[cache_key] = seen
-        return True
+            self._verified[cache_key] = state
+        return state is not None
+
+    def state(self, cache_key: str) -> tuple[tuple[int, int, int], ...] | None:
+        """The state of a finished evaluation's files (times, sizes, numbers); None if one is missing."""
+        try:
+            status = [(self.path(cache_key) / name).stat() for name in FILES]
+        except OSError:
+            return None
+        return tuple((one.st_mtime_ns, one.st_size, one.st_ino) for one in status)
 
     def read(self, cache_key: str) -> Evaluation:
         """Read a finished evaluation. Raises FileNotFoundError if it is not finished, Damaged if a file is damaged."""

@@ -40,9 +40,9 @@ from tdrs.environment import environment, keep_memory
 from tdrs.evaluation import evaluate
 from tdrs.interventions import METHODS
 from tdrs.settings import SettingError, check_choice, first_line, folder_named
-from tdrs.sweeps.engine import Job
+from tdrs.sweeps.job import Job
 from tdrs.sweeps.study import Study
-from tdrs.sweeps.trials import Request
+from tdrs.sweeps.trial import Request
 from tdrs.tracking import Tracker
 
 HEADS, WIDTH = 8, 64
@@ -261,7 +261,7 @@ def sweep(given: Mapping[str, str], folder: Path) -> None:
         plains = {}
         for trial in tqdm(unique.values(), desc="plain loop", unit="trial", disable=None, leave=False):
             request = Request(trial.name, trial.split, trial.settings, trial.condition)
-            plains[trial.cache_key] = _plain(study.engine.job(request))
+            plains[trial.cache_key] = _plain(study.jobs.of(request))
     loading = plain_seconds = whole = begun = kept = 0.0
     for trial in asked:
         size = values["preset"][trial.split] or trial.n

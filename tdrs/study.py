@@ -33,7 +33,7 @@ from tdrs.settings import SettingError, check_choice, folder_named
 from tdrs.study_check import check, prune
 from tdrs.study_delete import delete
 from tdrs.sweeps.log import read_outcome, studies_folder, sync
-from tdrs.sweeps.trials import FAILED, PRUNED, STOCK, Request, Trial, spelled
+from tdrs.sweeps.trial import FAILED, PRUNED, STOCK, Request, Trial, spelled
 from tdrs.tracking import open_tracker
 
 

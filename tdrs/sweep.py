@@ -16,7 +16,7 @@ from tdrs.analysis import report
 from tdrs.commands import command, study_command
 from tdrs.configuration import plain, run, typed
 from tdrs.stopping import stoppable
-from tdrs.sweeps import workers
+from tdrs.sweeps.executor import WorkerPool
 from tdrs.sweeps.study import Study
 from tdrs.tracking import Tracker, open_tracker
 
@@ -31,15 +31,15 @@ def main_sweep(config: DictConfig) -> int:
         if values["dry_run"]:
             print("\n".join(study.dry_run()))
             return 0
-        crew = workers.from_settings(values, typed, study.folder)
+        pool = WorkerPool.of(values, typed, study.folder)
         tracker = stack.enter_context(open_tracker(values["tracking"], output))
         study.track(tracker)
         if values["workers"]["name"] == "member":
             study.help()
             return 0
-        if study.preview.planned:
+        if study.planned:
             print(study.cost(), file=sys.stderr)
-        with crew if study.preview.planned else nullcontext():
+        with pool if study.planned else nullcontext():
             outcome = study.run()
         page = report.numbers(outcome, study.records, study.folder)
         written = report.draw(page, study.folder)
@@ -50,9 +50,9 @@ def main_sweep(config: DictConfig) -> int:
         print(f"{page.verified[0]} (see the report)")
         print("\n".join(outcome.table()))
         print("".join(f"{line}\n" for line in outcome.clamps()), end="")
-        print("".join(f"{note}\n" for note in study.engine.notes), end="")
+        print("".join(f"{note}\n" for note in study.jobs.notes), end="")
         seconds = time.perf_counter() - start
-        print(f"{study.engine.evaluated} evaluations run, {study.engine.reused} found done, in {seconds:.0f} s")
+        print(f"{study.progress.evaluated} evaluations run, {study.progress.reused} found done, in {seconds:.0f} s")
         for failed in outcome.failures:
             print(f"failed:  {failed.name} ({failed.split}): {failed.reason}")
         if outcome.failures:

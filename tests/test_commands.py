@@ -14,8 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from mlflow.tracking import MlflowClient
 from tdrs.analysis import report
+from tdrs.sweeps import protocol
 from tdrs.sweeps.log import read_outcome
-from tdrs.sweeps.protocols import PROTOCOLS
 
 from tdrs import commands, doctor, speed, study
 from tdrs.backbones import convert_internvl2
@@ -191,10 +191,10 @@ def test_an_advised_override_runs(name: str) -> None:
     typed = ["search=grid", SPACE, f"search.axes={commands.value(axes)}"]
     search = plain(compose("sweep", typed))["search"]
     with pytest.raises(SettingError) as error:
-        PROTOCOLS["grid"].from_settings(search)
+        protocol.from_settings(search)
     (advised,) = shlex.split(str(error.value).rpartition("take one away: ")[2])
     search = plain(compose("sweep", [*typed, advised]))["search"]
-    assert list(PROTOCOLS["grid"].from_settings(search).axes) == ["text"]
+    assert list(protocol.from_settings(search).axes) == ["text"]
 
 
 def test_options_and_words_of_a_command() -> None:
@@ -236,7 +236,7 @@ def test_documented_commands_are_accepted(path: str, line: str) -> None:
         config = plain(compose(module, words))
         places: list[dict[str, Any]] = [{}]
         if module == "sweep":
-            places = PROTOCOLS[config["search"]["protocol"]].from_settings(config["search"]).conditions()
+            places = protocol.conditions(protocol.from_settings(config["search"]).axes)
         for place in places:
             with contextlib.suppress(Missing):
                 planned({"split": "held_out", "limit": None, **with_settings(config, place)})

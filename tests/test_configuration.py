@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from omegaconf import DictConfig
-from tdrs.sweeps.protocols import PROTOCOLS
+from tdrs.sweeps import protocol
 
 from tdrs import environment, interventions
 from tdrs.backbones import BackboneSettings
@@ -31,7 +31,7 @@ def test_every_file_composes(path: Path) -> None:
         "search/grid.yaml",
         "search/sampled.yaml",
     ):  # an experiment has the rest
-        PROTOCOLS[config["search"]["protocol"]].from_settings(config["search"])
+        protocol.from_settings(config["search"])
     plan({**config, "split": "tuning", "limit": config["preset"]["tuning"]})
 
 
@@ -256,7 +256,7 @@ def test_a_mapping_of_search_replaces(override: str, left: object) -> None:
         assert config["series"] == {"weights": {"intervention.gain": "weights"}}
     else:
         assert config.get("controls") == left
-        assert len(PROTOCOLS["coordinate"].from_settings(config).reported()) == len(left or {})
+        assert len(protocol.from_settings(config).reported()) == len(left or {})
 
 
 def test_an_axis_is_added_or_all_are_replaced() -> None:

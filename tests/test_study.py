@@ -8,7 +8,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 from tdrs.sweeps.study import Study
-from tdrs.sweeps.trials import Outcome
+from tdrs.sweeps.trial import Outcome
 
 from tdrs.configuration import run
 from tdrs.evaluate import main_evaluate

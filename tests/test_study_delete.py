@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from tdrs.analysis import tables
 from tdrs.sweeps.log import TRIALS
-from tdrs.sweeps.trials import Outcome, Trial
+from tdrs.sweeps.trial import Outcome, Trial
 
 from tdrs import checked_file
 from tdrs.lease import lock

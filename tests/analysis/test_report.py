@@ -10,7 +10,7 @@ import pytest
 from mlflow.tracking import MlflowClient
 from tdrs.analysis import distance, evidence, report, tables
 from tdrs.sweeps.study import Study
-from tdrs.sweeps.trials import FAILED, Outcome
+from tdrs.sweeps.trial import FAILED, Outcome
 
 from tdrs import backbones, published
 from tdrs import evaluation as evaluation_module
@@ -65,7 +65,7 @@ def test_evidence_is_what_the_tests_say_of_the_records(tmp_path: Path, pretended
 
 
 def _one(low: float, high: float, p: float) -> evidence.Evidence:
-    from tdrs.sweeps.trials import Trial
+    from tdrs.sweeps.trial import Trial
 
     from tdrs.statistics import Interval
 

@@ -12,7 +12,7 @@ from tdrs.analysis import attention, decay
 from tdrs.analysis.figure import kept
 from tdrs.analysis.watch import Unedited, watch
 from tdrs.sweeps.log import study_key
-from tdrs.sweeps.trials import Outcome, Trial
+from tdrs.sweeps.trial import Outcome, Trial
 
 from tdrs import DC, TDRS, __version__, backbones, benchmarks, checked_file
 from tdrs.configuration import compose, plain, with_settings

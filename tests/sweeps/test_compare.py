@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 from tdrs.analysis import comparison, distance
-from tdrs.sweeps import compare
+from tdrs.sweeps import protocol
 from tdrs.sweeps.log import read_outcome
-from tdrs.sweeps.methods import Method, conditions
+from tdrs.sweeps.protocol import MethodRow, conditions
 from tdrs.sweeps.study import Study
-from tdrs.sweeps.trials import FAILED, Outcome, Request, Trial, check_same_samples
+from tdrs.sweeps.trial import FAILED, Outcome, Request, Trial, check_same_samples
 
 from tdrs import backbones
 from tdrs.configuration import choice, compose, plain, run, with_settings
@@ -37,13 +37,13 @@ def small(output: Path, axes: Any = AXES, methods: Any = METHODS, **search: Any)
 
 
 def test_places_are_all_combinations() -> None:
-    assert list(conditions({"dataset.gap": [1, 2], "dataset": ["a", "b"]})) == [
+    assert conditions({"dataset.gap": [1, 2], "dataset": ["a", "b"]}) == [
         {"dataset.gap": gap, "dataset": name} for gap in (1, 2) for name in "ab"
     ]
-    merged = list(conditions(AXES))
+    merged = conditions(AXES)
     assert len(merged) == 8
     assert merged[5] == {"dataset": "mini_scienceqa", "dataset.gap": 0, "dataset.blank": True}
-    assert list(conditions({})) == [{}]
+    assert conditions({}) == [{}]
 
 
 def test_groups_are_set_before_keys() -> None:
@@ -63,10 +63,10 @@ def test_a_group_is_set_by_the_name_of_its_choice() -> None:
 
 
 def test_a_value_may_differ_between_benchmarks() -> None:
-    method = Method.of("m", {"intervention.re.weight": {"pope": 1, "other": 0.8}}, "methods")
-    assert method.at({"dataset": "mini_pope"}, "gqa").settings == {"intervention.re.weight": 1}
-    assert method.at({}, "pope").settings == {"intervention.re.weight": 1}
-    assert method.at({"dataset": "mini_gqa"}, "pope").settings == {"intervention.re.weight": 0.8}
+    row = MethodRow.of("m", {"intervention.re.weight": {"pope": 1, "other": 0.8}}, "methods")
+    assert row.at({"dataset": "mini_pope"}, "gqa").settings == {"intervention.re.weight": 1}
+    assert row.at({}, "pope").settings == {"intervention.re.weight": 1}
+    assert row.at({"dataset": "mini_gqa"}, "pope").settings == {"intervention.re.weight": 0.8}
 
 
 def test_a_finished_comparison_and_its_figure(
@@ -200,17 +200,17 @@ def test_bad_methods_are_named(tmp_path: Path, method: Any, said: str) -> None:
     with pytest.raises(SettingError, match=said):
         Study(small(tmp_path, {"dataset.gap": [0]}, {"m": method}), Tracker("none", tmp_path))
     with pytest.raises(SettingError, match=r"search\.budget = 0"):
-        compare.from_settings({"protocol": "compare", "axes": AXES, "budget": 0})
+        protocol.from_settings({"protocol": "compare", "axes": AXES, "budget": 0})
 
 
 def test_only_records_of_the_same_samples_are_paired(tmp_path: Path, pretended: list[str]) -> None:
     """Whatever a protocol asks: another content of the samples, or records in another order, are refused."""
     study = Study(small(tmp_path, {"dataset.gap": [0, 4]}), Tracker("none", tmp_path))
     stock, edited, far, _ = study.run().rows
-    assert study.engine.difference(stock, edited) == pytest.approx(edited.difference)
+    assert study.results.difference(stock, edited) == pytest.approx(edited.difference)
     with pytest.raises(SettingError, match=r"stock = .*: cannot be compared .* its samples have another content"):
-        study.engine.difference(stock, far)
-    records = study.engine.records(stock)
+        study.results.difference(stock, far)
+    records = study.results.records(stock)
     with pytest.raises(SettingError, match=f"m = '{records[1].id}': cannot be paired with the stock model's"):
         check_same_samples(records, records[::-1][-2:-1] + records[1:], "m")
     with pytest.raises(SettingError, match="m = 7: records cannot be paired with 8 of the stock model"):

@@ -4,11 +4,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tdrs.sweeps import coordinate
-from tdrs.sweeps.coordinate import chosen
-from tdrs.sweeps.engine import Engine
+from tdrs.sweeps import protocol
+from tdrs.sweeps.coordinate import Coordinate, chosen
 from tdrs.sweeps.study import Study
-from tdrs.sweeps.trials import FAILED, Request, Trial
+from tdrs.sweeps.trial import FAILED, Outcome, Request, Trial
 
 from tdrs.configuration import compose, plain
 from tdrs.settings import SettingError
@@ -19,25 +18,30 @@ from .pretend import configuration
 DC_W, DC, RE_W, RE = (f"intervention.{name}" for name in ("dc.w_min", "dc.weight", "re.w_min", "re.weight"))
 
 
-class Asked(Engine):
-    """An engine that scores settings by a formula and remembers what it was asked."""
-
-    def __init__(self) -> None:
-        self.config = plain(compose("sweep", []))
-        self.requests: list[Request] = []
-
-    def measure(self, requests: Any) -> list[Trial]:
-        self.requests += requests
-        return [self.trial(r) for r in requests]
-
-    def trial(self, r: Request) -> Trial:
-        s = {key: float(value) for key, value in r.settings.items() if key != "intervention.gain"}
-        score = -abs(s.get(DC_W, 0) - 10) - abs(s.get(DC, 0) - 0.3) - abs(s.get(RE, 0) - 0.1)
-        return Trial(r.name, r.split, r.condition, r.settings, "0", 9, {"accuracy": score})
+def scored(r: Request) -> Trial:
+    """A trial whose score is a formula of its settings."""
+    s = {key: float(value) for key, value in r.settings.items() if key != "intervention.gain"}
+    score = -abs(s.get(DC_W, 0) - 10) - abs(s.get(DC, 0) - 0.3) - abs(s.get(RE, 0) - 0.1)
+    return Trial(r.name, r.split, r.condition, r.settings, "0", 9, {"accuracy": score})
 
 
-def search(**changed: Any) -> coordinate.Coordinate:
-    return coordinate.from_settings(plain(compose("sweep", []))["search"] | changed)
+def tuned(search: Coordinate, dataset: str, first: int = 0) -> tuple[Outcome, dict[str, Any], list[Request]]:
+    """The steps of all series after so many trials: what they found, where they ended, what they asked."""
+    outcome = Outcome("s", "coordinate", {}, [Trial("stock", "tuning", {}, {}, "0", 9)] * first, [])
+    asked: list[Request] = []
+
+    def answer(requests: list[Request]) -> list[Trial]:
+        asked.extend(requests)
+        return [scored(request) for request in requests]
+
+    ends = protocol.run(search.tuned({}, dataset, outcome), answer)
+    return outcome, ends, asked
+
+
+def search(**changed: Any) -> Coordinate:
+    found = protocol.from_settings(plain(compose("sweep", []))["search"] | changed)
+    assert isinstance(found, Coordinate)
+    return found
 
 
 def test_the_default_space_is_the_issues() -> None:
@@ -54,9 +58,8 @@ def test_the_default_space_is_the_issues() -> None:
 
 @pytest.mark.parametrize(("dataset", "paper"), [("mini_scienceqa", 0.8), ("pope", 1.0)])
 def test_each_step_starts_from_the_best_of_the_earlier_ones(dataset: str, paper: float) -> None:
-    engine = Asked()
-    curves, trials, ends = coordinate.curves(search(), engine, {}, dataset, 5)
-    asked = [r.settings for r in engine.requests if r.name == "logits"]
+    outcome, ends, requests = tuned(search(), dataset, 5)
+    asked = [r.settings for r in requests if r.name == "logits"]
     assert len(asked) == 25
     assert all(s["intervention.gain"] == "logits" for s in asked)
     assert all(s[RE] == 0 for s in asked[:12])  # reRD is off until its turn
@@ -64,19 +67,19 @@ def test_each_step_starts_from_the_best_of_the_earlier_ones(dataset: str, paper:
     assert all(s[DC_W] == 10 for s in asked[6:])
     assert all(s[DC] == 0.3 and s[RE] == paper for s in asked[12:18])
     assert ends["logits"] == {DC_W: 10, DC: 0.3, RE_W: 2, RE: 0.1, "intervention.gain": "logits"}
-    assert [curve.series for curve in curves[:2]] == ["logits", "weights"]
-    for curve in curves:
-        mine = [trials[number - 5] for number in curve.trials]
+    assert [curve.series for curve in outcome.curves[:2]] == ["logits", "weights"]
+    assert min(number for curve in outcome.curves for number in curve.trials) == 5
+    for curve in outcome.curves:
+        mine = [outcome.trials[number] for number in curve.trials]
         assert [trial.settings[curve.key] for trial in mine] == curve.values
         assert {trial.name for trial in mine} == {curve.series}
 
 
 def test_a_second_round_goes_on_from_the_first() -> None:
-    engine = Asked()
-    curves, _, _ = coordinate.curves(search(rounds=2), engine, {}, "mini_scienceqa", 0)
-    second = [curve for curve in curves if curve.round == 2]
+    outcome, _, requests = tuned(search(rounds=2), "mini_scienceqa")
+    second = [curve for curve in outcome.curves if curve.round == 2]
     assert len(second) == 8
-    first_step = [r.settings for r in engine.requests if r.name == "logits"][25:31]
+    first_step = [r.settings for r in requests if r.name == "logits"][25:31]
     assert all(s[DC] == 0.3 and s[RE] == 0.1 for s in first_step)  # all stages at work, none set back
 
 
@@ -137,7 +140,7 @@ def test_bad_search_spaces_are_named(key: str, value: Any, said: str) -> None:
         node = node[int(part)] if part.isdigit() else node[part]
     node[last] = value
     with pytest.raises(SettingError, match=said):
-        coordinate.from_settings(values)
+        protocol.from_settings(values)
 
 
 def test_the_papers_value_must_be_among_the_values(tmp_path: Path) -> None:

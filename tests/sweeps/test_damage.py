@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from tdrs.sweeps.study import Study
-from tdrs.sweeps.trials import Outcome
+from tdrs.sweeps.trial import Outcome
 
 from tdrs import checked_file
 from tdrs.checked_file import ASIDE, Damaged

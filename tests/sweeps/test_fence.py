@@ -10,12 +10,13 @@ from typing import Any
 import pytest
 from mlflow.tracking import MlflowClient
 from optuna.storages import InMemoryStorage
-from tdrs.sweeps.shared import Shared
+from tdrs.sweeps.store import Board, Store
 from tdrs.sweeps.study import Study
 
 from tdrs import evaluation as evaluation_module
 from tdrs.configuration import run
 from tdrs.lease import LostLease
+from tdrs.records import Records
 from tdrs.sweep import main_sweep
 from tdrs.tracking import Tracker
 
@@ -72,21 +73,22 @@ def test_the_command_says_so_in_one_line(
 def test_a_leader_that_slept_too_long_is_replaced_in_the_storage(tmp_path: Path) -> None:
     """Machines that share no folder: the one that wakes finds its claim ended."""
     storage = InMemoryStorage()
-    slept, awake = (Shared(tmp_path / name, storage, "work", 0.4) for name in ("a", "b"))
-    assert slept.lead() is not None
-    slept.check_lead()
-    assert awake.lead() is None
-    slept._held.clear()  # it beats no more
+    slept, awake = (Store(Records(tmp_path / name, 0.4), Board(storage, "work")) for name in ("a", "b"))
+    before = slept.lead(tmp_path / "a")
+    assert before is not None
+    before.check()
+    assert awake.lead(tmp_path / "b") is None
+    slept._claims._held.clear()  # it beats no more
     for _ in range(100):
-        right = awake.lead()
+        right = awake.lead(tmp_path / "b")
         if right is not None:
             break
-        awake._looked = -10.0
+        awake._claims._board._time = -10.0
         subprocess.run(["sleep", "0.05"], check=True)
     assert right is not None
     with pytest.raises(LostLease, match="another machine leads this study now"):
-        slept.check_lead()
-    awake.check_lead()
+        before.check()
+    right.check()
 
 
 @pytest.fixture(scope="module")

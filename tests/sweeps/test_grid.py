@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from tdrs.sweeps.storage import load_optuna
 from tdrs.sweeps.study import Study
-from tdrs.sweeps.trials import FAILED
+from tdrs.sweeps.trial import FAILED
 
 from tdrs import evaluation as evaluation_module
 from tdrs.settings import SettingError

@@ -5,10 +5,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tdrs.sweeps.sampled import STARTUP, _hopeless
+from tdrs.sweeps.sampled import STARTUP, should_prune
 from tdrs.sweeps.storage import load_optuna
 from tdrs.sweeps.study import Study
-from tdrs.sweeps.trials import PRUNED
+from tdrs.sweeps.trial import PRUNED
 
 from tdrs import evaluation as evaluation_module
 from tdrs.benchmarks import Record
@@ -97,28 +97,28 @@ def records(margins: list[float], images: list[str] | None = None) -> list[Recor
     return [Record(str(n), name, "", "", "", "", 0.0, margin, "", 1.0) for n, (margin, name) in enumerate(made)]
 
 
-def ends(margins: list[float], rival: list[float], images: list[str] | None = None) -> float | None:
-    """What `_hopeless` says of margins beside a rival's, of which it may have more."""
-    more = [f"later {n}" for n in range(len(rival) - len(margins))] if images else []
-    return _hopeless(records(rival, images and [*images, *more]), sum(rival) / len(rival))(records(margins, images))
+def ends(margins: list[float], incumbent: list[float], images: list[str] | None = None) -> float | None:
+    """What `should_prune` says of margins beside an incumbent's, which may be more."""
+    more = [f"later {n}" for n in range(len(incumbent) - len(margins))] if images else []
+    return should_prune(records(incumbent, images and [*images, *more]), records(margins, images))
 
 
-def test_little_chance_to_end_above_the_rival_ends_a_trial() -> None:
+def test_little_chance_to_end_above_the_incumbent_ends_a_trial() -> None:
     """Worse on nearly all images, though by little beside their spread."""
     spread = [10.0 * ((7 * n) % 13) for n in range(2 * STARTUP)]
-    rival = [*spread, 1000.0, 1000.0]
+    incumbent = [*spread, 1000.0, 1000.0]
     worse = [value - 0.1 - 0.01 * (n // 2 % 3) for n, value in enumerate(spread)]
-    assert ends(worse, rival) is not None
-    assert ends(worse[:-2], rival) is None  # too early
-    assert ends([value + 0.1 for value in spread], rival) is None
-    assert ends([value + (0.1 if (n // 2) % 2 else -0.1) for n, value in enumerate(spread)], rival) is None
+    assert ends(worse, incumbent) is not None
+    assert ends(worse[:-2], incumbent) is None  # too early
+    assert ends([value + 0.1 for value in spread], incumbent) is None
+    assert ends([value + (0.1 if (n // 2) % 2 else -0.1) for n, value in enumerate(spread)], incumbent) is None
 
 
 def test_what_the_whole_is_expected_to_be_makes_up_for_the_first_images() -> None:
-    """They are easier than the others: the rival's mean is 3 on them and 1 on all."""
-    rival = [3.0] * 2 * STARTUP + [0.0] * 4 * STARTUP
+    """They are easier than the others: the incumbent's mean is 3 on them and 1 on all."""
+    incumbent = [3.0] * 2 * STARTUP + [0.0] * 4 * STARTUP
     margins = [2.0, 2.5] * STARTUP
-    assert ends(margins, rival) == pytest.approx(1 - 0.75)
+    assert ends(margins, incumbent) == pytest.approx(1 - 0.75)
 
 
 def test_the_fewer_images_are_left_the_less_it_takes() -> None:
@@ -131,21 +131,22 @@ def test_the_fewer_images_are_left_the_less_it_takes() -> None:
 def test_questions_about_one_image_are_one_value() -> None:
     """Worse on each of 20 questions of one image, better on the others: that is one image's evidence."""
     margins = [-1.0] * 20 + [0.1] * STARTUP
-    rival = [0.0] * 2 * len(margins)
+    incumbent = [0.0] * 2 * len(margins)
     others = [str(n) for n in range(STARTUP)]
-    assert ends(margins, rival, [*["same"] * 20, *others]) is None
-    assert ends(margins, rival, [*(f"one of {n}" for n in range(20)), *others]) is not None
+    assert ends(margins, incumbent, [*["same"] * 20, *others]) is None
+    assert ends(margins, incumbent, [*(f"one of {n}" for n in range(20)), *others]) is not None
 
 
 def test_samples_are_paired_by_their_ids() -> None:
     """Batches may come in any order, where several machines bring them; samples of another set are refused."""
     spread = [10.0 * ((7 * n) % 13) for n in range(2 * STARTUP)]
-    rival = records([*spread, 1000.0, 1000.0])
+    incumbent = records([*spread, 1000.0, 1000.0])
     worse = records([value - 0.1 - 0.01 * (n // 2 % 3) for n, value in enumerate(spread)])
-    enough = _hopeless(rival, 0.0)
-    assert enough(worse[::-1]) == pytest.approx(enough(worse))
+    expected = should_prune(incumbent, worse)
+    assert expected is not None
+    assert should_prune(incumbent, worse[::-1]) == pytest.approx(expected)
     with pytest.raises(SettingError, match="records cannot be paired"):
-        enough([replace(record, id=f"x{record.id}") for record in worse])
+        should_prune(incumbent, [replace(record, id=f"x{record.id}") for record in worse])
 
 
 def test_each_condition_has_its_own_points(tmp_path: Path, pretended: list[str]) -> None:
@@ -189,10 +190,10 @@ def test_pruned_trials_are_told_and_tagged_but_not_reported(
         assert told[trial.key].state.name == "COMPLETE"
         assert told[trial.key].user_attrs["pruned"]
         assert told[trial.key].value == trial.value("margin") == pytest.approx(trial.metrics["margin"])
-    before = study.engine.evaluated
+    before = study.progress.evaluated
     again = Study(config, Tracker("mlflow", tmp_path))
     assert again.run() == found
-    assert (before, again.engine.evaluated) == (before, 0)
+    assert (before, again.progress.evaluated) == (before, 0)
 
 
 @pytest.mark.parametrize(

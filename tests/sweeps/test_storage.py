@@ -78,7 +78,7 @@ def test_two_folders_one_storage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         config["study"]["storage"] = "grpc://somewhere:1"
         study = Study(config, Tracker("none", tmp_path / name))
         outcomes.append(study.run())
-        assert (study.engine.evaluated > 0) == (name == "a")
+        assert (study.progress.evaluated > 0) == (name == "a")
     assert outcomes[0].rows == outcomes[1].rows
     assert outcomes[0].trials == outcomes[1].trials
     keys = [trial.user_attrs["key"] for trial in load_optuna(storage, "small").get_trials()]

@@ -14,7 +14,7 @@ from tdrs.analysis import report, sensitivity
 from tdrs.sweeps.log import read_outcome, read_trials, sync
 from tdrs.sweeps.storage import load_optuna
 from tdrs.sweeps.study import Study
-from tdrs.sweeps.trials import FAILED, Outcome
+from tdrs.sweeps.trial import FAILED, Outcome
 
 from tdrs import backbones, checked_file
 from tdrs import evaluation as evaluation_module
@@ -178,7 +178,7 @@ def test_the_second_run_measures_nothing_and_writes_nothing_twice(
     monkeypatch.setattr(evaluation_module, "run_batches", lambda *a: pytest.fail("measured again"))
     again = study(output)
     assert again.run() == outcome
-    assert again.engine.evaluated == 0
+    assert again.progress.evaluated == 0
     assert pretended == []
     assert logged(output) == before
     assert len(in_optuna(output)) == trials
@@ -201,7 +201,7 @@ def test_another_protocol_reuses_what_was_measured(own: tuple[Path, Outcome], pr
     config["search"] |= {"axes": {"backbone": ["mini_llava"]}, "methods": {"logits": {"intervention.gain": "logits"}}}
     other = study(output, config)
     rows = other.run().rows
-    assert other.engine.evaluated == 0
+    assert other.progress.evaluated == 0
     assert pretended == []
     assert [row.metrics for row in rows] == [row.metrics for row in outcome.rows[:2]]
 
@@ -516,4 +516,4 @@ def test_rows_left_out_are_said(tmp_path: Path) -> None:
     given += ["dataset.tuning=tuning", "dataset.held_out=held_out", "preset.tuning=5", "preset.held_out=5"]
     found = Study(plain(compose("sweep", [*given, f"output={tmp_path}"])), Tracker("none", tmp_path))
     said = f"1 rows of {tmp_path} left out: row 1 has 9 answers, not 10"
-    assert found.preview.notes == [f"tuning: {said}", f"held_out: {said}"]
+    assert found.jobs.notes == [f"tuning: {said}", f"held_out: {said}"]

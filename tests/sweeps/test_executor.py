@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from tdrs.sweeps import workers
+from tdrs.sweeps.executor import WorkerPool
 
 from tdrs.configuration import compose, plain, run
 from tdrs.settings import SettingError
@@ -20,37 +20,37 @@ def config(*overrides: str) -> dict[str, Any]:
 
 def test_a_helper_is_the_same_command_without_the_files(tmp_path: Path) -> None:
     given = ["+experiment=peers", "workers=processes", "workers.count=3"]
-    crew = workers.from_settings(config("workers.count=3"), given, tmp_path)
-    assert crew.count == 3
-    assert crew.command == [sys.executable, "-m", "tdrs.sweep", "+experiment=peers", "workers=member", "tracking=none"]
-    assert crew.devices == []
+    pool = WorkerPool.of(config("workers.count=3"), given, tmp_path)
+    assert pool.count == 3
+    assert pool.command == [sys.executable, "-m", "tdrs.sweep", "+experiment=peers", "workers=member", "tracking=none"]
+    assert pool.devices == []
 
 
 def test_cores_are_divided_and_given_back(tmp_path: Path) -> None:
     said = "import os, sys; print(os.environ['OMP_NUM_THREADS'], os.environ.get('CUDA_VISIBLE_DEVICES'))"
     before = torch.get_num_threads()
-    with workers.Crew(2, [sys.executable, "-c", said], tmp_path, []) as crew:
+    with WorkerPool(2, [sys.executable, "-c", said], tmp_path, []) as pool:
         assert torch.get_num_threads() == max(1, before // 2)
-        crew.processes[0].wait()
+        pool.processes[0].wait()
     assert torch.get_num_threads() == before
     assert (tmp_path / "worker-1.log").read_text().split()[0] == str(max(1, before // 2))
 
 
 def test_each_has_a_gpu_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     said = "import os; print(os.environ['CUDA_VISIBLE_DEVICES'])"
-    with workers.Crew(3, [sys.executable, "-c", said], tmp_path, ["4", "6", "7"]) as crew:
-        for process in crew.processes:
+    with WorkerPool(3, [sys.executable, "-c", said], tmp_path, ["4", "6", "7"]) as pool:
+        for process in pool.processes:
             process.wait()
     assert [(tmp_path / f"worker-{n}.log").read_text().strip() for n in (1, 2)] == ["6", "7"]
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,6")
     with pytest.raises(SettingError, match=r"workers.count = 3: must be at most 2, the GPUs there are"):
-        workers.from_settings(config("backbone.device=auto", "workers.count=3"), [], tmp_path)
+        WorkerPool.of(config("backbone.device=auto", "workers.count=3"), [], tmp_path)
 
 
 def test_one_that_fails_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    with workers.Crew(2, [sys.executable, "-c", "raise SystemExit(3)"], tmp_path, []) as crew:
-        crew.processes[0].wait()
+    with WorkerPool(2, [sys.executable, "-c", "raise SystemExit(3)"], tmp_path, []) as pool:
+        pool.processes[0].wait()
     assert "worker 1 failed, the others did its share" in capsys.readouterr().err
 
 

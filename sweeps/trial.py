@@ -1,10 +1,10 @@
-"""What a study is made of: requests, the trials they become, and what a finished study says."""
+"""The data of a study: requests, the trials that answer them, and the outcome of a finished study."""
 
 import hashlib
 import json
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,8 +19,8 @@ Settings = dict[str, Any]  # dotted configuration key → value; a group (`backb
 STOCK = "stock"
 STOCK_SETTINGS: Settings = {"intervention": "none"}
 COMPLETE, FAILED, PRUNED, PLANNED = "complete", "failed", "pruned", "planned"
-METHOD_GROUPS = ("intervention", "attention")  # a method, a series, a step, a space: what leaves the samples alone
-AXIS_GROUPS = ("backbone", "dataset", *METHOD_GROUPS, "batch_size")  # an axis: all that decides a record
+METHOD_GROUPS = ("intervention", "attention")  # what a method, a series, a step or a space may set: not the samples
+AXIS_GROUPS = ("backbone", "dataset", *METHOD_GROUPS, "batch_size")  # what an axis may set: all that decides a record
 
 
 @dataclass(frozen=True)
@@ -29,10 +29,9 @@ class Request:
 
     Args:
         name: the row or the series it belongs to.
-        settings: over the study's configuration; `condition` is applied before.
+        settings: changes to the study's configuration, applied after those of `condition`.
         budget: how many trials on the tuning split its settings were chosen from; 0 if they were given.
-        enough: asked after each batch, with the records so far; the trial ends early where it is given a number, what
-            the objective is expected to be over all samples.
+        incumbent: the trial to beat. With it, this trial is pruned if it has little chance to (`sampled.should_prune`).
     """
 
     name: str
@@ -40,7 +39,7 @@ class Request:
     settings: Settings
     condition: Settings = field(default_factory=dict)
     budget: int = 0
-    enough: Callable[[Sequence[Record]], float | None] | None = field(default=None, compare=False)
+    incumbent: "Trial | None" = field(default=None, compare=False)
 
     @property
     def merged(self) -> Settings:
@@ -50,13 +49,13 @@ class Request:
 
     @property
     def label(self) -> str:
-        """The trial for people, in a few words."""
+        """The request in a few words, to show."""
         conditions = (str(value) for value in self.condition.values())
         return " ".join(filter(None, [self.name, *conditions, shown(self.settings)]))
 
 
 def check_method_keys(settings: object, name: str) -> None:
-    """Raises SettingError under `name` unless this is a mapping, and no key changes the samples or who answers them.
+    """Raises SettingError under `name` unless this is a mapping, and no key changes the samples or what answers them.
 
     Trials of one condition are compared with each other and with the stock model there, so they may differ in the edit
     alone.
@@ -84,7 +83,7 @@ def _asked(record: Record) -> tuple[object, ...]:
 
 
 def shown(settings: Mapping[str, Any]) -> str:
-    """The numbers and switches among settings, for people: `dc.w_min=3`."""
+    """The numbers and switches among settings, to show: `dc.w_min=3`."""
     return " ".join(
         f"{key.removeprefix('intervention.')}={value:g}" if not isinstance(value, bool) else f"{key}={value}"
         for key, value in settings.items()
@@ -93,7 +92,7 @@ def shown(settings: Mapping[str, Any]) -> str:
 
 
 def spelled(settings: Mapping[str, Any]) -> str:
-    """All settings, for people: `gain=logits dc.w_min=3`."""
+    """All settings, to show: `gain=logits dc.w_min=3`."""
     return " ".join(f"{key.removeprefix('intervention.')}={value}" for key, value in settings.items())
 
 
@@ -108,12 +107,13 @@ class Trial:
 
     Attributes:
         cache_key: the hash of what decides the records; the name of their folder.
-        metrics: empty where the trial failed; of the samples it saw where it was pruned.
-        expected: of a trial that was pruned, what its objective is expected to be over all samples.
+        n: how many samples it saw.
+        metrics: empty if the trial failed; of the samples it saw if it was pruned.
+        expected: if it was pruned, the expected value of its objective over all samples.
         status: `complete`; `failed`, with its `reason`; `pruned`; `planned`, in a dry run.
-        difference: to the stock model at the same condition, paired, with its 95 % limits; None where there is none.
+        difference: to the stock model at the same condition, paired, with its 95 % limits; None if there is none.
         samples: a hash of the samples' content.
-        seconds, finished: how long its batches took, and when it was over.
+        seconds, finished: how long its batches took, and when it was over, in seconds since 1970.
     """
 
     name: str
@@ -136,27 +136,27 @@ class Trial:
 
     @property
     def key(self) -> str:
-        """A hash of what was asked and what decides the result: the trial's name in Optuna and MLflow."""
+        """A hash of what was asked and what decides the result; it names the trial in Optuna and MLflow."""
         values = [self.name, self.split, self.condition, self.settings, self.cache_key]
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
 
     def value(self, objective: str) -> float:
-        """A metric, or where the trial was pruned what it is expected to be over all samples."""
+        """A metric; if the trial was pruned, its expected value over all samples."""
         return self.metrics[objective] if self.expected is None else self.expected
 
     @property
     def accuracy(self) -> tuple[float, float, float]:
-        """With its 95 % limits, of a trial that has metrics."""
+        """The accuracy with its 95 % limits; for a trial that has metrics."""
         return self.metrics["accuracy"], self.metrics["accuracy_low"], self.metrics["accuracy_high"]
 
     @property
     def score(self) -> float:
-        """Accuracy; −∞ where it was not measured whole."""
+        """The accuracy; −∞ if the trial is not complete."""
         return self.metrics["accuracy"] if self.status == COMPLETE else -math.inf
 
     @classmethod
     def of(cls, values: Mapping[str, Any]) -> "Trial":
-        """The trial of plain values, such as JSON gives; raises SettingError if its cache key is not of its form."""
+        """The trial of plain values, such as JSON gives; raises SettingError if one is not of its form."""
         given = renamed(values)
         kinds: dict[str, Any] = {
             "name": str,
@@ -192,9 +192,10 @@ def check_pair(stock: Trial, edited: Trial, before: Sequence[Record], after: Seq
 
 @dataclass(frozen=True)
 class Curve:
-    """One step of one series of the protocol `coordinate`: a point is a trial, by its place in the outcome's list.
+    """One step of one series of the protocol `coordinate`.
 
     Attributes:
+        trials: the numbers of its points' trials in the outcome's list.
         values: in the order they were asked.
         chosen: the value that was kept for the next steps.
         round: from 1 on.
@@ -213,7 +214,7 @@ class Curve:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a study says.
+    """What a study found.
 
     Attributes:
         trials: on the tuning split, in the protocol's order.
@@ -221,8 +222,8 @@ class Outcome:
         key: of the study, as `study_key` makes it of its settings.
         command: what was typed.
         environment: versions, machine, commit, where its records were measured.
-        overlap: how many held-out samples are also in the tuning split, where settings were chosen: 0, or the result
-            is marked wherever it is shown.
+        overlap: how many held-out samples are also in the tuning split, if settings were chosen there. Unless it is 0,
+            the result is marked wherever it is shown.
     """
 
     name: str
@@ -238,20 +239,20 @@ class Outcome:
 
     @property
     def warning(self) -> str:
-        """What must be said first of a result whose settings were chosen on samples that it reports; else ""."""
+        """The warning that comes first if settings were chosen on samples that are reported; "" if they were not."""
         if not self.overlap:
             return ""
         return f"TUNED ON THE REPORTED SPLIT: {self.overlap} held-out samples are also in the tuning split"
 
     @property
     def tuning_n(self) -> str:
-        """How many samples settings were chosen on, for people: `150 to 160` where trials have different numbers."""
+        """How many samples settings were chosen on, to show: `150 to 160` if trials have different numbers."""
         numbers = sorted({trial.n for trial in self.trials if trial.status != PRUNED}) or [0]
         return str(numbers[0]) if len(numbers) == 1 else f"{numbers[0]} to {numbers[-1]}"
 
     @property
     def stamp(self) -> dict[str, str]:
-        """Whose result it is, for the metadata of figures and tables: a study's name and key, and by which version."""
+        """The study's name and key and the version of tdrs, for the metadata of figures and tables."""
         version = self.environment.get("tdrs", "an unknown version")
         return {"Title": self.name, "Identifier": self.key, "Source": f"tdrs {version}"}
 
@@ -268,11 +269,11 @@ class Outcome:
         return cls(**{**values, "key": key, "trials": trials, "rows": rows, "curves": curves})
 
     def named(self, condition: Mapping[str, Any], group: str) -> str:
-        """The backbone or the data set of a condition, by its name."""
+        """The name of a condition's backbone or data set."""
         return str(condition.get(group, self.config[group]["name"]))
 
     def all_named(self, group: str) -> list[str]:
-        """The backbones or the data sets of all rows, in order, each once."""
+        """The names of all rows' backbones or data sets, in order, each once."""
         return list(dict.fromkeys(self.named(row.condition, group) for row in self.rows))
 
     @property
@@ -301,7 +302,7 @@ class Outcome:
         return [printable(line) for line in lines]
 
     def clamps(self) -> list[str]:
-        """Of held-out rows the shares of kernels whose w_min was clamped into (0, 1), where they reach a per cent."""
+        """The shares of kernels whose w_min was clamped into (0, 1), for held-out rows with at least one per cent."""
         lines = []
         for row in self.rows:
             shares = {name: count / max(of, 1) for name, (count, of) in row.clamped.items()}

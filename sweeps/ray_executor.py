@@ -1,8 +1,8 @@
-"""Trials as tasks of Ray, on this machine or on a cluster: `workers=ray`.
+"""An executor whose jobs run as tasks of Ray, on this machine or on a cluster: `workers=ray`.
 
-A worker is an actor: it has its GPU, or its share of the cores, to itself, keeps the model between trials, and brings
-what it measured as files. The process that runs the study claims the evaluations and keeps the files. The nodes of a
-cluster need tdrs, and the weights and data under the names that the configuration has.
+A worker is an actor. It has a GPU, or a share of the cores, to itself, keeps the model between jobs, and returns what
+it measured as files. The process that runs the study claims the evaluations and keeps the files. The nodes of a cluster
+need tdrs, and the weights and data under the names that the configuration has.
 """
 
 import os
@@ -17,25 +17,17 @@ import torch
 
 from tdrs.backbones.features import Features
 from tdrs.evaluation import gib, other_metrics
-from tdrs.lease import Lease
 from tdrs.records import Records
 from tdrs.results import asked_of
 from tdrs.settings import SettingError, check_number
+from tdrs.stopping import Stop
 
-from .engine import WAIT, Engine, Job
-from .trials import Request, Trial
+from .executor import WAIT, Inline, Progress, measure
+from .job import Job, Jobs, Results
+from .store import Claim, Store
+from .trial import Request, Trial
 
-OBJECTS = 256 * 2**20  # bytes of shared memory for what workers bring
-
-
-class _Counting(Engine):
-    """An engine that says how many samples it has asked since it was last read."""
-
-    seen = 0
-
-    def _after(self, count: int) -> None:
-        self.seen += count
-        self.stop.check()
+OBJECTS = 256 * 2**20  # bytes of shared memory for what workers return
 
 
 class Worker:
@@ -50,23 +42,29 @@ class Worker:
         torch.set_num_threads(threads)
         self._folder = tempfile.TemporaryDirectory(prefix="tdrs-")
         self._records = Records(Path(self._folder.name))
+        self._jobs = Jobs(config)
+        self._results = Results(Store(self._records), time.time())
+        self._progress = Progress()
+        self._stop = Stop()
         features = Features(Path(config["output"]) / "features", gib(config["features_gib"]))
-        self._engine = _Counting(config, self._records, features)
+        self._executor = Inline(self._results, self._progress, self._stop, features)
+        self._seen = 0
 
-    def measure(self, request: Request, cache_key: str, kept: bytes) -> tuple[bytes, str]:
-        """An evaluation's files, begun or gone on with, and what is wrong with a setting, if that ended it.
+    def measure(self, request: Request, cache_key: str, kept: dict[str, bytes]) -> tuple[bytes, str]:
+        """Run an evaluation, or resume it; returns its files, and the fault of a setting that ended it.
 
         Args:
-            cache_key: what the study knows it by; it is the same here if weights, data and versions are.
-            kept: what there is of it.
+            cache_key: the study's; it is the same here if weights, data and versions are.
+            kept: by cache key, what there is of this evaluation and of the incumbent.
         """
         error = ""
         try:
-            if self._engine.job(request).cache_key != cache_key:
-                error = "a worker's weights, data or version of tdrs differ from those of this machine"
-                return b"", error
-            self._records.unpack(cache_key, kept)
-            self._engine.measure([request])
+            job = self._jobs.of(request)
+            if job.cache_key != cache_key:
+                return b"", "a worker's weights, data or version of tdrs differ from those of this machine"
+            for key, packed in kept.items():
+                self._records.unpack(key, packed)
+            measure([job], self._results, self._executor, self._progress, self._stop)
         except SettingError as problem:
             error = str(problem)
         except KeyboardInterrupt:  # asked to stop
@@ -75,33 +73,38 @@ class Worker:
 
     def stop(self) -> None:
         """End at the next batch."""
-        self._engine.stop.requested = True
+        self._stop.requested = True
 
     def seen(self) -> int:
         """How many samples were asked since the last call."""
-        count, self._engine.seen = self._engine.seen, 0
-        return count
+        before, self._seen = self._seen, self._progress.samples
+        return self._seen - before
 
 
 @dataclass
 class _Task:
-    """A trial that is being measured: who measures, what will come of it, and our claim on it."""
+    """A job that a worker runs: the worker, its future result, and our claim on the job."""
 
     worker: Any
     result: Any
-    lease: Lease
+    claim: Claim
 
 
-class RayEngine(Engine):
-    """An engine whose trials are measured by Ray's actors; the first trial starts them.
+class RayExecutor:
+    """Runs jobs on Ray's actors; the first job starts them.
+
+    Args:
+        config: the study's plain configuration.
 
     Raises:
         SettingError: a setting of `workers` is not allowed, or Ray is not installed.
     """
 
-    def __init__(self, config: dict[str, Any], *given: Any) -> None:
-        super().__init__(config, *given)
+    def __init__(self, config: dict[str, Any], results: Results, progress: Progress) -> None:
+        self._config = config
         self._settings = config["workers"]
+        self._results = results
+        self._progress = progress
         check_number("workers.count", self._settings["count"], 1, whole=True)
         check_number("workers.num_gpus", self._settings["num_gpus"], 0)
         address = self._settings["address"]
@@ -137,17 +140,17 @@ class RayEngine(Engine):
             self._hire()
 
     def _hire(self) -> None:
-        """One more worker; what it is given waits until it has started."""
-        config = {**self.config, "output": str(Path(self.config["output"]).resolve())}
-        # two calls at a time: one measures, the other says how far it is, or stops it
+        """Add a worker; its first job waits until it has started."""
+        config = {**self._config, "output": str(Path(self._config["output"]).resolve())}
+        # two calls at a time: one measures, the other asks for its progress, or stops it
         gpus = self._settings["num_gpus"]
         actor = self._ray.remote(num_cpus=self._threads, num_gpus=gpus, max_concurrency=2)(Worker)
         worker = actor.remote(config, self._threads)
         self._workers.append(worker)
         self._free.append(worker)
 
-    def _run(self, job: Job) -> Trial | None:
-        """The trial, if a worker has brought it; else None, and a worker that is free is given it."""
+    def run(self, job: Job) -> Trial | None:
+        """The trial, if a worker has finished it. Otherwise None, and a free worker begins it."""
         task = self._tasks.get(job.cache_key)
         if task is None:
             if not self._workers:
@@ -158,69 +161,69 @@ class RayEngine(Engine):
         if not self._ray.wait([task.result], timeout=0)[0]:
             return None
         del self._tasks[job.cache_key]
-        with task.lease:
+        with task.claim:
             self._collect(job, task)
-            return self._found(job)
+            return self._results.find(job)
 
     def _give(self, job: Job) -> None:
-        """Let a worker measure a trial, if nobody does."""
-        try:
-            lease = self.store.claim(job.cache_key)
-        except OSError as error:
-            self._fail(job, error)
+        """Have a worker begin a job, if no process runs it."""
+        claim = self._results.claim(job)
+        if claim is None:
             return
-        if lease is None:
+        if self._results.find(job):  # another process has just finished it
+            claim.release()
             return
-        if self._found(job):  # somebody was through with it just now
-            lease.release()
-            return
+        records = self._results.store.records
         unlike = lambda evaluation: other_metrics(job.plan.dataset, evaluation)  # noqa: E731
-        self.store.mend(job.cache_key, asked_of(job.samples), job.plan.batch_size, unlike=unlike)
-        self._show(job)
+        records.mend(job.cache_key, asked_of(job.samples), job.plan.batch_size, unlike=unlike)
+        self._progress.begin(job)
         worker = self._free.pop()
-        result = worker.measure.remote(job.request, job.cache_key, self.store.pack(job.cache_key))
-        self._tasks[job.cache_key] = _Task(worker, result, lease)
+        incumbent = job.request.incumbent
+        keys = [job.cache_key, *([incumbent.cache_key] if incumbent else [])]
+        kept = {key: records.pack(key) for key in keys}
+        result = worker.measure.remote(job.request, job.cache_key, kept)
+        self._tasks[job.cache_key] = _Task(worker, result, claim)
 
     def _collect(self, job: Job, task: _Task) -> None:
-        """Keep what a worker brought, or why it brought nothing."""
+        """Keep what a worker returned, or why it returned nothing."""
         try:
             packed, error = self._ray.get(task.result)
-        except self._ray.exceptions.RayError as gone:  # it died, such as for want of memory
-            self._fail(job, gone)
+        except self._ray.exceptions.RayError as gone:  # it died, for example for lack of memory
+            self._results.fail(job, gone)
             self._workers.remove(task.worker)
             self._ray.kill(task.worker)
             self._hire()
             return
         self._free.append(task.worker)
-        self.store.unpack(job.cache_key, packed)
+        self._results.store.records.unpack(job.cache_key, packed)
         if error:
             raise SettingError("workers.name", "ray", error)
-        if self._pruned(job):
-            self._ended_early(job)
+        pruned = self._results.pruned(job)
+        if pruned:
+            self._progress.skip(len(job.samples) - pruned.n)
 
-    def _pause(self) -> None:
-        """Wait for a worker, and say now and then how far all are."""
+    def wait(self) -> None:
+        """Wait for a worker, and update the bar now and then."""
         if not self._tasks:
-            super()._pause()
+            time.sleep(WAIT)
             return
         self._ray.wait([task.result for task in self._tasks.values()], timeout=WAIT)
-        if not self.bar.disable and time.monotonic() - self._asked > 1:
+        if not self._progress.bar.disable and time.monotonic() - self._asked > 1:
             self._asked = time.monotonic()
             asked = [task.worker.seen.remote() for task in self._tasks.values()]
-            with suppress(self._ray.exceptions.RayError):  # it is busy, or gone, which its trial will tell
-                self.bar.update(sum(self._ray.get(asked, timeout=WAIT)))
+            with suppress(self._ray.exceptions.RayError):  # it is busy, or gone, which its job will tell
+                self._progress.advance(sum(self._ray.get(asked, timeout=WAIT)))
 
     def close(self) -> None:
-        """Let the batches end that are being asked, keep them, and send the workers home."""
-        super().close()
+        """Let the running batches end, keep them, and end the workers."""
         if not self._ray.is_initialized():
             return
         try:
             for worker in self._workers:
                 worker.stop.remote()
             for cache_key, task in self._tasks.items():
-                with task.lease, suppress(self._ray.exceptions.RayError):
-                    self.store.unpack(cache_key, self._ray.get(task.result)[0])
+                with task.claim, suppress(self._ray.exceptions.RayError):
+                    self._results.store.records.unpack(cache_key, self._ray.get(task.result)[0])
         finally:
             self._tasks, self._workers, self._free = {}, [], []
             self._ray.shutdown()

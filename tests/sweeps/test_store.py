@@ -8,10 +8,9 @@ from typing import Any
 import pytest
 from optuna.storages import InMemoryStorage
 from optuna.trial import TrialState
-from tdrs.sweeps import shared
-from tdrs.sweeps.shared import Shared
+from tdrs.sweeps import store as store_module
+from tdrs.sweeps.store import Board, Claim, Store
 
-from tdrs.lease import Lease
 from tdrs.records import Records
 from tdrs.results import Evaluation, of_rows
 from tests.test_records import A, B, batch
@@ -23,8 +22,8 @@ def evaluation(samples: int = 4) -> Evaluation:
 
 
 @pytest.fixture(autouse=True)
-def _look_always(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shared, "LOOK", 0.0)
+def _read_always(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(store_module, "READ", 0.0)
 
 
 @pytest.fixture
@@ -32,14 +31,23 @@ def storage() -> InMemoryStorage:
     return InMemoryStorage()
 
 
-def workers(storage: Any, tmp_path: Path, count: int = 2, seconds: float = 60) -> list[Shared]:
-    return [Shared(tmp_path / str(n), storage, "work", seconds) for n in range(count)]
+def store(storage: Any, folder: Path, seconds: float = 60) -> Store:
+    return Store(Records(folder, seconds), Board(storage, "work"))
 
 
-def claimed(records: Shared, cache_key: str) -> Lease:
-    lease = records.claim(cache_key)
-    assert lease
-    return lease
+def workers(storage: Any, tmp_path: Path, count: int = 2, seconds: float = 60) -> list[Store]:
+    return [store(storage, tmp_path / str(n), seconds) for n in range(count)]
+
+
+def claimed(store: Store, cache_key: str) -> Claim:
+    claim = store.claim(cache_key)
+    assert claim
+    return claim
+
+
+def done(store: Store, cache_key: str) -> bool:
+    store.fetch(cache_key)
+    return store.records.done(cache_key)
 
 
 def publications(storage: InMemoryStorage) -> list[str]:
@@ -49,17 +57,17 @@ def publications(storage: InMemoryStorage) -> list[str]:
 
 def test_what_one_measures_all_have(storage: InMemoryStorage, tmp_path: Path) -> None:
     here, there = workers(storage, tmp_path)
-    assert not there.done(A)
-    lease = here.claim(A)
-    assert lease
-    with lease:
+    assert not done(there, A)
+    claim = here.claim(A)
+    assert claim
+    with claim:
         assert there.claim(A) is None
-        here.finish(A, evaluation(), {"batch_size": 2})
-        assert not there.done(A)  # it is brought when the claim ends
-    assert there.done(A)
-    assert there.read(A) == here.read(A)
+        here.records.finish(A, evaluation(), {"batch_size": 2})
+        assert not done(there, A)  # it is brought when the claim ends
+    assert done(there, A)
+    assert there.records.read(A) == here.records.read(A)
     for name in ("config.yaml", "samples.parquet", "result.json"):
-        assert (there.path(A) / name).read_bytes() == (here.path(A) / name).read_bytes()
+        assert (there.records.path(A) / name).read_bytes() == (here.records.path(A) / name).read_bytes()
     with claimed(there, A):
         pass
     assert publications(storage) == [A]
@@ -68,12 +76,13 @@ def test_what_one_measures_all_have(storage: InMemoryStorage, tmp_path: Path) ->
 def test_one_that_is_stopped_is_gone_on_with(storage: InMemoryStorage, tmp_path: Path) -> None:
     here, there = workers(storage, tmp_path)
     with claimed(here, A):
-        here.append(A, batch(0))
-        here.append(A, batch(2))
+        here.records.append(A, batch(0))
+        here.records.append(A, batch(2))
     with claimed(there, A):
-        assert there.batches(A) == [batch(0), batch(2)]
-        there.append(A, batch(4))
-    assert here.batches(A) == [batch(0), batch(2), batch(4)]
+        assert there.records.batches(A) == [batch(0), batch(2)]
+        there.records.append(A, batch(4))
+    here.fetch(A)
+    assert here.records.batches(A) == [batch(0), batch(2), batch(4)]
     with claimed(here, A):
         pass
     assert len(publications(storage)) == 2  # nothing new, nothing brought
@@ -82,73 +91,74 @@ def test_one_that_is_stopped_is_gone_on_with(storage: InMemoryStorage, tmp_path:
 def test_a_failure_is_known_to_all(storage: InMemoryStorage, tmp_path: Path) -> None:
     here, there = workers(storage, tmp_path)
     with claimed(here, A):
-        here.fail(A, "OutOfMemory", 2, "trace")
-    failure = there.failure(A)
+        here.records.fail(A, "OutOfMemory", 2, "trace")
+    there.fetch(A)
+    failure = there.records.failure(A)
     assert failure
     assert (failure.reason, failure.attempts) == ("OutOfMemory", 2)
 
 
 def test_a_claim_lives_while_it_beats(storage: InMemoryStorage, tmp_path: Path) -> None:
     here, there = workers(storage, tmp_path, seconds=2)  # a machine with much to do may hold a beat back
-    lease = here.claim(A)
-    assert lease
+    claim = here.claim(A)
+    assert claim
     end = time.monotonic() + 2.5
     while time.monotonic() < end:
         assert there.claim(A) is None
         time.sleep(0.05)
-    here._held.clear()  # as if its process had died
+    here._claims._held.clear()  # as if its process had died
     assert there.claim(A) is None
     taken, end = None, time.monotonic() + 20
     while taken is None and time.monotonic() < end:
         time.sleep(0.1)
         taken = there.claim(A)
     assert taken
-    here.finish(A, evaluation(), {})
-    lease.release()  # it lived after all: what it found is taken all the same
-    assert there.done(A)
+    here.records.finish(A, evaluation(), {})
+    claim.release()  # it lived after all: what it found is taken all the same
+    assert done(there, A)
     taken.release()
 
 
 def test_a_process_that_died_here_is_replaced_at_once(storage: InMemoryStorage, tmp_path: Path) -> None:
     """Its lock went with it, so its claim is void, however short ago it beat."""
-    dead = Shared(tmp_path, storage, "work")
-    lease = dead.claim(A)
-    assert lease
-    lease._over.set()
-    lease._file.close()
-    assert Shared(tmp_path / "elsewhere", storage, "work").claim(A) is None
-    with claimed(Shared(tmp_path, storage, "work"), A):
+    dead = store(storage, tmp_path)
+    claim = dead.claim(A)
+    assert claim
+    claim._lease._over.set()
+    claim._lease._file.close()
+    assert store(storage, tmp_path / "elsewhere").claim(A) is None
+    with claimed(store(storage, tmp_path), A):
         pass
 
 
 def test_large_ones_go_in_parts(storage: InMemoryStorage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shared, "PART", 100)
+    monkeypatch.setattr(store_module, "PART", 100)
     here, there = workers(storage, tmp_path)
     with claimed(here, A):
-        here.finish(A, evaluation(100), {})
+        here.records.finish(A, evaluation(100), {})
     assert len(publications(storage)) > 10
-    assert there.done(A)
-    assert there.read(A) == here.read(A)
+    assert done(there, A)
+    assert there.records.read(A) == here.records.read(A)
 
 
 def test_what_was_measured_before_is_brought_by_who_leads(storage: InMemoryStorage, tmp_path: Path) -> None:
     here, there = workers(storage, tmp_path)
     Records(tmp_path / "0").finish(A, evaluation(), {})
-    assert not there.done(A)
+    assert not done(there, A)
     for _ in range(2):
         here.publish(A)
-    assert there.done(A)
+    assert done(there, A)
     there.publish(A)
     assert publications(storage) == [A]
 
 
 def test_one_leads(storage: InMemoryStorage, tmp_path: Path) -> None:
     here, there = workers(storage, tmp_path)
-    right = here.lead()
+    right = here.lead(tmp_path / "a")
     assert right
     with right:
-        assert there.lead() is None
-    assert there.lead()
+        assert there.lead(tmp_path / "b") is None
+    assert there.lead(tmp_path / "b")
 
 
 def test_without_its_storage_a_worker_goes_on(
@@ -156,7 +166,7 @@ def test_without_its_storage_a_worker_goes_on(
 ) -> None:
     here, _ = workers(storage, tmp_path)
     with claimed(here, A):
-        here.finish(A, evaluation(), {})
+        here.records.finish(A, evaluation(), {})
 
         def gone(*_: object, **__: object) -> None:
             raise ConnectionError("connection refused\nmore")
@@ -165,8 +175,8 @@ def test_without_its_storage_a_worker_goes_on(
             monkeypatch.setattr(storage, name, gone)
     for cache_key in (B, "c" * 16):
         with claimed(here, cache_key):
-            here.finish(cache_key, evaluation(), {})
-        assert here.done(cache_key)
+            here.records.finish(cache_key, evaluation(), {})
+        assert done(here, cache_key)
     said = capsys.readouterr().err
     assert said.count("the study's storage is gone (connection refused); this worker goes on alone") == 1
 
@@ -176,8 +186,8 @@ def test_damaged_parts_are_said_and_left(
 ) -> None:
     here, there = workers(storage, tmp_path)
     values = {"cache_key": A, "digest": "0", "part": 0, "of": 1, "done": False, "content": "aGVsbG8="}
-    here._add(TrialState.COMPLETE, values)
-    assert not there.done(A)
+    here._claims._board.add(TrialState.COMPLETE, values)
+    assert not done(there, A)
     assert f"what was brought of {A} is damaged" in capsys.readouterr().err
 
 
@@ -186,17 +196,17 @@ def test_nobody_measures_what_another_one_does(storage: InMemoryStorage, tmp_pat
     measured: list[str] = []
     names = [f"{n:016x}" for n in range(25)]
 
-    def work(records: Shared) -> None:
+    def work(store: Store) -> None:
         left = list(names)
         while left:
             for name in list(left):
-                if records.done(name):
+                if done(store, name):
                     left.remove(name)
-                elif lease := records.claim(name):
-                    with lease:
-                        if not records.done(name):
+                elif claim := store.claim(name):
+                    with claim:
+                        if not done(store, name):
                             measured.append(name)
-                            records.finish(name, evaluation(), {})
+                            store.records.finish(name, evaluation(), {})
 
     threads = [threading.Thread(target=work, args=(one,)) for one in workers(storage, tmp_path, 4)]
     for thread in threads:

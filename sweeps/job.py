@@ -1,0 +1,218 @@
+"""From requests to jobs, which can be run, and from kept records to trials."""
+
+import json
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from tqdm import tqdm
+
+from tdrs.benchmarks import Record, Samples
+from tdrs.checked_file import Damaged
+from tdrs.configuration import with_settings
+from tdrs.evaluation import Plan, other_metrics, plan, summary
+from tdrs.results import asked_of
+from tdrs.settings import first_line
+from tdrs.statistics import paired_difference
+
+from .sampled import should_prune
+from .store import Claim, Store
+from .trial import COMPLETE, FAILED, PRUNED, STOCK, Request, Trial, check_pair
+
+ATTEMPTS = 2  # of a trial that fails, each time a study is started
+
+
+@dataclass(frozen=True)
+class Job:
+    """A checked request: its plan, its samples, its cache key."""
+
+    request: Request
+    plan: Plan
+    samples: Samples
+    cache_key: str
+
+    def trial(self, **values: Any) -> Trial:
+        """The job's trial, with these results."""
+        r = self.request
+        values |= {"budget": r.budget, "samples": self.samples.content}
+        return Trial(r.name, r.split, r.condition, r.settings, self.cache_key, **{"n": len(self.samples)} | values)
+
+
+class Jobs:
+    """Makes jobs of requests; loads each split once.
+
+    Args:
+        config: the study's plain configuration.
+    """
+
+    def __init__(self, config: dict[str, Any]) -> None:
+        self.config = config
+        self.samples: dict[tuple[Any, str, int | None, str], Samples] = {}  # by data set, split, limit, prompt style
+
+    def of(self, request: Request) -> Job:
+        """The job of a request; raises SettingError if a setting is not allowed or its samples are not available."""
+        split = request.split
+        config = with_settings(self.config, request.merged)
+        planned = plan({**config, "split": split, "limit": self.config["preset"][split]})
+        key = planned.dataset, split, planned.limit, planned.backbone.prompt_style
+        if key not in self.samples:
+            self.samples[key] = planned.load(f"preset.{split}")
+        samples = self.samples[key]
+        return Job(request, planned, samples, planned.cache_key(samples))
+
+    @property
+    def notes(self) -> list[str]:
+        """Remarks on how the splits were read, such as how many rows were left out."""
+        found = [f"{split}: {note}" for (_, split, *_), samples in self.samples.items() for note in samples.notes]
+        return list(dict.fromkeys(found))
+
+    @property
+    def overlap(self) -> int:
+        """How many held-out samples, by picture and question, are also tuning samples of the same data set."""
+        seen: dict[str, dict[str, set[tuple[str, str]]]] = {}
+        for (dataset, split, *_), samples in self.samples.items():
+            parts = seen.setdefault(type(dataset).__name__, {}).setdefault(split, set())
+            # blank pictures are all alike: there the image's name tells them apart
+            parts |= {(s.image_id if dataset.blank else s.picture.digest, s.question) for s in samples}
+        return sum(len(parts.get("tuning", set()) & parts.get("held_out", set())) for parts in seen.values())
+
+
+class Results:
+    """What is known of jobs: kept records, failures, and which trials may be pruned.
+
+    Args:
+        store: where evaluations are claimed and kept.
+        begun: when the study was started, in seconds since 1970; earlier failures do not count.
+    """
+
+    def __init__(self, store: Store, begun: float) -> None:
+        self.store = store
+        self._begun = begun
+        self._complete: dict[str, tuple[object, dict[str, Any]]] = {}  # by cache key: the files' state, the results
+        self._failed: dict[str, tuple[int, str]] = {}  # attempts and reason, also if they could not be written
+        self._incumbent: tuple[str, list[Record]] = ("", [])
+
+    def find(self, job: Job) -> Trial | None:
+        """The trial if it is over: complete, pruned, or failed often enough since the study was started."""
+        records, cache_key = self.store.records, job.cache_key
+        self.store.fetch(cache_key)
+        values = self._values(job)
+        if values is not None:
+            return job.trial(**values)
+        failure = records.failure(cache_key)
+        if failure and failure.time >= self._begun:
+            self._failed[cache_key] = max(self._failed.get(cache_key, (0, "")), (failure.attempts, failure.reason))
+        pruned = self.pruned(job)
+        if pruned:
+            return pruned
+        attempts, reason = self._failed.get(cache_key, (0, ""))
+        return job.trial(status=FAILED, reason=reason) if attempts >= ATTEMPTS else None
+
+    def _values(self, job: Job) -> dict[str, Any] | None:
+        """The results of a finished evaluation, if its files are whole and of the samples that are asked.
+
+        They are read and checked again only if the files have changed.
+        """
+        records, cache_key = self.store.records, job.cache_key
+        state = records.state(cache_key)
+        if state is None:
+            return None
+        known = self._complete.get(cache_key)
+        if known is not None and known[0] == state:
+            return known[1]
+        if not records.done(cache_key):
+            return None
+        try:
+            e = records.read(cache_key)
+        except (Damaged, FileNotFoundError):  # since a moment ago
+            return None
+        if asked_of(e.records) != asked_of(job.samples) or other_metrics(job.plan.dataset, e):
+            return None
+        values = {name: getattr(e, name) for name in ("metrics", "clamped", "notes", "seconds", "finished")}
+        self._complete[cache_key] = state, values
+        return values
+
+    def pruned(self, job: Job) -> Trial | None:
+        """The trial if its kept batches say that it may be pruned; `n` is how many samples it saw."""
+        check = self.should_prune(job)
+        kept = self.store.records.batches(job.cache_key) if check else []
+        for last in range(1, len(kept) + 1):
+            part = kept[:last]
+            seen = [record for batch in part for record in batch.records]
+            expected = check(seen) if check and len(seen) < len(job.samples) else None
+            if expected is not None:
+                e = summary(job.plan.dataset, job.samples, part, job.plan.batch_size)
+                reason = f"after {len(seen)} of {len(job.samples)} samples"
+                values = {"n": len(seen), "metrics": e.metrics, "seconds": e.seconds}
+                return job.trial(**values, status=PRUNED, reason=reason, expected=expected)
+        return None
+
+    def should_prune(self, job: Job) -> Callable[[Sequence[Record]], float | None] | None:
+        """The rule by which a job may end early, as `complete` takes it; None if it may not."""
+        incumbent = job.request.incumbent
+        return None if incumbent is None else lambda records: should_prune(self._records_of(incumbent), records)
+
+    def _records_of(self, incumbent: Trial) -> list[Record]:
+        if self._incumbent[0] != incumbent.cache_key:
+            self._incumbent = incumbent.cache_key, self.records(incumbent)
+        return self._incumbent[1]
+
+    def records(self, trial: Trial) -> list[Record]:
+        """The records of a trial; of one that was pruned, as many as there are."""
+        self.store.fetch(trial.cache_key)
+        records = self.store.records
+        if records.done(trial.cache_key):
+            return records.read(trial.cache_key).records
+        return [record for batch in records.batches(trial.cache_key) for record in batch.records]
+
+    def paired(self, trials: Sequence[Trial]) -> list[Trial]:
+        """The trials, with differences to the stock model's trial at the same condition, if that is one of them."""
+        stock = {json.dumps(trial.condition): trial for trial in trials if trial.name == STOCK}
+        found = []
+        for trial in trials:
+            before = stock.get(json.dumps(trial.condition))
+            if before is not None and trial.name != STOCK:
+                trial = replace(trial, difference=self.difference(before, trial))
+            found.append(trial)
+        return found
+
+    def difference(self, stock: Trial, edited: Trial) -> tuple[float, float, float] | None:
+        """The paired difference of two trials, images as clusters; None if one is not complete.
+
+        Raises:
+            SettingError: they are not on the same samples.
+        """
+        if stock.status != COMPLETE or edited.status != COMPLETE:
+            return None
+        before, after = self.records(stock), self.records(edited)
+        check_pair(stock, edited, before, after)
+        return paired_difference(
+            [record.score for record in before],
+            [record.score for record in after],
+            [record.image_id for record in before],
+            [record.weight for record in before],
+        )
+
+    def claim(self, job: Job) -> Claim | None:
+        """The right to run a job; None if another process has it, or if it could not be written, which counts as a
+        failed attempt."""
+        try:
+            return self.store.claim(job.cache_key)
+        except OSError as error:
+            self.fail(job, error)
+            return None
+
+    def fail(self, job: Job, error: Exception) -> None:
+        """Keep and print why a job failed."""
+        reason = f"{type(error).__name__}: {first_line(error)}"
+        attempts = self._failed.get(job.cache_key, (0, ""))[0] + 1
+        self._failed[job.cache_key] = attempts, reason
+        text = f"{job.request.label} failed, attempt {attempts} of {ATTEMPTS}: {reason}"
+        tqdm.write(text, file=sys.stderr)
+        try:
+            trace = "".join(traceback.format_exception(error))
+            self.store.records.fail(job.cache_key, reason, attempts, trace)
+        except OSError:  # a full disk; the reason is in the study's table
+            pass
