@@ -1,1 +1,1 @@
-"""What the results say: each figure is a function that makes numbers and one that draws them."""
+"""What a study's results say. A figure's module has a function that computes, one that draws and one that writes."""

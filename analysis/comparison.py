@@ -1,9 +1,10 @@
-"""Paired differences to the stock model on the held-out split, of every row of a study's table: a panel a condition.
+"""Paired differences to the stock model on the held-out split, for every row of a study; a panel for each condition.
 
     python -m analysis.comparison study=peers            # in a checkout
     python -m tdrs.analysis.comparison study=peers       # where tdrs is installed
 
-redraws the figure and the table from the study's `study.json`, without a model.
+redraws the figure and its table from the study's `study.json`, without a model. From Python:
+`tdrs.plot.comparison(study)`.
 """
 
 import sys
@@ -11,24 +12,22 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import matplotlib
-
-matplotlib.use("Agg")
-from matplotlib import pyplot as plt
+import matplotlib.figure
 from matplotlib.axes import Axes
-from tdrs.analysis.evidence import where
-from tdrs.analysis.figure import STYLES, redraw, save
+from tdrs.analysis.evidence import condition_name
+from tdrs.analysis.figure import STYLES, GivenAxes, axes_for, redraw, save, set_title
+from tdrs.analysis.study_results import StudyResults
 from tdrs.sweeps.trial import STOCK, Outcome
 
 from tdrs import escape
 from tdrs.entry_point import run_command
 from tdrs.settings import SettingError
 
-COLUMNS = 4  # panels a row
+COLUMNS = 4  # panels in a row, at most
 
 
-class Row(NamedTuple):
-    """A method: its accuracy, its paired difference to the stock model with 95 % limits, whether it was tuned."""
+class RowDifference(NamedTuple):
+    """A row: its accuracy, its paired difference to the stock model with 95 % limits, and whether it was tuned."""
 
     method: str
     accuracy: float
@@ -38,88 +37,120 @@ class Row(NamedTuple):
     tuned: bool
 
 
-class Panel(NamedTuple):
-    """A condition: what it is, how many samples, the stock model's accuracy with 95 % limits, a row a method."""
+class ConditionDifferences(NamedTuple):
+    """A condition: how many samples, the stock model's accuracy with 95 % limits, and the other rows."""
 
     condition: str
     n: int
     stock: tuple[float, float, float]
-    rows: list[Row]
+    rows: list[RowDifference]
 
 
-def numbers(outcome: Outcome) -> list[Panel]:
-    """The figure's numbers, from a finished study; a row that failed, or whose stock model did, is left out."""
-    panels: list[Panel] = []
+def paired_differences(outcome: Outcome) -> list[ConditionDifferences]:
+    """The differences of a finished study, one item for each condition.
+
+    A row is left out if it failed or its stock model did.
+    """
+    found: list[ConditionDifferences] = []
     for row in outcome.rows:
         if row.name == STOCK and row.metrics:
-            panels.append(Panel(where(outcome, row.condition), row.n, row.accuracy, []))
+            found.append(ConditionDifferences(condition_name(outcome, row.condition), row.n, row.accuracy, []))
         elif row.difference:
             value, low, high = row.difference
-            panels[-1].rows.append(Row(row.name, row.score, value, low, high, row.budget > 0))
-    return panels
+            found[-1].rows.append(RowDifference(row.name, row.score, value, low, high, row.budget > 0))
+    return found
 
 
-def draw(panels: list[Panel], folder: Path, warning: str = "", stamp: Mapping[str, str] | None = None) -> list[Path]:
-    """Write `comparison.png`, `comparison.svg` and `comparison.md` into a folder; returns their paths.
+def draw_comparison(
+    differences: list[ConditionDifferences], axes: GivenAxes = None, warning: str = "", study: str = ""
+) -> matplotlib.figure.Figure:
+    """Draw a panel for each condition; return the figure.
 
     Args:
-        warning: what must be said of the result first, in condition of the title.
-        stamp: whose figure it is, for the files' metadata.
+        axes: one Axes for each condition; None makes a figure.
+        warning: what must be said before the result; it takes the title's place.
+        study: the study's name, for the error message.
+
+    Raises:
+        SettingError: no row has a difference, or the number of Axes is wrong.
     """
-    if not any(panel.rows for panel in panels):
-        raise SettingError("study", (stamp or {}).get("Title"), "has no row beside a whole stock model")
-    firsts = {panel.condition.split(", ")[0] for panel in panels}
-    even = len(panels) // len(firsts) if len(panels) % len(firsts) == 0 else len(panels)
-    columns = even if 1 < even <= COLUMNS else min(COLUMNS, len(panels))  # a row for each backbone, where that fits
-    lines = -(-len(panels) // columns)
-    height = 0.28 * max(len(panel.rows) for panel in panels) + 0.9
-    canvas, axes = plt.subplots(
-        lines, columns, figsize=(2.2 + 2.6 * columns, height * lines + 0.7),
-        sharex=True, sharey=True, squeeze=False, layout="constrained",
-    )  # fmt: skip
-    for axis, panel in zip(axes.flat, panels, strict=False):
-        _panel(axis, panel)
-    for axis in axes.flat[len(panels) :]:
-        axis.set_axis_off()
-    canvas.supxlabel(
+    if not any(condition.rows for condition in differences):
+        raise SettingError("study", study, "has no row beside a whole stock model")
+    backbones = {condition.condition.split(", ")[0] for condition in differences}
+    even = len(differences) // len(backbones) if len(differences) % len(backbones) == 0 else len(differences)
+    columns = even if 1 < even <= COLUMNS else min(COLUMNS, len(differences))  # a row for each backbone if that fits
+    cells = [divmod(number, columns) for number in range(len(differences))]
+    height = 0.28 * max(len(condition.rows) for condition in differences) + 0.9
+    size = (2.2 + 2.6 * columns, height * (1 + cells[-1][0]) + 0.7)
+    figure, panels = axes_for(axes, cells, size, sharex=True, sharey=True)
+    for axis, condition in zip(panels, differences, strict=True):
+        _draw_condition(axis, condition)
+    meaning = (
         "accuracy, difference to the stock model (points; paired, 95 % intervals)\n"
-        "● better   ■ worse   ◆ the interval holds 0",
-        fontsize=9,
+        "● better   ■ worse   ◆ the interval holds 0"
     )
-    tuned = any(row.tuned for panel in panels for row in panel.rows)
+    if axes is None:
+        figure.supxlabel(meaning, fontsize=9)
+    else:
+        for axis in panels:
+            axis.set_xlabel(meaning, fontsize=8)
+    tuned = any(row.tuned for condition in differences for row in condition.rows)
     how = "tuned rows chosen on the tuning split" if tuned else "settings given beforehand"
-    canvas.suptitle(escape.label(warning, 120) or f"Held-out split, {how}", fontsize=11)
-    table = folder / "comparison.md"
-    table.write_text(markdown(panels), encoding="utf-8")
-    return [*save(canvas, folder, "comparison", stamp), table]
+    set_title(panels, axes, f"Held-out split, {how}", escape.label(warning, 120))
+    return figure
 
 
-def _panel(axis: Axes, panel: Panel) -> None:
+def _draw_condition(axis: Axes, condition: ConditionDifferences) -> None:
     axis.axvline(0, color="0.35", linestyle="--", linewidth=1)
-    for number, row in enumerate(panel.rows):
+    for number, row in enumerate(condition.rows):
         color, marker = STYLES[0] if row.low > 0 else STYLES[1] if row.high < 0 else ("0.45", "D")
         errors = [[100 * (row.difference - row.low)], [100 * (row.high - row.difference)]]
         style: dict[str, Any] = {"markersize": 5, "capsize": 2, "elinewidth": 1}
         axis.errorbar([100 * row.difference], [number], xerr=errors, color=color, marker=marker, **style)
-    axis.set_yticks(range(len(panel.rows)), [escape.label(row.method, 40) for row in panel.rows], fontsize=9)
-    axis.set_ylim(len(panel.rows) - 0.4, -0.6)
-    axis.set_title(f"{escape.label(panel.condition)}\nstock {panel.stock[0]:.3f}, n = {panel.n}", fontsize=9)
+    axis.set_yticks(range(len(condition.rows)), [escape.label(row.method, 40) for row in condition.rows], fontsize=9)
+    axis.set_ylim(len(condition.rows) - 0.4, -0.6)
+    stock = f"stock {condition.stock[0]:.3f}, n = {condition.n}"
+    axis.set_title(f"{escape.label(condition.condition)}\n{stock}", fontsize=9)
     axis.tick_params(axis="x", labelsize=8)
     axis.grid(axis="x", color="0.9", linewidth=0.6)
     axis.spines[["top", "right", "left"]].set_visible(False)
 
 
-def markdown(panels: list[Panel]) -> str:
-    """All numbers as a table, a row a condition and method."""
+def markdown(differences: list[ConditionDifferences]) -> str:
+    """All numbers as a table, a line for each condition and row."""
     lines = ["| condition | method | n | accuracy | difference to stock [95 %] |", "|---|---|---|---|---|"]
-    for panel in panels:
-        lines.append(f"| {escape.markdown(panel.condition)} | stock | {panel.n} | {panel.stock[0]:.3f} | |")
-        for row in panel.rows:
+    for condition in differences:
+        name = escape.markdown(condition.condition)
+        lines.append(f"| {name} | stock | {condition.n} | {condition.stock[0]:.3f} | |")
+        for row in condition.rows:
             difference = f"{row.difference:+.3f} [{row.low:+.3f}, {row.high:+.3f}]"
-            lines.append(f"| | {escape.markdown(row.method)} | {panel.n} | {row.accuracy:.3f} | {difference} |")
+            lines.append(f"| | {escape.markdown(row.method)} | {condition.n} | {row.accuracy:.3f} | {difference} |")
     return "\n".join(lines) + "\n"
 
 
+def write_comparison(
+    differences: list[ConditionDifferences], folder: Path, warning: str = "", stamp: Mapping[str, str] | None = None
+) -> list[Path]:
+    """Write `comparison.png`, `comparison.svg` and `comparison.md`; return their paths.
+
+    Args:
+        stamp: which study the figure belongs to, for the files' metadata.
+    """
+    figure = draw_comparison(differences, warning=warning, study=(stamp or {}).get("Title", ""))
+    table = folder / "comparison.md"
+    table.write_text(markdown(differences), encoding="utf-8")
+    return [*save(figure, folder, "comparison", stamp), table]
+
+
+def main(arguments: list[str]) -> int:
+    """The command."""
+
+    def write(study: StudyResults) -> list[Path]:
+        differences = paired_differences(study.outcome)
+        return write_comparison(differences, study.folder, study.warning, study.outcome.stamp)
+
+    return redraw(arguments, write)
+
+
 if __name__ == "__main__":
-    drawn = lambda found, folder: draw(numbers(found), folder, found.warning, found.stamp)  # noqa: E731
-    sys.exit(run_command(lambda: redraw(sys.argv[1:], drawn)))
+    sys.exit(run_command(lambda: main(sys.argv[1:])))

@@ -3,13 +3,13 @@
     python -m analysis.decay study=sensitivity            # in a checkout
     python -m tdrs.analysis.decay study=sensitivity       # where tdrs is installed
 
-measures the study's backbone on a few of its held-out prompts and keeps the numbers in `decay.json`; with that file
-there, the figure is drawn without a model (`measure=true` measures again). Numbers of another study of this name, or of
-other weights, versions or data, are not used.
+measures the study's backbone on a few of its held-out prompts and stores the values in `decay.json`. The next time
+the figure is drawn from that file without a model (`measure=true` measures again), unless the file belongs to another
+study, or to other weights, versions or data. From Python: `tdrs.plot.decay(study)`.
 
-Weights are means over layers, heads, samples and text queries after the image, of all pairs of a query and a key so far
-apart; distances are in bins of equal width on a log scale. Kernels are r_dc and r_re at scale = 1, for the geometric
-mean of the |A|_min that were met, with the paper's multiples.
+Weights are means over layers, heads, samples and text queries after the image, of all pairs of a query and a key at the
+same distance; distances are in bins of equal width on a log scale. The kernels are r_dc and r_re at scale = 1, for the
+geometric mean of the measured |A|_min, with the paper's multiples of it.
 """
 
 import math
@@ -19,15 +19,13 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import matplotlib
-
-matplotlib.use("Agg")
+import matplotlib.figure
 import numpy as np
 import torch
-from matplotlib import pyplot as plt
-from tdrs.analysis.evidence import where
-from tdrs.analysis.figure import STYLES, keep, kept, redraw, save
-from tdrs.analysis.watch import Unedited, subject, watch
+from tdrs.analysis.attention_weights import Unedited, first_condition, record_weights
+from tdrs.analysis.evidence import condition_name
+from tdrs.analysis.figure import STYLES, GivenAxes, axes_for, redraw, save, set_title, stored_measurement
+from tdrs.analysis.study_results import StudyResults
 from tdrs.sweeps.trial import Outcome
 
 from tdrs import escape
@@ -40,8 +38,8 @@ SAMPLES, AT_ONCE = 16, 4
 BINS = 24
 
 
-class Curve(NamedTuple):
-    """Mean attention weight at each distance (tokens), and on how many pairs it rests."""
+class WeightCurve(NamedTuple):
+    """Mean attention weight at each distance in tokens, and the number of pairs behind each mean."""
 
     name: str
     distance: list[float]
@@ -50,17 +48,23 @@ class Curve(NamedTuple):
 
 
 class Decay(NamedTuple):
-    """The figure: measured curves for each gain, and the kernels over d / d_max."""
+    """Measured curves for each gain, and the kernels over d / d_max.
+
+    Attributes:
+        title: the condition in words.
+        samples: how many prompts were measured.
+        a_min: the geometric mean of |A|_min.
+    """
 
     title: str
     samples: int
-    measured: dict[str, list[Curve]]
-    kernels: list[Curve]
+    measured: dict[str, list[WeightCurve]]
+    kernels: list[WeightCurve]
     a_min: float
 
 
 def methods(gain: str) -> dict[str, Method]:
-    """The curves of a panel."""
+    """The methods of one panel, by their names in the legend."""
     return {
         "RoPE alone": Unedited(),
         "+ DC": TDRS(sd=False, re=None, gain=gain),
@@ -68,11 +72,11 @@ def methods(gain: str) -> dict[str, Method]:
     }
 
 
-def numbers(outcome: Outcome) -> Decay:
-    """Measure; needs the model."""
+def decay_curves(outcome: Outcome) -> Decay:
+    """Measure the curves of a study's first condition. Loads its model; raises as `first_condition`."""
     condition, most = outcome.rows[0].condition, outcome.rows[0].n
-    backbone, samples = subject(outcome, min(SAMPLES, most))
-    measured: dict[str, list[Curve]] = {}
+    backbone, samples = first_condition(outcome, min(SAMPLES, most))
+    measured: dict[str, list[WeightCurve]] = {}
     smallest: list[float] = []
     for gain in ("logits", "weights"):
         for name, method in methods(gain).items():
@@ -80,7 +84,7 @@ def numbers(outcome: Outcome) -> Decay:
             for first in range(0, len(samples), AT_ONCE):
                 batch = samples[first : first + AT_ONCE]
                 image = (backbone.inputs(batch)["input_ids"] == backbone.model.config.image_token_id).cpu()
-                for call, weights in watch(backbone, batch, method):
+                for call, weights in record_weights(backbone, batch, method):
                     total, pairs = _by_distance(call, weights, image)
                     size = max(len(sums), len(total))
                     sums = np.pad(sums, (0, size - len(sums))) + np.pad(total, (0, size - len(total)))
@@ -90,14 +94,14 @@ def numbers(outcome: Outcome) -> Decay:
                         smallest.append(float(statistics.smallest.clamp_min(1e-6).log().mean()))
             measured.setdefault(gain, []).append(_binned(name, sums, counts))
     a_min = float(np.exp(np.mean(smallest)))
-    return Decay(where(outcome, condition), len(samples), measured, kernels(a_min), a_min)
+    return Decay(condition_name(outcome, condition), len(samples), measured, kernels(a_min), a_min)
 
 
 def _by_distance(call: Call, weights: torch.Tensor, image: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
-    """Of each distance in tokens the sum of weights and the number of visible pairs, of text queries after the image.
+    """For each distance in tokens: the sum of weights and the number of visible pairs of text queries after the image.
 
     Args:
-        image: which tokens are of the image, (B, K).
+        image: which tokens belong to the image, (B, K).
     """
     batch, heads, rows, keys = weights.shape
     distance = (torch.arange(rows)[:, None] - torch.arange(keys)[None]).expand(batch, rows, keys)
@@ -109,9 +113,9 @@ def _by_distance(call: Call, weights: torch.Tensor, image: torch.Tensor) -> tupl
     return sums, np.bincount(at, minlength=rows) * float(heads)
 
 
-def _binned(name: str, sums: np.ndarray, counts: np.ndarray) -> Curve:
+def _binned(name: str, sums: np.ndarray, counts: np.ndarray) -> WeightCurve:
     edges = np.unique(np.round(np.geomspace(1, len(sums), BINS + 1)).astype(int))
-    curve = Curve(name, [], [], [])
+    curve = WeightCurve(name, [], [], [])
     for low, high in pairwise(edges):
         pairs = counts[low:high].sum()
         if pairs:
@@ -121,7 +125,7 @@ def _binned(name: str, sums: np.ndarray, counts: np.ndarray) -> Curve:
     return curve
 
 
-def kernels(a_min: float) -> list[Curve]:
+def kernels(a_min: float) -> list[WeightCurve]:
     """r_dc and r_re over d / d_max at scale = 1, with the paper's multiples of |A|_min (Stages 2 and 3)."""
     shares = np.linspace(0, 1, 101)
     curves = []
@@ -133,61 +137,66 @@ def kernels(a_min: float) -> list[Curve]:
         t = shares**2
         gaussian = isinstance(stage, DC)
         values = np.exp(-c * t) if gaussian else (1 + c * t) ** (-c / math.log1p(c))  # σ tied: b = c
-        curves.append(Curve(name, shares.tolist(), values.tolist(), [0] * len(shares)))
+        curves.append(WeightCurve(name, shares.tolist(), values.tolist(), [0] * len(shares)))
     return curves
 
 
-def draw(decay: Decay, folder: Path, stamp: Mapping[str, str] | None = None) -> list[Path]:
-    """Write `decay.png` and `decay.svg` into a folder, with a study's stamp; returns their paths."""
-    canvas, axes = plt.subplots(1, 3, figsize=(12.5, 4.2), layout="constrained")
-    for axis, (gain, curves) in zip(axes, decay.measured.items(), strict=False):
+def draw_decay(decay: Decay, axes: GivenAxes = None) -> matplotlib.figure.Figure:
+    """Draw a panel for each gain and one for the kernels; return the figure.
+
+    Args:
+        axes: three Axes; None makes a figure.
+
+    Raises:
+        SettingError: the number of Axes is wrong.
+    """
+    figure, panels = axes_for(axes, [(0, 0), (0, 1), (0, 2)], (12.5, 4.2))
+    for axis, (gain, curves) in zip(panels, decay.measured.items(), strict=False):
         for (color, marker), curve in zip(STYLES, curves, strict=False):
-            axis.plot(curve.distance, curve.weight, color=color, marker=marker, markersize=3.5, linewidth=1.3,
-                      label=curve.name)  # fmt: skip
-        axis.set(
-            xscale="log", yscale="log", xlabel="distance of query and key (tokens)", title=f"measured, gain = {gain}"
-        )
+            style: dict[str, Any] = {"color": color, "marker": marker, "markersize": 3.5, "linewidth": 1.3}
+            axis.plot(curve.distance, curve.weight, label=curve.name, **style)
+        axis.set(xscale="log", yscale="log", xlabel="distance of query and key (tokens)")
+        axis.set_title(f"measured, gain = {gain}")
         axis.legend(frameon=False, fontsize=9)
-    axes[0].set_ylabel("mean attention weight")
-    axes[1].sharey(axes[0])
+    panels[0].set_ylabel("mean attention weight")
+    if axes is None:
+        panels[1].sharey(panels[0])
     for (color, _), line, curve in zip(STYLES[1:], ("-", "--"), decay.kernels, strict=False):
-        axes[2].plot(
-            curve.distance,
-            curve.weight,
-            color=color,
-            linestyle=line,
-            label=curve.name,
-        )
-    axes[2].set(
-        xlabel="$d / d_{max}$", ylabel="kernel at scale = 1", title=f"analytic, $|A|_{{min}}$ = {decay.a_min:.1e}"
-    )
-    axes[2].legend(frameon=False, fontsize=9)
-    for axis in axes:
+        panels[2].plot(curve.distance, curve.weight, color=color, linestyle=line, label=curve.name)
+    panels[2].set(xlabel="$d / d_{max}$", ylabel="kernel at scale = 1")
+    panels[2].set_title(f"analytic, $|A|_{{min}}$ = {decay.a_min:.1e}")
+    panels[2].legend(frameon=False, fontsize=9)
+    for axis in panels:
         axis.grid(color="0.92", linewidth=0.6)
         axis.spines[["top", "right"]].set_visible(False)
-    of = f"text queries after the image, {decay.samples} prompts, mean over layers and heads"
-    canvas.suptitle(f"{escape.label(decay.title)}: {of}", fontsize=11)
-    return save(canvas, folder, "decay", stamp, dpi=140)
+    queries = f"text queries after the image, {decay.samples} prompts, mean over layers and heads"
+    set_title(panels, axes, f"{escape.label(decay.title)}: {queries}")
+    return figure
 
 
-def read(values: Mapping[str, Any]) -> Decay:
-    """The figure's numbers out of what was kept of a measurement."""
-    measured = {gain: [Curve(*curve) for curve in curves] for gain, curves in values["measured"].items()}
-    return Decay(**{**values, "measured": measured, "kernels": [Curve(*curve) for curve in values["kernels"]]})
+def decay_from(values: Mapping[str, Any]) -> Decay:
+    """The curves in `decay.json`."""
+    measured = {gain: [WeightCurve(*curve) for curve in curves] for gain, curves in values["measured"].items()}
+    kernels = [WeightCurve(*curve) for curve in values["kernels"]]
+    return Decay(**{**values, "measured": measured, "kernels": kernels})
+
+
+def write_decay(decay: Decay, folder: Path, stamp: Mapping[str, str] | None = None) -> list[Path]:
+    """Write `decay.png` and `decay.svg`, with a study's stamp in their metadata; return their paths."""
+    return save(draw_decay(decay), folder, "decay", stamp, dpi=140)
 
 
 def main(arguments: list[str]) -> int:
     """The command."""
 
-    def make(outcome: Outcome, folder: Path) -> list[Path]:
-        path = folder / "decay.json"
-        values = None if "measure=true" in arguments else kept(path, outcome)
-        if values is None:
-            values = numbers(outcome)._asdict()
-            keep(path, outcome, values)
-        return draw(read(values), folder, outcome.stamp)
+    def write(study: StudyResults) -> list[Path]:
+        measure = lambda: decay_curves(study.outcome)._asdict()  # noqa: E731
+        path = study.folder / "decay.json"
+        values = stored_measurement(path, study.outcome, measure, again="measure=true" in arguments)
+        assert values is not None
+        return write_decay(decay_from(values), study.folder, study.outcome.stamp)
 
-    return redraw(arguments, make, ("measure",))
+    return redraw(arguments, write, ("measure",))
 
 
 if __name__ == "__main__":

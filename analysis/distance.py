@@ -1,12 +1,13 @@
-"""Accuracy against distance, of every method of a study over `dataset.gap` and `dataset.filler`.
+"""Accuracy against distance, for every method of a study over `dataset.gap` and `dataset.filler`.
 
-A panel a benchmark and backbone; a colour a method, a full line for text between image and question, a dashed one for
-the same text before the image.
+There is a panel for each benchmark and backbone. A colour is a method; a full line is text between image and question,
+a dashed line the same text before the image.
 
     python -m analysis.distance study=zoo_card            # in a checkout
     python -m tdrs.analysis.distance study=zoo_card       # where tdrs is installed
 
-redraws the figure and the tables from the study's `study.json`, without a model.
+redraws the figure and its tables from the study's `study.json`, without a model. From Python:
+`tdrs.plot.distance(study)`.
 """
 
 import math
@@ -14,17 +15,16 @@ import sys
 from collections.abc import Mapping
 from itertools import cycle
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
-import matplotlib
-
-matplotlib.use("Agg")
-from matplotlib import pyplot as plt
+import matplotlib.figure
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
-from tdrs.analysis.figure import STYLES, redraw, save, span
+from tdrs.analysis.evidence import condition_names
+from tdrs.analysis.figure import STYLES, GivenAxes, axes_for, redraw, save, set_title, span
+from tdrs.analysis.study_results import StudyResults
 from tdrs.sweeps.trial import STOCK, Outcome
 
 from tdrs import escape
@@ -33,12 +33,13 @@ from tdrs.entry_point import run_command
 from tdrs.settings import SettingError
 
 TRAINED = 32  # tokens: the longest text the embedded models were trained with
+TEXT_SETTINGS = ("dataset.gap", "dataset.filler", "dataset.blank")  # what tells the points of one panel apart
 POSITIONS = {"between": "text between image and question", "before_image": "the same text before the image"}
 LINES: dict[str, Literal["-", "--"]] = {"between": "-", "before_image": "--"}
 
 
 class Point(NamedTuple):
-    """Accuracy with its 95 % limits at a gap, in tokens, and on how many samples."""
+    """Accuracy with its 95 % limits at a gap, in tokens, and the number of samples."""
 
     gap: int
     accuracy: float
@@ -47,9 +48,14 @@ class Point(NamedTuple):
     n: int
 
 
-class Panel(NamedTuple):
-    """One backbone on one benchmark, each named with what else the axes set of it: a line a method and position of the
-    text; the stock model's accuracy with blank pictures and no text, or nan."""
+class DistanceCurves(NamedTuple):
+    """One backbone on one benchmark.
+
+    Attributes:
+        backbone, dataset: in words, each with the settings that the axes give it, except the text.
+        lines: the points of each method and position of the text.
+        blank: the stock model's accuracy with blank pictures and no text; nan if it was not measured.
+    """
 
     backbone: str
     dataset: str
@@ -57,89 +63,82 @@ class Panel(NamedTuple):
     blank: float
 
 
-def numbers(outcome: Outcome) -> list[Panel]:
-    """The figure's numbers, from a finished study. A gap of 0 stands in the lines of both positions.
+def distance_curves(outcome: Outcome) -> list[DistanceCurves]:
+    """The curves of a finished study. A gap of 0 belongs to the lines of both positions.
 
     Rows with blank pictures are in no line.
     """
-    panels: dict[tuple[str, str], Panel] = {}
+    found: dict[tuple[str, str], DistanceCurves] = {}
     for row in outcome.rows:
         if not row.metrics:
             continue
         dataset = with_settings(outcome.config, dict(row.condition))["dataset"]
-        names = _names(outcome, row.condition)
-        panel = panels.setdefault(names, Panel(*names, {}, math.nan))
+        names = condition_names(outcome, row.condition, without=TEXT_SETTINGS)
+        curves = found.setdefault(names, DistanceCurves(names[0], names[1], {}, math.nan))
         gap = dataset["gap"]
         if dataset["blank"]:
             if row.name == STOCK and not gap:
-                panels[names] = panel._replace(blank=row.score)
+                found[names] = curves._replace(blank=row.score)
             continue
         value, low, high = row.accuracy
         point = Point(gap, value, low, high, row.n)
         for position in POSITIONS if gap == 0 else [dataset["filler"]]:
-            panel.lines.setdefault((row.name, position), []).append(point)
-    for panel in panels.values():
-        far = {key for key, line in panel.lines.items() if any(point.gap for point in line)}
-        near = {(method, "between") for method, _ in panel.lines} if not far else set()
-        for key in set(panel.lines) - far - near:
-            del panel.lines[key]  # a position that no text ever stood in
-        for line in panel.lines.values():
+            curves.lines.setdefault((row.name, position), []).append(point)
+    for curves in found.values():
+        far = {key for key, line in curves.lines.items() if any(point.gap for point in line)}
+        near = {(method, "between") for method, _ in curves.lines} if not far else set()
+        for key in set(curves.lines) - far - near:
+            del curves.lines[key]  # no row has text at this position
+        for line in curves.lines.values():
             line.sort()
-    return [panel for panel in panels.values() if panel.lines]
+    return [curves for curves in found.values() if curves.lines]
 
 
-def _names(outcome: Outcome, condition: Mapping[str, Any]) -> tuple[str, str]:
-    """A condition's panel: backbone and data set, each with the axes' settings except the text."""
-    parts = {group: [outcome.named(condition, group)] for group in ("backbone", "dataset")}
-    for key, value in condition.items():
-        group, _, name = key.partition(".")
-        if key not in ("backbone", "dataset", "dataset.gap", "dataset.filler", "dataset.blank"):
-            known = group in parts and name
-            parts[group if known else "dataset"].append(f"{name if known else key}={value}")
-    backbone, dataset = (", ".join(texts) for texts in parts.values())
-    return backbone, dataset
-
-
-def draw(panels: list[Panel], folder: Path, warning: str = "", stamp: Mapping[str, str] | None = None) -> list[Path]:
-    """Write `distance.png`, `distance.svg` and `distance.md` into a folder; returns their paths.
+def draw_distance(
+    curves: list[DistanceCurves], axes: GivenAxes = None, warning: str = "", study: str = ""
+) -> matplotlib.figure.Figure:
+    """Draw a panel for each backbone (rows) and data set (columns); return the figure.
 
     Args:
-        warning: what must be said of the result first, in place of the title.
-        stamp: whose figure it is, for the files' metadata.
+        axes: one Axes for each item of `curves`; None makes a figure.
+        warning: what must be said before the result; it takes the title's place.
+        study: the study's name, for the error message.
+
+    Raises:
+        SettingError: there are no curves, or the number of Axes is wrong.
     """
-    if not panels:
-        raise SettingError("study", (stamp or {}).get("Title"), "has no row that was measured whole")
-    backbones = list(dict.fromkeys(panel.backbone for panel in panels))
-    datasets = list(dict.fromkeys(panel.dataset for panel in panels))
-    methods = list(dict.fromkeys(method for panel in panels for method, _ in panel.lines))
-    width, height = max(9.0, 3 * len(datasets)), 2.3 if len(backbones) > 1 else 3.4
-    canvas, axes = plt.subplots(
-        len(backbones), len(datasets), figsize=(width, height * len(backbones) + 1.1),
-        sharex=True, sharey=True, squeeze=False, layout="constrained",
-    )  # fmt: skip
-    for panel in panels:
-        axis = axes[backbones.index(panel.backbone)][datasets.index(panel.dataset)]
-        _panel(axis, panel)
-    for axis, dataset in zip(axes[0], datasets, strict=True):
-        axis.set_title(escape.label(dataset), fontsize=10)
-    for row, backbone in zip(axes, backbones, strict=True):
-        row[0].set_ylabel(f"{escape.label(backbone)}\naccuracy", fontsize=9)
-    for axis in axes[-1]:
-        axis.set_xlabel("unrelated text (tokens)", fontsize=9)
-    canvas.legend(handles=_legend(panels, methods), loc="outside lower center", ncols=3, frameon=False, fontsize=9)
-    size = span(point.n for panel in panels for line in panel.lines.values() for point in line)
+    if not curves:
+        raise SettingError("study", study, "has no row that was measured whole")
+    backbones = list(dict.fromkeys(panel.backbone for panel in curves))
+    datasets = list(dict.fromkeys(panel.dataset for panel in curves))
+    methods = list(dict.fromkeys(method for panel in curves for method, _ in panel.lines))
+    size = (max(9.0, 3 * len(datasets)), (2.3 if len(backbones) > 1 else 3.4) * len(backbones) + 1.1)
+    cells = [(backbones.index(panel.backbone), datasets.index(panel.dataset)) for panel in curves]
+    figure, panels = axes_for(axes, cells, size, sharex=True, sharey=True)
+    for axis, panel, (row, column) in zip(panels, curves, cells, strict=True):
+        _draw_panel(axis, panel)
+        if row == min(r for r, c in cells if c == column):
+            axis.set_title(escape.label(panel.dataset), fontsize=10)
+        if column == min(c for r, c in cells if r == row):
+            axis.set_ylabel(f"{escape.label(panel.backbone)}\naccuracy", fontsize=9)
+        if row == max(r for r, c in cells if c == column):
+            axis.set_xlabel("unrelated text (tokens)", fontsize=9)
+            axis.tick_params(labelbottom=True)
+    handles = _legend(curves, methods)
+    if axes is None:
+        figure.legend(handles=handles, loc="outside lower center", ncols=3, frameon=False, fontsize=9)
+    else:
+        panels[0].legend(handles=handles, frameon=False, fontsize=7)
+    n = span(point.n for panel in curves for line in panel.lines.values() for point in line)
     what = "the stock model" if methods == [STOCK] else "every method"
-    title = f"Accuracy against distance, {what}: held-out split, n = {size}; 95 % intervals"
-    canvas.suptitle(escape.label(warning, 120) or title, fontsize=11)
-    tables = folder / "distance.md"
-    parts = [f"## {escape.markdown(name)}\n\n{markdown(panels, name)}\n" for name in backbones]
-    tables.write_text("\n".join(parts), encoding="utf-8")
-    return [*save(canvas, folder, "distance", stamp), tables]
+    title = f"Accuracy against distance, {what}: held-out split, n = {n}; 95 % intervals"
+    set_title(panels, axes, title, escape.label(warning, 120))
+    return figure
 
 
-def _legend(panels: list[Panel], methods: list[str]) -> list[Artist]:
+def _legend(curves: list[DistanceCurves], methods: list[str]) -> list[Artist]:
     """Methods by colour and marker, positions of the text by line; the stock model alone has a colour for each."""
-    positions = list(dict.fromkeys(position for panel in panels for _, position in panel.lines))
+    positions = list(dict.fromkeys(position for panel in curves for _, position in panel.lines))
     handles: list[Artist] = []
     if methods == [STOCK]:
         for number, position in enumerate(positions):
@@ -153,14 +152,14 @@ def _legend(panels: list[Panel], methods: list[str]) -> list[Artist]:
         handles += [
             Line2D([], [], color="0.3", linestyle=LINES[position], label=POSITIONS[position]) for position in positions
         ]
-    if any(panel.backbone.startswith("mini_") for panel in panels):
+    if any(panel.backbone.startswith("mini_") for panel in curves):
         handles.append(Patch(color="0.93", label=f"distances seen in training (0 to {TRAINED})"))
-    if not all(math.isnan(panel.blank) for panel in panels):
+    if not all(math.isnan(panel.blank) for panel in curves):
         handles.append(Line2D([], [], color="0.4", linestyle=":", linewidth=1.2, label="blank pictures, no text"))
     return handles
 
 
-def _panel(axis: Axes, panel: Panel) -> None:
+def _draw_panel(axis: Axes, panel: DistanceCurves) -> None:
     if panel.backbone.startswith("mini_"):
         axis.axvspan(-4, TRAINED, color="0.93", zorder=0)
     if not math.isnan(panel.blank):
@@ -185,12 +184,12 @@ def _panel(axis: Axes, panel: Panel) -> None:
     axis.spines[["top", "right"]].set_visible(False)
 
 
-def markdown(panels: list[Panel], backbone: str) -> str:
-    """A backbone's numbers as a table: a row a benchmark, method and position of the text, a column a gap."""
-    panels = [panel for panel in panels if panel.backbone == backbone]
-    gaps = sorted({p.gap for panel in panels for line in panel.lines.values() for p in line})
+def markdown(curves: list[DistanceCurves], backbone: str) -> str:
+    """A backbone's numbers as a table: a line for each benchmark, method and position of the text, a column a gap."""
+    curves = [panel for panel in curves if panel.backbone == backbone]
+    gaps = sorted({p.gap for panel in curves for line in panel.lines.values() for p in line})
     lines = ["| | blank pictures | " + " | ".join(f"gap {gap}" for gap in gaps) + " |", "|---" * (len(gaps) + 2) + "|"]
-    for panel in panels:
+    for panel in curves:
         for (method, position), line in panel.lines.items():
             found = {point.gap: point for point in line}
             first = position == "between"
@@ -205,6 +204,30 @@ def markdown(panels: list[Panel], backbone: str) -> str:
     return "\n".join(lines)
 
 
+def write_distance(
+    curves: list[DistanceCurves], folder: Path, warning: str = "", stamp: Mapping[str, str] | None = None
+) -> list[Path]:
+    """Write `distance.png`, `distance.svg` and `distance.md`; return their paths.
+
+    Args:
+        stamp: which study the figure belongs to, for the files' metadata.
+    """
+    figure = draw_distance(curves, warning=warning, study=(stamp or {}).get("Title", ""))
+    backbones = dict.fromkeys(panel.backbone for panel in curves)
+    tables = folder / "distance.md"
+    parts = [f"## {escape.markdown(name)}\n\n{markdown(curves, name)}\n" for name in backbones]
+    tables.write_text("\n".join(parts), encoding="utf-8")
+    return [*save(figure, folder, "distance", stamp), tables]
+
+
+def main(arguments: list[str]) -> int:
+    """The command."""
+
+    def write(study: StudyResults) -> list[Path]:
+        return write_distance(distance_curves(study.outcome), study.folder, study.warning, study.outcome.stamp)
+
+    return redraw(arguments, write)
+
+
 if __name__ == "__main__":
-    drawn = lambda found, folder: draw(numbers(found), folder, found.warning, found.stamp)  # noqa: E731
-    sys.exit(run_command(lambda: redraw(sys.argv[1:], drawn)))
+    sys.exit(run_command(lambda: main(sys.argv[1:])))

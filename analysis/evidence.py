@@ -1,10 +1,10 @@
-"""What a study's rows say of the stock model: paired tests, corrected for how many there are, and how sure they are.
+"""Paired comparisons of a study's held-out rows, corrected for their number.
 
-Each row is compared with the stock model at the same condition on the same samples. A row is called better or worse
-where the sign-flip test over images says so at 5 % after Holm's correction over all rows of the study.
+Each row is compared with the baseline, normally the stock model, under the same condition and on the same samples. A
+row is called better or worse if the sign-flip test over images gives p < 5 % after Holm's correction over all rows.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from tdrs.sweeps.trial import COMPLETE, STOCK, Outcome, Trial, check_pair, spelled
@@ -12,23 +12,70 @@ from tdrs.sweeps.trial import COMPLETE, STOCK, Outcome, Trial, check_pair, spell
 from tdrs.benchmarks import DATASETS, Record, pope
 from tdrs.configuration import with_settings
 from tdrs.records import Records
-from tdrs.statistics import Interval, McNemar, holm, mcnemar, sign_flip, smallest_difference
+from tdrs.statistics import Interval, McNemar, holm, mcnemar, paired_difference, sign_flip, smallest_difference
 
 LEVEL = 0.05
 
 
-class Evidence(NamedTuple):
-    """A row beside the stock model.
+class Paired(NamedTuple):
+    """What two evaluations of the same samples say of their difference, second minus first.
 
     Attributes:
-        accuracy: with its 95 % limits; so are `difference`, `f1`, `f1_difference` (POPE alone, else None).
-        discordant: gains and losses with McNemar's exact p; None for scores other than 0 and 1.
-        p, p_holm: of the sign-flip test over images, and corrected for the number of rows; 1 for the stock model.
-        smallest: the difference this comparison shows four times in five.
+        difference: of the accuracies, from −1 to 1, with its 95 % limits.
+        discordant: how many samples were gained and lost, with McNemar's exact p; None if a score is not 0 or 1.
+        p: of the sign-flip test over images.
+        smallest: the difference that such a comparison shows four times in five.
+        f1_difference: of POPE's F1, with its 95 % limits; None for other benchmarks.
+    """
+
+    difference: Interval
+    discordant: McNemar | None
+    p: float
+    smallest: float
+    f1_difference: Interval | None
+
+
+def compare_records(before: Sequence[Record], after: Sequence[Record], pope_rule: str | None = None) -> Paired:
+    """Compare two evaluations of the same samples in the same order, with images as clusters.
+
+    Args:
+        pope_rule: the rule of POPE that scored them; None for other benchmarks.
+    """
+    first, second = ([record.score for record in records] for records in (before, after))
+    clusters, weights = [record.image_id for record in before], [record.weight for record in before]
+    return Paired(
+        difference=paired_difference(first, second, clusters, weights),
+        discordant=mcnemar(first, second) if all(score in (0, 1) for score in first + second) else None,
+        p=sign_flip(first, second, clusters, weights),
+        smallest=smallest_difference(first, second, clusters, weights),
+        f1_difference=None if pope_rule is None else pope.f1_difference(before, after, pope_rule),
+    )
+
+
+def verdict(difference: Interval, p: float) -> str:
+    """`better`, `worse` or `no difference shown`, from a corrected p.
+
+    `no difference shown after correction` if the interval alone would show one.
+    """
+    if p < LEVEL:
+        return "better" if difference.value > 0 else "worse"
+    clear = difference.low > 0 or difference.high < 0
+    return "no difference shown after correction" if clear else "no difference shown"
+
+
+class Evidence(NamedTuple):
+    """A row beside its baseline.
+
+    Attributes:
+        condition: in words.
+        accuracy: with its 95 % limits; so are `difference`, `f1` and `f1_difference`.
+        difference, discordant, p, smallest, f1_difference: as in `Paired`; None, 1 or nan for the baseline itself.
+        p_holm: p after Holm's correction for the number of rows.
+        f1: of POPE; None for other benchmarks.
     """
 
     trial: Trial
-    where: str
+    condition: str
     accuracy: Interval
     difference: Interval | None
     discordant: McNemar | None
@@ -40,14 +87,8 @@ class Evidence(NamedTuple):
 
     @property
     def verdict(self) -> str:
-        """`better`, `worse`, `no difference shown` (`after correction`, if the interval alone would show one); "" for
-        the stock model."""
-        if self.difference is None:
-            return ""
-        if self.p_holm >= LEVEL:
-            clear = self.difference.low > 0 or self.difference.high < 0
-            return "no difference shown after correction" if clear else "no difference shown"
-        return "better" if self.difference.value > 0 else "worse"
+        """The function `verdict` of this row; "" for the baseline."""
+        return verdict(self.difference, self.p_holm) if self.difference else ""
 
     @property
     def sentence(self) -> str:
@@ -61,70 +102,89 @@ class Evidence(NamedTuple):
 
 
 def show_p(p: float) -> str:
-    """A p-value for people."""
+    """A p-value as tables show it."""
     return "< .001" if p < 0.001 else f"{p:.3f}".lstrip("0") if p < 1 else "1"
 
 
-def where(outcome: Outcome, condition: Mapping[str, Any]) -> str:
-    """A condition in words: backbone, data set, what the axes set, and text or blank pictures, whatever set these."""
-    names = [outcome.named(condition, group) for group in ("backbone", "dataset")]
+TEXT = ("dataset.gap", "dataset.filler")  # the unrelated text, whose length is the distance axis
+PICTURES = "dataset.blank"
+
+
+def condition_names(outcome: Outcome, condition: Mapping[str, Any], without: Sequence[str] = ()) -> tuple[str, str]:
+    """A condition in words: its backbone and its data set, each with what is set of it.
+
+    The data set's words include unrelated text and blank pictures, even if no axis sets them.
+
+    Args:
+        without: keys to leave out.
+    """
     dataset = with_settings(outcome.config, dict(condition))["dataset"]
-    own = {"dataset.gap": dataset["gap"]} if dataset["gap"] else {}
-    own |= {"dataset.filler": dataset["filler"]} if dataset["gap"] and dataset["filler"] != "between" else {}
-    own |= {"dataset.blank": True} if dataset["blank"] else {}
-    own |= {key: value for key, value in condition.items() if key not in ("backbone", "dataset")}
-    text = [f"{key.removeprefix('dataset.')} {value}" for key, value in own.items()]
-    return ", ".join([*names, *text])
+    settings: dict[str, Any] = {"dataset.gap": dataset["gap"]} if dataset["gap"] else {}
+    if dataset["gap"] and dataset["filler"] != "between":
+        settings["dataset.filler"] = dataset["filler"]
+    if dataset["blank"]:
+        settings["dataset.blank"] = True
+    words = {group: [outcome.named(condition, group)] for group in ("backbone", "dataset")}
+    for key, value in (settings | dict(condition)).items():
+        if key not in words and key not in without:
+            group, _, name = key.partition(".")
+            words["backbone" if group == "backbone" else "dataset"].append(f"{name if group in words else key} {value}")
+    backbone, dataset_words = (", ".join(parts) for parts in words.values())
+    return backbone, dataset_words
 
 
-def numbers(outcome: Outcome, records: Records) -> list[Evidence]:
-    """Every held-out row that was measured, in the table's order."""
-    kept: dict[str, list[Record]] = {}
+def condition_name(outcome: Outcome, condition: Mapping[str, Any]) -> str:
+    """A condition in words, such as `mini_llava, mini_scienceqa, gap 256`."""
+    return ", ".join(condition_names(outcome, condition))
 
-    def of(trial: Trial) -> list[Record]:
-        if trial.cache_key not in kept:
-            kept[trial.cache_key] = records.read(trial.cache_key).records
-        return kept[trial.cache_key]
 
-    stock = {spelled(row.condition): row for row in outcome.rows if row.name == STOCK and row.status == COMPLETE}
-    found = [
-        _evidence(outcome, row, None if row.name == STOCK else stock.get(spelled(row.condition)), of)
-        for row in outcome.rows
-        if row.status == COMPLETE
-    ]
+def compare_rows(outcome: Outcome, records: Records, baseline: str = STOCK) -> list[Evidence]:
+    """Compare every complete held-out row with the baseline under the same condition, in the order of the table.
+
+    Args:
+        baseline: the name of a row.
+
+    Raises:
+        FileNotFoundError, Damaged: the records of a row are missing or damaged.
+        SettingError: two rows of one condition have other samples.
+    """
+    read: dict[str, list[Record]] = {}
+
+    def records_of(trial: Trial) -> list[Record]:
+        if trial.cache_key not in read:
+            read[trial.cache_key] = records.read(trial.cache_key).records
+        return read[trial.cache_key]
+
+    complete = [row for row in outcome.rows if row.status == COMPLETE]
+    baselines = {spelled(row.condition): row for row in complete if row.name == baseline}
+    found = [_evidence(outcome, row, baselines.get(spelled(row.condition)), records_of) for row in complete]
     compared = [n for n, one in enumerate(found) if one.difference is not None]
     for n, p in zip(compared, holm([found[n].p for n in compared]), strict=True):
         found[n] = found[n]._replace(p_holm=p)
     return found
 
 
-def _evidence(outcome: Outcome, row: Trial, stock: Trial | None, of: Any) -> Evidence:
-    after = of(row)
+def _evidence(
+    outcome: Outcome, row: Trial, baseline: Trial | None, records_of: Callable[[Trial], list[Record]]
+) -> Evidence:
+    """A row beside its baseline; without one, or if it is the baseline, with its own scores only."""
+    after = records_of(row)
     is_pope = DATASETS[outcome.named(row.condition, "dataset")].real == "pope"
-    rule = str(with_settings(outcome.config, dict(row.condition))["dataset"]["rule"])
-    one = Evidence(
+    rule = str(with_settings(outcome.config, dict(row.condition))["dataset"]["rule"]) if is_pope else None
+    alone = Evidence(
         trial=row,
-        where=where(outcome, row.condition),
+        condition=condition_name(outcome, row.condition),
         accuracy=Interval(*row.accuracy),
         difference=None,
         discordant=None,
         p=1.0,
         p_holm=1.0,
         smallest=float("nan"),
-        f1=pope.intervals(after, rule)["f1"] if is_pope else None,
+        f1=pope.intervals(after, rule)["f1"] if rule else None,
         f1_difference=None,
     )
-    if stock is None or row.difference is None:
-        return one
-    before = of(stock)
-    check_pair(stock, row, before, after)
-    first, second = ([record.score for record in records] for records in (before, after))
-    clusters, weights = [record.image_id for record in before], [record.weight for record in before]
-    binary = all(score in (0, 1) for score in first + second)
-    return one._replace(
-        difference=Interval(*row.difference),
-        discordant=mcnemar(first, second) if binary else None,
-        p=sign_flip(first, second, clusters, weights),
-        smallest=smallest_difference(first, second, clusters, weights),
-        f1_difference=pope.f1_difference(before, after, rule) if is_pope else None,
-    )
+    if baseline is None or baseline is row:
+        return alone
+    before = records_of(baseline)
+    check_pair(baseline, row, before, after)
+    return alone._replace(**compare_records(before, after, rule)._asdict())

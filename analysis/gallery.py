@@ -1,4 +1,4 @@
-"""A page of samples per benchmark: picture, prompt as the model gets it, gold answer, a model's answer.
+"""A page of samples for each benchmark: picture, prompt as the model gets it, gold answer, the model's answer.
 
     python -m analysis.gallery                                   # the four embedded benchmarks
     python -m analysis.gallery 'datasets=[mini_pope]' gap=0      # (python -m tdrs.analysis.gallery where installed)
@@ -11,12 +11,10 @@ import textwrap
 from pathlib import Path
 from typing import NamedTuple
 
-import matplotlib
-
-matplotlib.use("Agg")
+import matplotlib.figure
 import numpy as np
-from matplotlib import pyplot as plt
 from omegaconf import DictConfig
+from tdrs.analysis.figure import Figure
 
 from tdrs import backbones, benchmarks, escape
 from tdrs.backbones import Backbone
@@ -24,8 +22,8 @@ from tdrs.benchmarks import Benchmark, Sample, Samples
 from tdrs.configuration import compose, plain, run
 from tdrs.settings import SettingError, check_choice, check_number
 
-COLUMNS, WIDTH, LINES = 2, 50, 15  # cards in a row; characters and lines of a card's text
-PER_PICTURE = 12  # questions that share a picture, at most
+COLUMNS, WIDTH, LINES = 2, 50, 15  # cards in a row; characters in a line and lines of a card's text
+PER_PICTURE = 12  # the most questions that share a picture
 RIGHT, WRONG = "#0072B2", "#D55E00"
 
 
@@ -40,15 +38,15 @@ class Card(NamedTuple):
 
 
 class Gallery(NamedTuple):
-    """A page: what it shows, and its cards."""
+    """A page: the data set's name, a title, and a card for each sample."""
 
     name: str
     title: str
     cards: list[Card]
 
 
-def numbers(name: str, backbone: Backbone, benchmark: Benchmark, samples: Samples) -> Gallery:
-    """The page's cards; the stock model answers."""
+def sample_cards(name: str, backbone: Backbone, benchmark: Benchmark, samples: Samples) -> Gallery:
+    """Ask the stock model the samples; return a page with a card for each."""
     benchmark = benchmark.asked_by(backbone.settings.prompt_style)
     cards = []
     image = backbone.model.config.image_token_id
@@ -65,7 +63,7 @@ def numbers(name: str, backbone: Backbone, benchmark: Benchmark, samples: Sample
 
 
 def pick(samples: Samples, count: int) -> Samples:
-    """One sample of each of the first `count` pictures: its first question, the next one's second, and so on."""
+    """One sample of each of the first `count` pictures: the first picture's first question, the second's second, …"""
     pictures: dict[str, list[Sample]] = {}
     for sample in samples:
         pictures.setdefault(sample.image_id, []).append(sample)
@@ -74,7 +72,7 @@ def pick(samples: Samples, count: int) -> Samples:
 
 
 def _clip(text: str, width: int, lines: int) -> str:
-    """Wrapped to a width, its middle left out where it is longer than so many lines."""
+    """Wrap a text to a width; leave out its middle if it has more than `lines` lines."""
     wrapped = [part for line in text.split("\n") for part in (textwrap.wrap(line.strip(), width) or [""])]
     if len(wrapped) > lines:
         left_out, head = len(wrapped) - lines + 1, lines // 4  # the question is at the end
@@ -82,13 +80,11 @@ def _clip(text: str, width: int, lines: int) -> str:
     return "\n".join(wrapped)
 
 
-def draw(page: Gallery, folder: Path) -> Path:
-    """Draw `gallery-<name>.png` into a folder; returns its path."""
+def draw_gallery(page: Gallery) -> matplotlib.figure.Figure:
+    """Draw a page; return the figure."""
     rows = -(-len(page.cards) // COLUMNS)
-    size = (7.2 * COLUMNS, 2.9 * rows + 0.5)
-    canvas, axes = plt.subplots(
-        rows, 2 * COLUMNS, figsize=size, width_ratios=[1, 1.65] * COLUMNS, squeeze=False, layout="constrained"
-    )
+    figure = Figure(figsize=(7.2 * COLUMNS, 2.9 * rows + 0.5), layout="constrained")
+    axes = figure.subplots(rows, 2 * COLUMNS, width_ratios=[1, 1.65] * COLUMNS, squeeze=False)
     for axis in axes.flat:
         axis.axis("off")
     for number, card in enumerate(page.cards):
@@ -102,11 +98,15 @@ def draw(page: Gallery, folder: Path) -> Path:
         below = _clip(f"gold:  {card.gold}", WIDTH, 3) + f"\nmodel: {card.answer or '(nothing)'}  ({verdict})"
         color = RIGHT if card.score > 0.5 else WRONG
         text.text(0, 0, below, **{**style, "va": "bottom"}, color=color, weight="bold")
-    canvas.suptitle(escape.label(page.title, 120), fontsize=11)
+    figure.suptitle(escape.label(page.title, 120), fontsize=11)
+    return figure
+
+
+def write_gallery(page: Gallery, folder: Path) -> Path:
+    """Write `gallery-<name>.png`; return its path."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"gallery-{page.name}.png"
-    canvas.savefig(path, dpi=110)
-    plt.close(canvas)
+    draw_gallery(page).savefig(path, dpi=110)
     return path
 
 
@@ -127,7 +127,8 @@ def main_gallery(config: DictConfig) -> None:
         pages.append((name, benchmark, pick(samples, values["samples"])))
     backbone = backbones.load(settings)
     for name, benchmark, samples in pages:
-        print(draw(numbers(name, backbone, benchmark, samples), Path(values["output"]) / "gallery"))
+        page = sample_cards(name, backbone, benchmark, samples)
+        print(write_gallery(page, Path(values["output"]) / "gallery"))
 
 
 USAGE = """

@@ -1,64 +1,37 @@
-"""A study as one page that a reviewer can read from top to bottom: `report.html`, self-contained, and `report.md`.
+"""A study as one page that can be read from top to bottom: `report.html`, self-contained, and `report.md`.
 
     python -m analysis.report study=readings            # in a checkout
     python -m tdrs.analysis.report study=readings       # where tdrs is installed
 
-Question, splits, every setting, tables with paired tests, figures, samples on which the answers differ, cost,
-environment, and how to do it again; its sentences are made from the numbers. It needs the stored records and the data
-set's pictures, and no model.
+The page has the question, the splits, every setting, tables with paired tests, figures, samples on which the answers
+differ, cost, environment, and the command that does it again. Its sentences are made from the numbers. It is made from
+the stored records and the data set's pictures, without a model.
 """
 
-import base64
-import io
 import statistics
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from importlib.resources import files
 from pathlib import Path
-from typing import NamedTuple
 
 import jinja2
 import yaml
 from tdrs.analysis import attention, comparison, decay, distance, sensitivity, tables
-from tdrs.analysis.evidence import LEVEL, Evidence, where
-from tdrs.analysis.evidence import numbers as evidence
-from tdrs.analysis.figure import kept, redraw, span
-from tdrs.sweeps.trial import COMPLETE, FAILED, PRUNED, STOCK, Outcome, Trial, check_same_samples
+from tdrs.analysis.changed_answers import ChangedAnswers, changed_answers, row_name
+from tdrs.analysis.evidence import LEVEL, compare_rows, condition_name
+from tdrs.analysis.figure import redraw, span, stored_measurement
+from tdrs.sweeps.trial import COMPLETE, FAILED, PRUNED, STOCK, Outcome
 
 from tdrs import escape
-from tdrs.benchmarks import Record, Sample
 from tdrs.commands import study_command
 from tdrs.configuration import with_settings
 from tdrs.entry_point import run_command
 from tdrs.environment import environment
-from tdrs.evaluation import plan
 from tdrs.published import Comparison, checked, compare
 from tdrs.records import Records
 
-NUMBERS = ("tdrs", "torch", "transformers", "tokenizers", "pillow", "numpy", "device")  # what may decide numbers
-SHOWN = 3  # discordant samples of a row, of each kind
-THUMBNAIL = 160  # pixels
-
-
-class Case(NamedTuple):
-    """A sample that the stock model and a row answer differently; `picture` is a data address, or ""."""
-
-    kind: str
-    prompt: str
-    gold: str
-    stock: str
-    edited: str
-    picture: str
-
-
-class Cases(NamedTuple):
-    """Of one row the discordant samples that are shown, and how many there are in all."""
-
-    name: str
-    gained: int
-    lost: int
-    shown: list[Case]
+NUMBERS = ("tdrs", "torch", "transformers", "tokenizers", "pillow", "numpy", "device")  # what may change the numbers
 
 
 @dataclass(frozen=True)
@@ -67,16 +40,17 @@ class Report:
 
     Attributes:
         split: the first line: which split was reported, and what chose the settings.
-        verified: at how many conditions a published score checked weights, prompts and rules; then a line each.
-        off: those conditions where the stock model's score is far from the published one.
-        findings: a sentence a row, by condition.
-        tables: Markdown, by condition.
-        figures: what they show, and their files.
+        verified: a line on how many conditions were checked against a published score, then a line for each condition.
+        off: a line for each condition where the stock model's score is far from the published one.
+        findings: a sentence for each row, by condition.
+        rows: of the tables.
+        figures: what each figure shows, and its SVG file.
+        changed: samples on which the answers differ, by condition.
         cost: lines on time and trials.
         environment: where the records were measured.
         elsewhere: how that differs from where the page was made, and between two rows that are compared.
-        look: the commands that show the trials and export them.
-        stamp: whose result it is.
+        exports: the commands that show the trials and export them.
+        stamp: which study the page belongs to.
     """
 
     name: str
@@ -87,24 +61,24 @@ class Report:
     findings: dict[str, list[tuple[str, str]]]
     setup: list[tuple[str, str]]
     settings: str
-    lines: list[tables.Line]
+    rows: list[tables.TableRow]
     warning: str
     tests: str
     figures: list[tuple[str, Path]]
-    cases: dict[str, list[Cases]]
+    changed: dict[str, list[ChangedAnswers]]
     cost: list[str]
     clamped: list[str]
     failures: list[str]
     environment: dict[str, str]
     elsewhere: list[str]
     command: str
-    look: list[str]
+    exports: list[str]
     stamp: dict[str, str]
     notes: list[str] = field(default_factory=list)
 
 
 def split_line(outcome: Outcome) -> str:
-    """Which split is reported, and what chose the settings."""
+    """Which split is reported, and what the settings were chosen on."""
     n = span(row.n for row in outcome.rows)
     tuned = [row for row in outcome.rows if row.budget]
     text = f"Reported on the held-out split, n = {n} a row."
@@ -118,38 +92,37 @@ def split_line(outcome: Outcome) -> str:
     return f"{text} {chosen}n = {outcome.tuning_n}, from {trials} trials each."
 
 
-def comparisons(outcome: Outcome, records: Records) -> list[tuple[str, Comparison | str]]:
-    """Each condition with its stock score beside the published one, or with why there is none."""
-    return [
-        (
-            where(outcome, row.condition),
-            compare(with_settings(outcome.config, row.condition), records.read(row.cache_key).records),
+def published_comparisons(outcome: Outcome, records: Records) -> dict[str, Comparison | str]:
+    """For each condition the stock score beside the published one, or why there is none."""
+    return {
+        condition_name(outcome, row.condition): compare(
+            with_settings(outcome.config, row.condition), records.read(row.cache_key).records
         )
         for row in outcome.rows
         if row.name == STOCK and row.status == COMPLETE
-    ]
+    }
 
 
-def verified(compared: Sequence[tuple[str, Comparison | str]]) -> list[str]:
-    """At how many conditions weights, prompts and rules were checked by a published score; then a line a condition."""
+def verified(compared: dict[str, Comparison | str]) -> list[str]:
+    """How many conditions had weights, prompts and rules checked by a published score; then a line for each."""
     lines = [
-        (condition, one.sentence if isinstance(one, Comparison) else f"not verified: {one}")
-        for condition, one in compared
+        f"{condition}: {one.sentence if isinstance(one, Comparison) else f'not verified: {one}'}"
+        for condition, one in compared.items()
     ]
-    return [checked([one for _, one in compared]), *(f"{condition}: {text}" for condition, text in lines)]
+    return [checked([*compared.values()]), *lines]
 
 
-def off(compared: Sequence[tuple[str, Comparison | str]]) -> list[str]:
-    """Where the stock model is off its published score, a line a condition."""
+def off(compared: dict[str, Comparison | str]) -> list[str]:
+    """A line for each condition whose stock score is far from the published one."""
     return [
         f"{condition}: {one.sentence}. See what tdrs.doctor says."
-        for condition, one in compared
+        for condition, one in compared.items()
         if isinstance(one, Comparison) and one.off
     ]
 
 
 def question(outcome: Outcome) -> str:
-    """What the study asks, in a sentence."""
+    """The study's question, in a sentence."""
     rows = list(dict.fromkeys(row.name for row in outcome.rows if row.name != STOCK))
     models, sets = (", ".join(outcome.all_named(group)) for group in ("backbone", "dataset"))
     what = "; ".join(rows) if len(rows) <= 6 else f"each of {len(rows)} settings"
@@ -161,14 +134,19 @@ def question(outcome: Outcome) -> str:
     )
 
 
-def numbers(outcome: Outcome, records: Records, folder: Path) -> Report:
-    """All that the page says, from stored records; draws the figures into the folder on the way."""
-    found = evidence(outcome, records)
-    compared = comparisons(outcome, records)
+def study_report(outcome: Outcome, records: Records, folder: Path, figures: Sequence[tuple[str, Path]] = ()) -> Report:
+    """All that the page says, from stored records.
+
+    Args:
+        folder: the study's.
+        figures: what `write_figures` wrote.
+    """
+    found = compare_rows(outcome, records)
+    compared = published_comparisons(outcome, records)
     findings: dict[str, list[tuple[str, str]]] = {}
     for one in found:
         if one.difference is not None:
-            findings.setdefault(one.where, []).append((_name(one.trial), one.sentence))
+            findings.setdefault(one.condition, []).append((row_name(one.trial), one.sentence))
     config = outcome.config
     setup = [
         ("protocol", config["search"]["protocol"]),
@@ -200,65 +178,54 @@ def numbers(outcome: Outcome, records: Records, folder: Path) -> Report:
         findings=findings,
         setup=setup,
         settings=yaml.safe_dump(settings, sort_keys=False, allow_unicode=True, width=110),
-        lines=tables.numbers(outcome, found),
+        rows=tables.table_rows(outcome, found),
         warning=outcome.warning,
         tests=tests,
-        figures=_figures(outcome, folder),
-        cases=_cases(outcome, found, records),
+        figures=list(figures),
+        changed=changed_answers(outcome, found, records),
         cost=_cost(outcome),
         clamped=outcome.clamps(),
-        failures=[f"{t.name} ({t.split}, {where(outcome, t.condition)}): {t.reason}" for t in outcome.failures],
+        failures=[
+            f"{t.name} ({t.split}, {condition_name(outcome, t.condition)}): {t.reason}" for t in outcome.failures
+        ],
         environment=outcome.environment,
         elsewhere=_elsewhere(outcome, records),
         command=outcome.command,
-        look=[study_command(verb, folder.name, folder.parents[1]) for verb in ("show", "export")],
+        exports=[study_command(verb, folder.name, folder.parents[1]) for verb in ("show", "export")],
         stamp=outcome.stamp,
         notes=list(dict.fromkeys(note for row in outcome.rows for note in row.notes)),
     )
 
 
-def _name(trial: Trial) -> str:
-    """A row's name, marked where its settings were chosen."""
-    return f"{trial.name} (tuned on {trial.budget} trials)" if trial.budget else trial.name
-
-
-def _figures(outcome: Outcome, folder: Path) -> list[tuple[str, Path]]:
-    """The figures that fit the study, drawn; SVG."""
-    drawn: list[tuple[str, Path]] = []
-    curves_of_settings = sensitivity.numbers(outcome)
-    if any(line.panels for line in curves_of_settings):
-        drawn.append(
-            (
-                "Each setting in turn, on the tuning split",
-                _svg(sensitivity.draw(curves_of_settings, folder, outcome.stamp)),
-            )
-        )
+def write_figures(outcome: Outcome, folder: Path) -> list[tuple[str, Path]]:
+    """Write the figures that fit the study; return what each shows, and its SVG file."""
+    written: list[tuple[str, list[Path]]] = []
+    settings = sensitivity.sensitivity_curves(outcome)
+    if any(condition.settings for condition in settings):
+        paths = sensitivity.write_sensitivity(settings, folder, outcome.stamp)
+        written.append(("Each setting in turn, on the tuning split", paths))
     if len({row.condition.get("dataset.gap") for row in outcome.rows}) > 1:
-        curves = distance.numbers(outcome)
+        curves = distance.distance_curves(outcome)
         if curves:
-            paths = distance.draw(curves, folder, outcome.warning, outcome.stamp)
-            drawn.append(("Accuracy against distance", _svg(paths)))
+            paths = distance.write_distance(curves, folder, outcome.warning, outcome.stamp)
+            written.append(("Accuracy against distance", paths))
     else:
-        panels = [panel for panel in comparison.numbers(outcome) if panel.rows]
-        if panels:
-            paths = comparison.draw(panels, folder, outcome.warning, outcome.stamp)
-            drawn.append(("Paired differences to the stock model", _svg(paths)))
-    # where they were measured: python -m analysis.decay, python -m analysis.attention
-    if values := kept(folder / "decay.json", outcome):
-        paths = decay.draw(decay.read(values), folder, outcome.stamp)
-        drawn.append(("Attention weight against distance", _svg(paths)))
-    if values := kept(folder / "attention.json", outcome):
-        paths = attention.draw(attention.read(values), folder, outcome.stamp)
-        drawn.append(("What the answer position sees", _svg(paths)))
-    return drawn
-
-
-def _svg(paths: list[Path]) -> Path:
-    return next(path for path in paths if path.suffix == ".svg")
+        differences = [condition for condition in comparison.paired_differences(outcome) if condition.rows]
+        if differences:
+            paths = comparison.write_comparison(differences, folder, outcome.warning, outcome.stamp)
+            written.append(("Paired differences to the stock model", paths))
+    # these two only if they were measured: python -m analysis.decay, python -m analysis.attention
+    if values := stored_measurement(folder / "decay.json", outcome):
+        paths = decay.write_decay(decay.decay_from(values), folder, outcome.stamp)
+        written.append(("Attention weight against distance", paths))
+    if values := stored_measurement(folder / "attention.json", outcome):
+        paths = attention.write_attention(attention.attention_from(values), folder, outcome.stamp)
+        written.append(("What the answer position sees", paths))
+    return [(title, next(path for path in paths if path.suffix == ".svg")) for title, paths in written]
 
 
 def _elsewhere(outcome: Outcome, records: Records) -> list[str]:
-    """Where the measuring environment differs from today's, and where that of a row differs from its stock model's."""
+    """How the measuring environment differs from today's, and a row's environment from its stock model's."""
     today = environment()
     differing = [
         f"{name} {outcome.environment[name]}, here {today.get(name, 'unknown')}"
@@ -268,7 +235,7 @@ def _elsewhere(outcome: Outcome, records: Records) -> list[str]:
     lines = [f"The records were measured in another environment: {'; '.join(differing)}."] if differing else []
     stock: dict[str, str] = {}
     for row in outcome.rows:
-        condition = where(outcome, row.condition)
+        condition = condition_name(outcome, row.condition)
         if row.name == STOCK:
             stock = records.environment(row.cache_key)
         own = records.environment(row.cache_key)
@@ -280,7 +247,7 @@ def _elsewhere(outcome: Outcome, records: Records) -> list[str]:
 
 
 def _cost(outcome: Outcome) -> list[str]:
-    """Time by method, beside the stock model's, and what was tried."""
+    """How long the study took, how many trials it tried, and each method's time beside the stock model's."""
     unique = {trial.cache_key: trial for trial in [*outcome.trials, *outcome.rows]}.values()
     seconds = sum(trial.seconds for trial in unique)
     asked = len(outcome.trials) + len(outcome.rows)
@@ -305,76 +272,31 @@ def _cost(outcome: Outcome) -> list[str]:
     return lines
 
 
-def _cases(outcome: Outcome, found: list[Evidence], records: Records) -> dict[str, list[Cases]]:
-    """Of every compared row the first discordant samples, gained and lost."""
-    result: dict[str, list[Cases]] = {}
-    stock: dict[str, list[Record]] = {}
-    samples: dict[str, Sample] = {}
-    at = None
-    for one in found:
-        if one.trial.name == STOCK:
-            stock[one.where] = records.read(one.trial.cache_key).records
-        if one.difference is None:  # the stock model, or one without a stock model that was measured whole
-            continue
-        if one.where != at:
-            at, samples = one.where, _samples(outcome, one.trial)
-        edited = records.read(one.trial.cache_key).records
-        check_same_samples(stock[one.where], edited, one.trial.name)
-        pairs = list(zip(stock[one.where], edited, strict=True))
-        gained = [pair for pair in pairs if pair[1].score > pair[0].score]
-        lost = [pair for pair in pairs if pair[1].score < pair[0].score]
-        shown = [_case("gained", *pair, samples) for pair in gained[:SHOWN]]
-        shown += [_case("lost", *pair, samples) for pair in lost[:SHOWN]]
-        result.setdefault(one.where, []).append(Cases(_name(one.trial), len(gained), len(lost), shown))
-    return result
-
-
-def _samples(outcome: Outcome, trial: Trial) -> dict[str, Sample]:
-    """The samples of a condition by their ids; none where the data set is not to be had here."""
-    config = with_settings(outcome.config, {**dict(trial.condition), "intervention": "none"})
-    config |= {"split": trial.split, "limit": outcome.config["preset"][trial.split]}
-    try:
-        return {sample.id: sample for sample in plan(config).load()}
-    except (ValueError, OSError):  # a SettingError is a ValueError
-        return {}
-
-
-def _case(kind: str, before: Record, after: Record, samples: Mapping[str, Sample]) -> Case:
-    sample = samples.get(before.id)
-    prompt = f"{sample.before}[image] {sample.prompt}" if sample else before.question
-    if len(prompt) > 600:
-        prompt = f"{prompt[:250]} […] {prompt[-250:]}"
-    return Case(kind, prompt, before.gold, before.prediction, after.prediction, _thumbnail(sample) if sample else "")
-
-
-def _thumbnail(sample: Sample) -> str:
-    image = sample.image
-    image.thumbnail((THUMBNAIL, THUMBNAIL))
-    buffer = io.BytesIO()
-    image.save(buffer, "PNG" if image.width < THUMBNAIL else "JPEG")
-    kind = "png" if image.width < THUMBNAIL else "jpeg"
-    return f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode()}"
-
-
-def draw(report: Report, folder: Path) -> list[Path]:
-    """Write `report.html`, `report.md` and the tables into a folder; returns their paths."""
+def write_report(report: Report, folder: Path) -> list[Path]:
+    """Write `report.html`, `report.md` and the tables; return their paths."""
     paths = [folder / "report.html", folder / "report.md"]
     page = files("tdrs.analysis").joinpath("report.html").read_text(encoding="utf-8")
     templates = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    by_condition = tables.by_condition(report.lines)
-    conditions = {condition: [tables.cells(line) for line in lines] for condition, lines in by_condition.items()}
-    heads = {condition: tables.heads(lines) for condition, lines in by_condition.items()}
+    by_condition = tables.by_condition(report.rows)
+    cells = {condition: [tables.cells(row) for row in rows] for condition, rows in by_condition.items()}
+    heads = {condition: tables.heads(rows) for condition, rows in by_condition.items()}
     figures = [
         (title, "<svg" + path.read_text(encoding="utf-8").partition("<svg")[2]) for title, path in report.figures
     ]
-    given = {"report": report, "conditions": conditions, "heads": heads, "figures": figures}
+    given = {"report": report, "cells": cells, "heads": heads, "figures": figures}
     paths[0].write_text(templates.from_string(page).render(**given), encoding="utf-8")
     paths[1].write_text(markdown(report), encoding="utf-8")
-    return paths + tables.draw(report.lines, folder, report.warning, report.stamp)
+    return paths + tables.write_tables(report.rows, folder, report.warning, report.stamp)
+
+
+def report_study(outcome: Outcome, records: Records, folder: Path) -> tuple[Report, list[Path]]:
+    """Write a study's figures, page and tables; return what the page says, and the paths of page and tables."""
+    report = study_report(outcome, records, folder, write_figures(outcome, folder))
+    return report, write_report(report, folder)
 
 
 def markdown(report: Report) -> str:
-    """The page without its pictures of samples."""
+    """The page in Markdown, without the samples on which the answers differ."""
     head, *lines = report.verified
     shown = escape.markdown
     checked = "\n".join([f"{shown(head)}:", "", *(f"- {shown(line)}" for line in lines)])
@@ -384,7 +306,7 @@ def markdown(report: Report) -> str:
     for condition, sentences in report.findings.items():
         found = "\n".join(f"- {shown(name)}: {shown(text)}" for name, text in sentences)
         parts.append(f"**{shown(condition)}**\n\n{found}")
-    parts += [shown(report.tests), "## Tables", tables.markdown(report.lines, report.warning).strip(), "## Figures"]
+    parts += [shown(report.tests), "## Tables", tables.markdown(report.rows, report.warning).strip(), "## Figures"]
     parts += [f"![{title}]({path.with_suffix('.png').name})" for title, path in report.figures]
     parts += ["## Setup", "\n".join(f"- {shown(name)}: {shown(value)}" for name, value in report.setup)]
     parts.append(escape.fenced(report.settings, "yaml"))
@@ -399,18 +321,14 @@ def markdown(report: Report) -> str:
         "## Again",
         escape.fenced(report.command, "sh"),
         "Stored evaluations are reused. The trials, and they and all records as files:",
-        escape.fenced("\n".join(report.look), "sh"),
+        escape.fenced("\n".join(report.exports), "sh"),
     ]
     return "\n\n".join(parts) + "\n"
 
 
 def main(arguments: list[str]) -> int:
     """The command."""
-
-    def make(outcome: Outcome, folder: Path) -> list[Path]:
-        return draw(numbers(outcome, Records(folder.parents[1] / "records"), folder), folder)
-
-    return redraw(arguments, make)
+    return redraw(arguments, lambda study: report_study(study.outcome, study.records, study.folder)[1])
 
 
 if __name__ == "__main__":

@@ -4,7 +4,8 @@
     python -m tdrs.analysis.tables study=stage_ablation       # where tdrs is installed
 
 writes `table.md`, `table.tex` and `table.csv` from stored records, without a model. The paper's numbers are *reported*
-ones, of models of 7 and 8 billion parameters: they stand beside ours for orientation, not as a truth to fit.
+for models of 7 and 8 billion parameters: they stand beside ours for orientation, not as a truth to fit. From Python:
+`study.compare()` has the same statistics.
 """
 
 import csv
@@ -14,24 +15,31 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from tdrs.analysis.evidence import Evidence, show_p
-from tdrs.analysis.evidence import numbers as evidence
+from tdrs.analysis.evidence import Evidence, compare_rows, show_p
 from tdrs.analysis.figure import redraw
+from tdrs.analysis.study_results import StudyResults
 from tdrs.sweeps.trial import Outcome, Request, Trial
 
 from tdrs import escape
 from tdrs.configuration import with_settings
 from tdrs.entry_point import run_command
 from tdrs.published import reported
-from tdrs.records import Records
 from tdrs.statistics import Interval, McNemar
 
 
-class Line(NamedTuple):
-    """A row of the table, numbers in per cent; `reported` is what the paper says of it, `of` of which model."""
+class TableRow(NamedTuple):
+    """A row of the table, numbers in per cent.
 
-    where: str
-    row: str
+    Attributes:
+        condition: in words.
+        value: with its 95 % limits, as is `difference`, to the stock model.
+        p: after Holm's correction.
+        tuned: from how many trials the settings were chosen; 0 if they were given.
+        reported: the paper's number, in per cent; `model` is the model it belongs to.
+    """
+
+    condition: str
+    name: str
     n: int
     measure: str
     value: tuple[float, float, float]
@@ -41,11 +49,11 @@ class Line(NamedTuple):
     verdict: str
     tuned: int
     reported: float | None
-    of: str
+    model: str
 
 
 def _reported(outcome: Outcome, row: Trial) -> tuple[float | None, str]:
-    """The paper's number of a row, and whose it is; of none whose settings were tuned."""
+    """The paper's number for a row, and its model; none if the row's settings were tuned."""
     settings = Request(row.name, row.split, row.settings, row.condition).merged
     found = None if row.budget else reported(with_settings(outcome.config, settings))
     return found or (None, "")
@@ -55,14 +63,14 @@ def _percent(interval: Interval) -> tuple[float, float, float]:
     return 100 * interval.value, 100 * interval.low, 100 * interval.high
 
 
-def numbers(outcome: Outcome, found: Sequence[Evidence]) -> list[Line]:
-    """A line a row of evidence; POPE's F1, which the paper reports, has a line of its own."""
-    lines = []
-    for one in found:
-        paper, of = _reported(outcome, one.trial)
-        line = Line(
-            where=one.where,
-            row=one.trial.name,
+def table_rows(outcome: Outcome, evidence: Sequence[Evidence]) -> list[TableRow]:
+    """A table row for each item of evidence, and a second one for POPE's F1, which the paper reports."""
+    rows = []
+    for one in evidence:
+        paper, model = _reported(outcome, one.trial)
+        row = TableRow(
+            condition=one.condition,
+            name=one.trial.name,
             n=one.trial.n,
             measure="accuracy",
             value=_percent(one.accuracy),
@@ -72,32 +80,33 @@ def numbers(outcome: Outcome, found: Sequence[Evidence]) -> list[Line]:
             verdict=one.verdict,
             tuned=one.trial.budget,
             reported=None if one.f1 else paper,
-            of=of,
+            model=model,
         )
-        lines.append(line)
+        rows.append(row)
         if one.f1 is not None:
             change = _percent(one.f1_difference) if one.f1_difference else None
             tests: dict[str, Any] = {"discordant": None, "p": float("nan"), "verdict": ""}
-            lines.append(
-                line._replace(measure="F1", value=_percent(one.f1), difference=change, reported=paper, **tests)
-            )
-    return lines
+            rows.append(row._replace(measure="F1", value=_percent(one.f1), difference=change, reported=paper, **tests))
+    return rows
 
 
-def draw(lines: list[Line], folder: Path, warning: str = "", stamp: Mapping[str, str] | None = None) -> list[Path]:
-    """Write the three files into a folder, a warning first; returns their paths.
+def write_tables(
+    rows: list[TableRow], folder: Path, warning: str = "", stamp: Mapping[str, str] | None = None
+) -> list[Path]:
+    """Write `table.md`, `table.tex` and `table.csv`, a warning first; return their paths.
 
     Args:
-        stamp: whose result it is (`Outcome.stamp`): a comment in Markdown and LaTeX, the column `study_key` of the CSV.
+        stamp: which study the tables belong to (`Outcome.stamp`): a comment in Markdown and LaTeX, the column
+            `study_key` of the CSV.
     """
-    whose = escape.one_line(", ".join((stamp or {}).values()))
+    source = escape.one_line(", ".join((stamp or {}).values()))
     key = (stamp or {}).get("Identifier", "")
     paths = [folder / f"table.{kind}" for kind in ("md", "tex", "csv")]
     paths[0].write_text(
-        markdown(lines, warning) + (f"\n<!-- {re.sub('-(?=[->])', '- ', whose)} -->\n" if whose else ""),
+        markdown(rows, warning) + (f"\n<!-- {re.sub('-(?=[->])', '- ', source)} -->\n" if source else ""),
         encoding="utf-8",
     )
-    paths[1].write_text((f"% {whose}\n" if whose else "") + latex(lines, warning), encoding="utf-8")
+    paths[1].write_text((f"% {source}\n" if source else "") + latex(rows, warning), encoding="utf-8")
     head = (
         "condition row n measure value low high difference difference_low difference_high gained lost mcnemar_p p_holm"
     )
@@ -106,36 +115,37 @@ def draw(lines: list[Line], folder: Path, warning: str = "", stamp: Mapping[str,
         if warning:
             writer.writerow([f"# {warning}"])
         writer.writerow([*head.split(), "verdict", "tuning_trials", "reported", "reported_model", "study_key"])
-        for line in lines:
-            change, discordant = line.difference or ("", "", ""), line.discordant or ("", "", "")
-            paper = ("", "") if line.reported is None else (line.reported, line.of)
-            numbers_ = [*line.value, *change, *discordant, line.p]
-            row = [line.where, line.row, line.n, line.measure, *numbers_, line.verdict, line.tuned, *paper, key]
-            writer.writerow(row)
+        for row in rows:
+            change, discordant = row.difference or ("", "", ""), row.discordant or ("", "", "")
+            paper = ("", "") if row.reported is None else (row.reported, row.model)
+            numbers = [*row.value, *change, *discordant, row.p]
+            writer.writerow(
+                [row.condition, row.name, row.n, row.measure, *numbers, row.verdict, row.tuned, *paper, key]
+            )
     return paths
 
 
-def cells(line: Line, minus: str = "−") -> list[str]:
-    """A line's numbers as texts."""
-    value = "{:.1f} [{:.1f}, {:.1f}]".format(*line.value)
-    change = "{:+.1f} [{:+.1f}, {:+.1f}]".format(*line.difference).replace("-", minus) if line.difference else ""
-    p = show_p(line.p) if line.difference and line.measure == "accuracy" else ""
-    pairs = f"{line.discordant.gained} : {line.discordant.lost}" if line.discordant else ""
-    paper = "" if line.reported is None else f"{line.reported:.1f}"
-    return [line.row, line.measure, value, change, pairs, p, str(line.tuned or ""), paper]
+def cells(row: TableRow) -> list[str]:
+    """A row's numbers as texts."""
+    value = "{:.1f} [{:.1f}, {:.1f}]".format(*row.value)
+    change = "{:+.1f} [{:+.1f}, {:+.1f}]".format(*row.difference).replace("-", "−") if row.difference else ""
+    p = show_p(row.p) if row.difference and row.measure == "accuracy" else ""
+    pairs = f"{row.discordant.gained} : {row.discordant.lost}" if row.discordant else ""
+    paper = "" if row.reported is None else f"{row.reported:.1f}"
+    return [row.name, row.measure, value, change, pairs, p, str(row.tuned or ""), paper]
 
 
-def by_condition(lines: list[Line]) -> dict[str, list[Line]]:
-    """Lines by their condition, in order."""
-    found: dict[str, list[Line]] = {}
-    for line in lines:
-        found.setdefault(line.where, []).append(line)
+def by_condition(rows: list[TableRow]) -> dict[str, list[TableRow]]:
+    """Rows by their condition, in order."""
+    found: dict[str, list[TableRow]] = {}
+    for row in rows:
+        found.setdefault(row.condition, []).append(row)
     return found
 
 
-def heads(lines: list[Line]) -> list[str]:
-    """The columns' heads at a condition."""
-    of = next((line.of for line in lines if line.of), "")
+def heads(rows: list[TableRow]) -> list[str]:
+    """The heads of the columns under one condition."""
+    model = next((row.model for row in rows if row.model), "")
     return [
         "",
         "",
@@ -144,31 +154,29 @@ def heads(lines: list[Line]) -> list[str]:
         "gained : lost",
         "p, Holm",
         "tuned on",
-        f"reported, {of}" if of else "reported",
+        f"reported, {model}" if model else "reported",
     ]
 
 
-def markdown(lines: list[Line], warning: str = "") -> str:
-    """A table a condition."""
+def markdown(rows: list[TableRow], warning: str = "") -> str:
+    """A table for each condition."""
     parts = [f"**{escape.markdown(warning)}**"] if warning else []
-    for condition, some in by_condition(lines).items():
-        rows = [[*map(escape.markdown, row)] for row in (heads(some), *map(cells, some))]
-        rows.insert(1, ["---"] * 8)
-        parts.append(
-            f"**{escape.markdown(condition)}**, n = {some[0].n}\n\n"
-            + "\n".join(f"| {' | '.join(row)} |" for row in rows)
-        )
+    for condition, some in by_condition(rows).items():
+        lines = [[*map(escape.markdown, line)] for line in (heads(some), *map(cells, some))]
+        lines.insert(1, ["---"] * 8)
+        table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+        parts.append(f"**{escape.markdown(condition)}**, n = {some[0].n}\n\n{table}")
     return "\n\n".join(parts) + "\n"
 
 
-def latex(lines: list[Line], warning: str = "") -> str:
-    """The same for `booktabs`."""
+def latex(rows: list[TableRow], warning: str = "") -> str:
+    """The same tables as one, for `booktabs`."""
     out = [r"\begin{tabular}{llrrrrrr}", r"\toprule"]
-    for number, (condition, some) in enumerate(by_condition(lines).items()):
+    for number, (condition, some) in enumerate(by_condition(rows).items()):
         if number:
             out.append(r"\midrule")
         out.append(rf"\multicolumn{{8}}{{l}}{{{escape.latex(condition)}, $n = {some[0].n}$}} \\")
-        out += [" & ".join(map(escape.latex, row)) + r" \\" for row in [heads(some), *map(cells, some)]]
+        out += [" & ".join(map(escape.latex, line)) + r" \\" for line in [heads(some), *map(cells, some)]]
     text = "\n".join([*out, r"\bottomrule", r"\end{tabular}"]) + "\n"
     lacks = escape.pdflatex_lacks(text)
     remark = f"pdfLaTeX does not know {lacks}: compile with LuaLaTeX and a font that has them" if lacks else ""
@@ -178,11 +186,11 @@ def latex(lines: list[Line], warning: str = "") -> str:
 def main(arguments: list[str]) -> int:
     """The command."""
 
-    def make(outcome: Outcome, folder: Path) -> list[Path]:
-        found = evidence(outcome, Records(folder.parents[1] / "records"))
-        return draw(numbers(outcome, found), folder, outcome.warning, outcome.stamp)
+    def write(study: StudyResults) -> list[Path]:
+        rows = table_rows(study.outcome, compare_rows(study.outcome, study.records))
+        return write_tables(rows, study.folder, study.warning, study.outcome.stamp)
 
-    return redraw(arguments, make)
+    return redraw(arguments, write)
 
 
 if __name__ == "__main__":

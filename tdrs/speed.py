@@ -237,7 +237,7 @@ def attention(given: Mapping[str, str], folder: Path) -> None:
     path.write_text(
         json.dumps({"attention": rows, "model": model, "environment": environment()}, indent=1), encoding="utf-8"
     )
-    for written in [path, *speed.draw(speed.numbers(rows), folder)]:
+    for written in [path, *speed.write_speed(speed.speed_curves(rows), folder)]:
         print(written)
 
 
@@ -293,7 +293,7 @@ def sweep(given: Mapping[str, str], folder: Path) -> None:
         print(f"    {name:26}{seconds:7.1f} s saved")
     outside = engine - measuring
     print(f"  outside of batches {outside:.1f} s, {100 * outside / engine:.1f} % of the engine's time")
-    for written in [folder / f"sweep_{experiment}.json", *speed.draw_study(result, folder)]:
+    for written in [folder / f"sweep_{experiment}.json", *speed.write_study_time(result, folder)]:
         print(written)
 
 

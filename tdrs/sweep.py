@@ -41,8 +41,7 @@ def main_sweep(config: DictConfig) -> int:
             print(study.cost(), file=sys.stderr)
         with pool if study.planned else nullcontext():
             outcome = study.run()
-        page = report.numbers(outcome, study.records, study.folder)
-        written = report.draw(page, study.folder)
+        page, written = report.report_study(outcome, study.records, study.folder)
         figures = [path.with_suffix(kind) for _, path in page.figures for kind in (".png", ".svg")]
         study.attach([*written, *figures])
         print()

@@ -11,13 +11,13 @@ from tdrs.backbones import Backbone
 from tdrs.configuration import run
 
 
-def test_numbers(mini_llava: Backbone) -> None:
+def test_cards(mini_llava: Backbone) -> None:
     benchmark = benchmarks.from_settings({"name": "mini_textvqa", "gap": 9})
     samples = benchmarks.load(benchmark, "tuning", 12)
     picked = gallery.pick(samples, 3)
     assert [sample.image_id for sample in picked] == ["tuning-0", "tuning-1", "tuning-2"]
     assert [sample.id for sample in picked] == ["0", "3", "4"]
-    page = gallery.numbers("mini_textvqa", mini_llava, benchmark, picked)
+    page = gallery.sample_cards("mini_textvqa", mini_llava, benchmark, picked)
     assert len(page.cards) == 3
     card = page.cards[0]
     assert np.array_equal(card.picture, np.asarray(picked[0].image))

@@ -48,8 +48,8 @@ def test_methods_of_any_name(tmp_path: Path, pretended: list[str]) -> None:
     made = study(tmp_path, "mlflow", 3)
     outcome = made.run()
     assert not made.tracker.down
-    page = report.numbers(outcome, made.records, made.folder)
-    paths = {path.name: path for path in report.draw(page, made.folder)}
+    page, written = report.report_study(outcome, made.records, made.folder)
+    paths = {path.name: path for path in written}
     shown = ["stock", *map(escape.one_line, NAMES)]
 
     for path, at in ((paths["table.md"], 0), (paths["report.md"], 0), (made.folder / "comparison.md", 1)):
@@ -89,8 +89,8 @@ def test_methods_of_any_name(tmp_path: Path, pretended: list[str]) -> None:
 
 @pytest.mark.filterwarnings("ignore:Glyph", "ignore:constrained_layout")
 def test_more_methods_than_colours_against_distance(tmp_path: Path, pretended: list[str]) -> None:
-    panels = distance.numbers(study(tmp_path, "none", 3, 9).run())
-    paths = distance.draw(panels, tmp_path)
+    panels = distance.distance_curves(study(tmp_path, "none", 3, 9).run())
+    paths = distance.write_distance(panels, tmp_path)
     assert [row[0] for row in cells(paths[-1].read_text())[1:]] == [
         "mini_scienceqa", *(f"mini_scienceqa, {escape.one_line(name)}" for name in NAMES)
     ]  # fmt: skip
@@ -103,14 +103,14 @@ def test_series_and_labels_of_any_name(tmp_path: Path, pretended: list[str]) -> 
     step = {"key": "intervention.re.weight", "label": r"$\foo{$ (a_b)", "paper": 1, "values": [0, 0.5, 1]}
     config = configuration(tmp_path, series=series, steps=[step], controls={}, start={})
     outcome = Study(config, Tracker("none", tmp_path)).run()
-    lines = sensitivity.numbers(outcome)
-    assert [one.name for one in lines[0].panels[0].series] == NAMES
-    assert all(path.exists() for path in sensitivity.draw(lines, tmp_path))
+    lines = sensitivity.sensitivity_curves(outcome)
+    assert [one.name for one in lines[0].settings[0].series] == NAMES
+    assert all(path.exists() for path in sensitivity.write_sensitivity(lines, tmp_path))
 
 
 @pytest.mark.filterwarnings("ignore:Glyph", "ignore:constrained_layout")
 def test_places_of_any_name(tmp_path: Path) -> None:
-    row = comparison.Row("x", 0.5, 0.1, 0.0, 0.2, False)
-    panels = [comparison.Panel(name, 9, (0.4, 0.3, 0.5), [row]) for name in NAMES]
-    paths = comparison.draw(panels, tmp_path, r"WARNING $\foo{$")
+    row = comparison.RowDifference("x", 0.5, 0.1, 0.0, 0.2, False)
+    panels = [comparison.ConditionDifferences(name, 9, (0.4, 0.3, 0.5), [row]) for name in NAMES]
+    paths = comparison.write_comparison(panels, tmp_path, r"WARNING $\foo{$")
     assert [cell[0] for cell in cells(paths[-1].read_text())[1::2]] == [escape.one_line(name) for name in NAMES]

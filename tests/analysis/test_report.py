@@ -38,11 +38,11 @@ def made(output: Path, datasets: Any = ("mini_scienceqa", "mini_pope")) -> Outco
 
 def test_evidence_is_what_the_tests_say_of_the_records(tmp_path: Path, pretended: list[str]) -> None:
     outcome, records = made(tmp_path), Records(tmp_path / "records")
-    found = evidence.numbers(outcome, records)
+    found = evidence.compare_rows(outcome, records)
     assert [one.trial.name for one in found] == ["stock", "same", "other", "tuned"] * 2
     raw = []
     for one in found:
-        stock = next(o for o in found if o.where == one.where)
+        stock = next(o for o in found if o.condition == one.condition)
         before, after = (records.read(o.trial.cache_key).records for o in (stock, one))
         if one.difference is None:
             assert one is stock
@@ -53,7 +53,7 @@ def test_evidence_is_what_the_tests_say_of_the_records(tmp_path: Path, pretended
         weights, images = [r.weight for r in before], [r.image_id for r in before]
         assert one.p == sign_flip(first, second, images, weights)
         raw.append(one.p)
-        if "pope" in one.where:
+        if "pope" in one.condition:
             assert one.f1 == pope.intervals(after)["f1"]
             assert one.f1_difference == pope.f1_difference(before, after)
         else:
@@ -90,9 +90,9 @@ def test_sentences_are_made_from_the_numbers(low: float, high: float, p: float, 
 
 def test_tables_in_three_forms(tmp_path: Path, pretended: list[str]) -> None:
     outcome = made(tmp_path)
-    lines = tables.numbers(outcome, evidence.numbers(outcome, Records(tmp_path / "records")))
+    lines = tables.table_rows(outcome, evidence.compare_rows(outcome, Records(tmp_path / "records")))
     assert [line.measure for line in lines] == ["accuracy"] * 4 + ["accuracy", "F1"] * 4
-    paths = tables.draw(lines, tmp_path)
+    paths = tables.write_tables(lines, tmp_path)
     with paths[2].open() as file:
         rows = list(csv.DictReader(file))
     assert [float(row["value"]) for row in rows] == [line.value[0] for line in lines]
@@ -118,12 +118,12 @@ def test_the_papers_numbers_stand_beside_rows_at_its_settings(tmp_path: Path, pr
     }
     config["search"]["budget"] = 2
     outcome = Study(config, Tracker("none", tmp_path)).run()
-    lines = tables.numbers(outcome, evidence.numbers(outcome, Records(tmp_path / "records")))
+    lines = tables.table_rows(outcome, evidence.compare_rows(outcome, Records(tmp_path / "records")))
     said = [line.reported for line in lines]
     assert said[:6] == [67.9, 68.1, 68.8, 69.2, None, None]
     assert said[6:18] == [None, 85.7, None, 85.8, None, 86.0, None, 86.1, None, None, None, None]
     assert said[18:] == [62.0, None, None, 63.1, None, None]
-    assert {line.of for line in lines if line.reported} == {"LLaVA-1.5-7B"}
+    assert {line.model for line in lines if line.reported} == {"LLaVA-1.5-7B"}
 
 
 @pytest.mark.parametrize(
@@ -165,7 +165,7 @@ def test_a_place_says_what_a_data_set_brings(tmp_path: Path) -> None:
         ),
         ({"dataset": "mini_pope", "dataset.blank": True}, "mini_llava, mini_pope, blank True"),
     ):
-        assert evidence.where(outcome, condition) == said
+        assert evidence.condition_name(outcome, condition) == said
 
 
 def test_the_curves_over_distance_hold_only_like_points(tmp_path: Path, pretended: list[str]) -> None:
@@ -178,12 +178,12 @@ def test_the_curves_over_distance_hold_only_like_points(tmp_path: Path, pretende
     }
     config = configuration(tmp_path, "search=compare", axes=axes, methods={"same": METHODS["same"]})
     outcome = Study(config, Tracker("none", tmp_path)).run()
-    panels = {(panel.backbone, panel.dataset): panel for panel in distance.numbers(outcome)}
+    panels = {(panel.backbone, panel.dataset): panel for panel in distance.distance_curves(outcome)}
     names = [
-        "mini_scienceqa, batch_size=4, seed=0", "mini_scienceqa, batch_size=4, seed=1",
-        "mini_scienceqa, seed=0", "mini_scienceqa, seed=1",
-        "mini_gqa, batch_size=4, seed=0", "mini_gqa, batch_size=4, seed=1",
-        "mini_gqa, seed=0", "mini_gqa, seed=1",
+        "mini_scienceqa, batch_size 4, seed 0", "mini_scienceqa, batch_size 4, seed 1",
+        "mini_scienceqa, seed 0", "mini_scienceqa, seed 1",
+        "mini_gqa, batch_size 4, seed 0", "mini_gqa, batch_size 4, seed 1",
+        "mini_gqa, seed 0", "mini_gqa, seed 1",
     ]  # fmt: skip
     assert sorted(panels) == sorted(("mini_llava", name) for name in names)
     scores = {str(row.condition | {"row": row.name}): row.score for row in outcome.rows}
@@ -204,7 +204,7 @@ def test_the_curves_over_distance_hold_only_like_points(tmp_path: Path, pretende
             assert [gap for gap, _ in line["same", "before_image"]] == [0, 8]
             text = {"dataset.gap": 0, "dataset.blank": True, "dataset.seed": seed, "row": "stock"}
             assert panel.blank == scores[str(condition | text)]
-    assert distance.draw(list(panels.values()), tmp_path)[0].exists()
+    assert distance.write_distance(list(panels.values()), tmp_path)[0].exists()
 
 
 def test_f1_goes_by_the_rule_of_its_place(
@@ -216,7 +216,7 @@ def test_f1_goes_by_the_rule_of_its_place(
     config["preset"] = {"tuning": 8, "held_out": 60}
     outcome = Study(config, Tracker("none", tmp_path)).run()
     records = Records(tmp_path / "records")
-    found = evidence.numbers(outcome, records)
+    found = evidence.compare_rows(outcome, records)
     seen = set()
     for one in found:
         rule = one.trial.condition["dataset.rule"]
@@ -247,8 +247,8 @@ def test_the_page(tmp_path: Path, pretended: list[str], monkeypatch: pytest.Monk
         assert outcome.environment["torch"] in written
         assert "no difference shown: +0.0 [+0.0, +0.0], n = 40; could have shown 15.0" in written
     assert page.index(first) < page.index("Findings")
-    found = evidence.numbers(outcome, Records(tmp_path / "records"))
-    (other,) = [one for one in found if one.trial.name == "other" and "scienceqa" in one.where]
+    found = evidence.compare_rows(outcome, Records(tmp_path / "records"))
+    (other,) = [one for one in found if one.trial.name == "other" and "scienceqa" in one.condition]
     assert other.discordant is not None
     assert f"other: {other.discordant.gained} gained, {other.discordant.lost} lost" in page
     assert page.count("data:image/png;base64,") >= min(3, other.discordant.gained)
@@ -267,12 +267,14 @@ def test_a_page_where_everything_was_given_and_one_row_failed(
     given = {"axes": {"dataset.gap": [0, 5]}, "methods": {k: METHODS[k] for k in ("same", "other")}}
     outcome = Study(configuration(tmp_path, "search=compare", **given), Tracker("none", tmp_path)).run()
     assert {row.status for row in outcome.rows if row.name == "other"} == {FAILED}
-    page = report.numbers(outcome, Records(tmp_path / "records"), tmp_path)
+    page = report.study_report(
+        outcome, Records(tmp_path / "records"), tmp_path, report.write_figures(outcome, tmp_path)
+    )
     assert (
         page.split
         == "Reported on the held-out split, n = 8 a row. No setting was chosen on any split: all were given beforehand."
     )
-    written = report.draw(page, tmp_path)[0].read_text()
+    written = report.write_report(page, tmp_path)[0].read_text()
     assert "no &lt;b&gt;" in written
 
 
@@ -321,7 +323,7 @@ def test_a_stock_score_far_from_the_published_one_is_said_at_the_top(tmp_path: P
         config = configuration(output, "search=compare", axes={"dataset.gap": [gap]}, methods=METHODS, budget=3)
         study = Study(config, Tracker("none", output))
         outcome = study.run()
-        page = report.numbers(outcome, study.records, study.folder)
+        page = report.study_report(outcome, study.records, study.folder)
         assert len(page.off) == (gap == 32)
         assert page.verified[0].endswith(f"published score at {int(gap == 32)} of 1 conditions")
         if gap == 4:
@@ -329,14 +331,14 @@ def test_a_stock_score_far_from_the_published_one_is_said_at_the_top(tmp_path: P
                 "mini_llava, mini_scienceqa, gap 4: not verified: the card of mini_llava has no score at this distance"
             )
             assert page.verified[1] == said
-    page = report.numbers(outcome, study.records, study.folder)
+    page = report.study_report(outcome, study.records, study.folder)
     (line,) = page.off
     stock = 100 * outcome.rows[0].metrics["accuracy"]
     assert line.startswith("mini_llava, mini_scienceqa, gap 32: the stock model's accuracy, ")
     assert "95 % interval [" in line
     assert "n = 8" in line
     assert f"{stock:.1f} %, is {stock - 100:+.1f} points off the published 100.0 % (the card of mini_llava)" in line
-    written = {path.name: path.read_text() for path in report.draw(page, study.folder)}
+    written = {path.name: path.read_text() for path in report.write_report(page, study.folder)}
     assert written["report.md"].split("\n\n")[2] == f"**{line}**"
     assert written["report.md"].split("\n\n")[3] == f"{page.verified[0]}:"
     assert written["report.md"].split("\n\n")[4] == f"- {page.verified[1]}"

@@ -86,7 +86,7 @@ def test_a_finished_comparison_and_its_figure(
     assert read_outcome(tmp_path / "studies" / "small") == found
     assert len(found.table()) == 2 + 8 * 3
 
-    panels = distance.numbers(found)
+    panels = distance.distance_curves(found)
     assert [(panel.backbone, panel.dataset) for panel in panels] == [
         ("mini_llava", "mini_pope"), ("mini_llava", "mini_scienceqa")
     ]  # fmt: skip
@@ -96,7 +96,7 @@ def test_a_finished_comparison_and_its_figure(
     assert all([point.gap for point in line] == [0, 9] for line in pope.lines.values())
     assert pope.lines["sharper", "before_image"][1].accuracy == measured["sharper", "mini_pope", 9, "before_image"]
     assert pope.blank == measured["stock", "mini_pope", 0, True]
-    paths = distance.draw(panels, tmp_path)
+    paths = distance.write_distance(panels, tmp_path)
     assert [path.name for path in paths] == ["distance.png", "distance.svg", "distance.md"]
     assert paths[0].read_bytes().startswith(b"\x89PNG")
     assert paths[2].read_text().count("| `mini_pope`") == 2
@@ -130,13 +130,13 @@ def test_a_comparison_at_one_distance_is_a_forest(tmp_path: Path) -> None:
             given = {"accuracy": 0.5 + low + 0.1}
             rows.append(Trial(name, "held_out", condition, {}, "1", 9, given, difference=difference))
         rows.append(Trial("broken", "held_out", condition, {}, "2", 9, status=FAILED, reason="no"))
-    panels = comparison.numbers(
+    panels = comparison.paired_differences(
         Outcome("t", "compare", {"backbone": {"name": "m"}, "dataset": {"name": "d"}}, [], rows)
     )
     assert [panel.condition for panel in panels] == ["m, mini_gqa, gap 4", "m, mini_pope, gap 4"]
     assert [row.method for row in panels[1].rows] == ["helps", "unclear", "hurts"]
     assert panels[0].rows[2][2:5] == pytest.approx((-0.3, -0.4, -0.2))
-    paths = comparison.draw(panels, tmp_path)
+    paths = comparison.write_comparison(panels, tmp_path)
     assert paths[0].read_bytes().startswith(b"\x89PNG")
     assert "| | hurts | 9 | 0.200 | -0.300 [-0.400, -0.200] |" in paths[2].read_text()
 

@@ -292,7 +292,7 @@ def test_a_trial_that_fails_says_why_and_the_study_goes_on(
     assert parents(tmp_path)[0].info.status == "FINISHED"
     states = {trial.state.name for trial in in_optuna(tmp_path)}
     assert states == {"COMPLETE", "FAIL"}
-    sensitivity.draw(sensitivity.numbers(outcome), tmp_path)
+    sensitivity.write_sensitivity(sensitivity.sensitivity_curves(outcome), tmp_path)
 
     monkeypatch.setattr(evaluation_module, "run_batches", pretend.run_batches)  # mended
     again = study(tmp_path)
@@ -484,10 +484,10 @@ def test_the_command_draws_the_figure(tmp_path: Path, pretended: list[str], caps
     assert "difference to stock, paired [95 %]" in printed
     assert "report: " in printed
     outcome = read_outcome(folder)
-    (line,) = sensitivity.numbers(outcome)
-    assert [panel.paper for panel in line.panels] == [3, 1, 2, 0.8]
-    assert [series.name for series in line.panels[0].series] == ["logits", "weights"]
-    assert line.panels[1].series[0].values == [0, 0.01, 0.03, 0.1, 0.3, 1]
+    (line,) = sensitivity.sensitivity_curves(outcome)
+    assert [panel.paper for panel in line.settings] == [3, 1, 2, 0.8]
+    assert [series.name for series in line.settings[0].series] == ["logits", "weights"]
+    assert line.settings[1].series[0].values == [0, 0.01, 0.03, 0.1, 0.3, 1]
     assert line.stock[0] == outcome.trials[0].score
     (folder / "sensitivity.png").unlink()
     assert sensitivity.main(["study=sqa_ablation", f"output={tmp_path}"]) == 0

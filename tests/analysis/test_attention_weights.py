@@ -1,4 +1,4 @@
-"""Watched weights are the model's own, and the two figures made of them show what was measured."""
+"""Recorded weights are the model's own, and the two figures made of them show what was measured."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 from tdrs.analysis import attention, decay
-from tdrs.analysis.figure import kept
-from tdrs.analysis.watch import Unedited, watch
+from tdrs.analysis.attention_weights import Unedited, record_weights
+from tdrs.analysis.figure import stored_measurement
 from tdrs.sweeps.log import study_key
 from tdrs.sweeps.trial import Outcome, Trial
 
@@ -49,7 +49,7 @@ def test_unedited_weights_are_eager_attentions(name: str) -> None:
     with torch.inference_mode():
         output = backbone.model(**inputs, output_attentions=True, use_cache=False)
     real = inputs["attention_mask"].bool()
-    found = watch(backbone, samples, Unedited())
+    found = record_weights(backbone, samples, Unedited())
     assert len(found) == len(output.attentions) == 4
     for (_, weights), own in zip(found, output.attentions, strict=True):
         for row in range(len(samples)):
@@ -97,12 +97,12 @@ def test_both_figures_are_measured_kept_and_drawn(name: str, tmp_path: Path, mon
     for kind in ("png", "svg"):
         assert found.key.encode() in (folder / f"decay.{kind}").read_bytes()
         assert found.key.encode() in (folder / f"attention.{kind}").read_bytes()
-    curves = decay.read(kept(folder / "decay.json", found)).measured
+    curves = decay.decay_from(stored_measurement(folder / "decay.json", found)).measured
     assert list(curves) == ["logits", "weights"]
     assert [curve.name for curve in curves["logits"]] == ["RoPE alone", "+ DC", "+ DC + reRD"]
     assert curves["logits"][0] == curves["weights"][0]
     assert curves["logits"][1] != curves["weights"][1]
-    maps = attention.read(kept(folder / "attention.json", found)).maps
+    maps = attention.attention_from(stored_measurement(folder / "attention.json", found)).maps
     assert len(maps) == 3 * 5
     for one in maps:
         assert np.shape(one.weights) == (4, 4)
@@ -118,10 +118,10 @@ def test_only_what_was_measured_for_the_study_is_shown(
     found = outcome(tmp_path, "mini_llava")
     path = tmp_path / "studies" / "s" / "decay.json"
     assert decay.main(["study=s", f"output={tmp_path}"]) == 0
-    assert kept(path, found)
-    assert kept(path, replace(found, key="0")) is None
+    assert stored_measurement(path, found)
+    assert stored_measurement(path, replace(found, key="0")) is None
     changed = replace(found, rows=[replace(found.rows[0], cache_key="0" * 16)])
-    assert kept(path, changed) is None
+    assert stored_measurement(path, changed) is None
     changed.save(tmp_path / "studies" / "s" / "study.json")
     assert decay.main(["study=s", f"output={tmp_path}"]) == 2
     assert "its model, data or versions are no longer those of its records" in capsys.readouterr().err
@@ -138,17 +138,17 @@ def test_a_sample_must_be_one_of_the_studys(tmp_path: Path, capsys: pytest.Captu
 
 
 def test_the_mean_map_is_the_mean_of_all_layers(tmp_path: Path) -> None:
-    maps = attention.numbers(outcome(tmp_path, "mini_llava")).maps
+    maps = attention.attention_maps(outcome(tmp_path, "mini_llava")).maps
     mine = [m for m in maps if m.method == "+ SD + DC"]
     layers = [np.array(m.weights) for m in mine[1:]]
     assert np.array(mine[0].weights) == pytest.approx(np.mean(layers, axis=0))
 
 
 def test_tokens_that_are_no_grid_are_refused() -> None:
-    assert attention.grid(576, None, 1) == (24, 24)
-    assert attention.grid(12, [1, 8, 6], 2) == (4, 3)
+    assert attention.token_grid(576, None, 1) == (24, 24)
+    assert attention.token_grid(12, [1, 8, 6], 2) == (4, 3)
     with pytest.raises(SettingError, match="several tiles"):
-        attention.grid(256 * 7, None, 1)
+        attention.token_grid(256 * 7, None, 1)
 
 
 @pytest.mark.parametrize("word", ["gain=both", "sample=x"])

@@ -1,8 +1,7 @@
-"""Attention weights as they are while a model reads its prompt, under an edit or none: what two figures are made of."""
+"""Attention weights while a model reads its prompt, with an edit or without: what two figures are made of."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,43 +12,43 @@ from tdrs.attention import core
 from tdrs.attention.call import Block, Call
 from tdrs.attention.intervene import intervene
 from tdrs.backbones import Backbone
-from tdrs.backbones.features import Features
 from tdrs.benchmarks import Sample
 from tdrs.configuration import with_settings
-from tdrs.evaluation import gib, plan
+from tdrs.evaluation import plan
 from tdrs.interventions import Method
 from tdrs.settings import SettingError
 
 
 @dataclass(frozen=True, kw_only=True)
 class Unedited(Method):
-    """The stock model's attention, through the core so that it can be watched."""
+    """The stock model's attention, computed by the core so that its weights can be recorded."""
 
     def edit(self, block: Block, statistics: object) -> torch.Tensor:
         return block.logits
 
 
 @torch.inference_mode()
-def watch(backbone: Backbone, samples: Sequence[Sample], method: Method) -> list[tuple[Call, torch.Tensor]]:
-    """Of each decoder layer the call of the prompt's pass and its weights, (B, H, Q, K), on the CPU."""
-    found: list[tuple[Call, torch.Tensor]] = []
+def record_weights(backbone: Backbone, samples: Sequence[Sample], method: Method) -> list[tuple[Call, torch.Tensor]]:
+    """Read the samples' prompts once; return each decoder layer's call and weights, (B, H, Q, K), on the CPU."""
+    recorded: list[tuple[Call, torch.Tensor]] = []
     with intervene(backbone.model, method) as session:
         execute = session.execute
 
         def record(call: Call, intervention: Any) -> torch.Tensor:
-            found.append((call, core.weights(call, intervention).cpu()))
+            recorded.append((call, core.weights(call, intervention).cpu()))
             return execute(call, intervention)
 
         session.execute = record
         backbone.model(**backbone.seen(samples), use_cache=False)
-    return found
+    return recorded
 
 
-def subject(outcome: Outcome, count: int) -> tuple[Backbone, Sequence[Sample]]:
-    """The backbone of a study at its first condition, and the first samples that the study reports there.
+def first_condition(outcome: Outcome, count: int) -> tuple[Backbone, Sequence[Sample]]:
+    """Load the backbone of a study's first condition, and the first samples that the study reports there.
 
     Raises:
-        SettingError: there are fewer samples; or model, data or versions are no longer those of the study's records.
+        SettingError: there are fewer samples; or the model, the data or the versions differ from those of the study's
+            records.
     """
     config, row = outcome.config, outcome.rows[0]
     values = with_settings(config, Request("", "", STOCK_SETTINGS, row.condition).merged)
@@ -60,5 +59,4 @@ def subject(outcome: Outcome, count: int) -> tuple[Backbone, Sequence[Sample]]:
         raise SettingError("study", outcome.name, allowed)
     if count > len(samples):
         raise SettingError("sample", count - 1, f"must be below {len(samples)}, the number of the study's samples")
-    features = Features(Path(config["output"]) / "features", gib(config["features_gib"]))
-    return backbones.load(planned.backbone, features), samples[:count]
+    return backbones.load(planned.backbone), samples[:count]

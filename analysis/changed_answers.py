@@ -1,0 +1,96 @@
+"""Samples that the stock model and a row of a study answer differently, for the report."""
+
+import base64
+import io
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+from tdrs.analysis.evidence import Evidence
+from tdrs.sweeps.trial import STOCK, Outcome, Trial, check_same_samples
+
+from tdrs.benchmarks import Record, Sample
+from tdrs.configuration import with_settings
+from tdrs.evaluation import plan
+from tdrs.records import Records
+
+SHOWN = 3  # samples of a row that are shown, of each kind
+THUMBNAIL = 160  # pixels
+
+
+class ChangedAnswer(NamedTuple):
+    """A sample whose score a row changes: `gained` or `lost`. `picture` is a data address, or ""."""
+
+    kind: str
+    prompt: str
+    gold: str
+    stock: str
+    edited: str
+    picture: str
+
+
+class ChangedAnswers(NamedTuple):
+    """A row's changed answers: how many in all, and the first few."""
+
+    name: str
+    gained: int
+    lost: int
+    shown: list[ChangedAnswer]
+
+
+def row_name(trial: Trial) -> str:
+    """A row's name, with a mark if its settings were tuned."""
+    return f"{trial.name} (tuned on {trial.budget} trials)" if trial.budget else trial.name
+
+
+def changed_answers(
+    outcome: Outcome, evidence: Sequence[Evidence], records: Records
+) -> dict[str, list[ChangedAnswers]]:
+    """The changed answers of every compared row, by condition; the first few, gained and lost, in the split's order."""
+    found: dict[str, list[ChangedAnswers]] = {}
+    stock: dict[str, list[Record]] = {}
+    samples: dict[str, Sample] = {}
+    condition = None
+    for one in evidence:
+        if one.trial.name == STOCK:
+            stock[one.condition] = records.read(one.trial.cache_key).records
+        if one.difference is None:  # the stock model, or a row whose stock model was not measured whole
+            continue
+        if one.condition != condition:
+            condition, samples = one.condition, _samples(outcome, one.trial)
+        edited = records.read(one.trial.cache_key).records
+        check_same_samples(stock[one.condition], edited, one.trial.name)
+        pairs = list(zip(stock[one.condition], edited, strict=True))
+        gained = [pair for pair in pairs if pair[1].score > pair[0].score]
+        lost = [pair for pair in pairs if pair[1].score < pair[0].score]
+        shown = [_answer("gained", *pair, samples) for pair in gained[:SHOWN]]
+        shown += [_answer("lost", *pair, samples) for pair in lost[:SHOWN]]
+        found.setdefault(one.condition, []).append(ChangedAnswers(row_name(one.trial), len(gained), len(lost), shown))
+    return found
+
+
+def _samples(outcome: Outcome, trial: Trial) -> dict[str, Sample]:
+    """The samples of a trial by their ids; empty if the data set is not available here."""
+    config = with_settings(outcome.config, {**dict(trial.condition), "intervention": "none"})
+    config |= {"split": trial.split, "limit": outcome.config["preset"][trial.split]}
+    try:
+        return {sample.id: sample for sample in plan(config).load()}
+    except (ValueError, OSError):  # a SettingError is a ValueError
+        return {}
+
+
+def _answer(kind: str, before: Record, after: Record, samples: Mapping[str, Sample]) -> ChangedAnswer:
+    sample = samples.get(before.id)
+    prompt = f"{sample.before}[image] {sample.prompt}" if sample else before.question
+    if len(prompt) > 600:
+        prompt = f"{prompt[:250]} […] {prompt[-250:]}"
+    picture = _thumbnail(sample) if sample else ""
+    return ChangedAnswer(kind, prompt, before.gold, before.prediction, after.prediction, picture)
+
+
+def _thumbnail(sample: Sample) -> str:
+    image = sample.image
+    image.thumbnail((THUMBNAIL, THUMBNAIL))
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG" if image.width < THUMBNAIL else "JPEG")
+    kind = "png" if image.width < THUMBNAIL else "jpeg"
+    return f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode()}"
