@@ -4,17 +4,16 @@ A stock score that is far from the published one says that something on the way 
 pictures, precision, rule, weights), and then so may everything that is measured on top of it.
 """
 
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from tdrs import benchmarks
-from tdrs.backbones.backbone_settings import EMBEDDED
 from tdrs.benchmarks import DATASETS, Record
 from tdrs.configuration import choice
 from tdrs.settings import SettingError
 from tdrs.statistics import Interval, accuracy_interval
+from tdrs.zoo.cards import known_scores
 
 # T-DRS (arXiv 2511.09868), Tables 1 and 2: accuracy in per cent, on POPE F1. Stage 0 is the stock model, 3 all stages.
 NAMESAKES = {"llava": "LLaVA-1.5-7B", "internvl": "InternVL2-8B", "qwen": "Qwen2.5-VL-7B"}
@@ -189,20 +188,13 @@ def _unlike(group: str, values: Mapping[str, Any]) -> list[str]:
 
 
 def _on_the_card(name: str, dataset: Mapping[str, Any]) -> Published | None:
-    """The cell of the table in a card, where the settings have one."""
-    card = EMBEDDED / name / "README.md"
-    rows = [
-        [cell.strip() for cell in line.strip("|").split("|")]
-        for line in card.read_text(encoding="utf-8").splitlines()
-        if line.startswith("| ")
-    ]
-    at = next((n for n, row in enumerate(rows) if row[0] == f"`{dataset['name']}`"), None)
-    head = next((row for row in rows if "blank pictures" in row), None)
-    column = "blank pictures" if dataset["blank"] else f"gap {dataset['gap']}"
-    if at is None or head is None or column not in head:
+    """The score in a model's card at the distance of a data set's settings; None if the card has none."""
+    scores = known_scores()[name].get(dataset["name"])
+    if scores is None:
         return None
-    if dataset["blank"] and dataset["gap"]:
-        return None
-    before = dataset["filler"] == "before_image" and dataset["gap"] > 0
-    number = re.match(r"\d\.\d+", rows[at + before][head.index(column)])
-    return Published(float(number[0]), "accuracy", f"the card of {name}") if number else None
+    if dataset["blank"]:
+        value = scores["blank"] if not dataset["gap"] else None
+    else:
+        placed = "before_image" if dataset["filler"] == "before_image" and dataset["gap"] else "between"
+        value = scores.get(placed, {}).get(dataset["gap"], [None])[0]
+    return None if value is None else Published(value, "accuracy", f"the card of {name}")

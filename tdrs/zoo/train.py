@@ -8,7 +8,8 @@ training has.
 
 Three stages: `align` teaches tower and projector to say in the decoder's own words what each patch shows (no decoder
 runs); `skills` has many single words and options, mostly without a hint; `all` has the prompts of all four benchmarks
-as they are asked. A checkpoint every few minutes; run the command again and it goes on, with the same batches.
+as they are asked. A checkpoint is written every few minutes; the same command continues from it, with the same batches.
+At the end the model is measured: `scores.yaml`, and a card in its folder.
 """
 
 import json
@@ -31,6 +32,7 @@ from tdrs import commands
 from tdrs.backbones.processors import save_processor
 from tdrs.configuration import plain, run
 from tdrs.settings import SettingError, build, check_choice
+from tdrs.zoo import cards
 from tdrs.zoo.families import FAMILIES
 from tdrs.zoo.start import start_from
 from tdrs.zoo.turns import NOWHERE, SORTS, Pictures, Recipe, collate
@@ -229,7 +231,9 @@ def main_train(config: DictConfig) -> None:
     recipe = build(Recipe, {**values["recipes"][name], **given}, "recipe")
     folder = Path(values["output"]) / "zoo" / (f"{name}-seed{recipe.seed}" if "seed" in given else name)
     model = train(name, recipe, folder)
+    cards.write(name, asdict(recipe), model, cards.measure(name, model))
     print(f"model:   {model}")
+    print(f"scores:  {folder / 'scores.yaml'}")
     words = [f"backbone={name}", f"backbone.source={commands.value(str(model.absolute()))}", "dataset.gap=0"]
     print(f"next:    {commands.command('tdrs.evaluate', *words)}")
 

@@ -12,6 +12,7 @@ from tdrs.backbones.backbone_settings import EMBEDDED
 from tdrs.backbones.processors import load_processor
 from tdrs.configuration import choice, folder
 from tdrs.evaluation import evaluate
+from tdrs.zoo import cards
 from tdrs.zoo.families import FAMILIES
 
 MODELS = sorted(path.name for path in EMBEDDED.iterdir())
@@ -30,6 +31,12 @@ def family(name: str) -> str:
 @pytest.fixture(scope="module", params=MODELS)
 def backbone(request: pytest.FixtureRequest) -> Backbone:
     return backbones.load(backbones.from_settings(choice("backbone", request.param)))
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_card_shows_the_scores_that_are_kept(name: str) -> None:
+    card = (EMBEDDED / name / "README.md").read_text(encoding="utf-8")
+    assert cards.with_table(card, cards.known_scores()[name]) == card
 
 
 def test_three_architectures_and_three_seeds() -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import yaml
 from PIL import Image
 from transformers import AutoModelForImageTextToText
 
@@ -18,7 +19,7 @@ from tdrs.benchmarks import prompts
 from tdrs.benchmarks.benchmark import Picture, Sample
 from tdrs.configuration import compose, plain
 from tdrs.settings import SettingError, build
-from tdrs.zoo import train
+from tdrs.zoo import cards, train
 from tdrs.zoo.families import FAMILIES
 from tdrs.zoo.start import start_from
 from tdrs.zoo.turns import CHARACTERS, GAP, NOWHERE, PICTURES, SORTS, Pictures, Recipe, Scene, Turn
@@ -240,12 +241,16 @@ def test_the_command_takes_the_backbones_own_recipe(monkeypatch: pytest.MonkeyPa
 
     def remember(name: str, recipe: Recipe, folder: Path) -> Path:
         found.append(recipe)
-        return folder
+        (folder / "model").mkdir(parents=True)
+        return folder / "model"
 
     monkeypatch.setattr(train, "train", remember)
+    monkeypatch.setattr(cards, "measure", lambda name, folder: cards.known_scores()[name])
     for name in FAMILIES:
         train.main_train(compose("train", [f"backbone={name}", "recipe.seed=7", f"output={tmp_path}"]))
         assert asdict(found[-1]) == asdict(shipped(name)) | {"seed": 7}
+        written = next(tmp_path.rglob(f"{name}-seed7/scores.yaml"))
+        assert yaml.safe_load(written.read_text()) == {name: cards.known_scores()[name]}
     assert [found[n].seed for n in range(3)] == [7, 7, 7]
     assert [shipped(name).seed for name in FAMILIES] == [0, 1, 2, 0, 0]
     with pytest.raises(SettingError, match="backbone = 'llava_1_5_7b': must be one of mini_llava, mini_llava_seed1"):
