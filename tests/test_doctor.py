@@ -8,6 +8,7 @@ import pytest
 from tdrs import doctor, intervene
 from tdrs.backbones import Backbone
 from tdrs.benchmarks import scienceqa
+from tdrs.benchmarks.benchmark import Rule
 from tdrs.configuration import compose, plain, run
 from tdrs.doctor import Finding, examine, main_doctor
 from tdrs.interventions.temperature import Temperature
@@ -43,7 +44,7 @@ def test_what_is_wrong_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(Backbone, "seen", lambda self, samples: dict(self.inputs(samples)))
     monkeypatch.setattr(Backbone, "_begun", lambda self, samples: None)
     monkeypatch.setattr(doctor, "intervene", lambda model, *_: intervene(model, Temperature(tau=0.9)))
-    monkeypatch.setitem(scienceqa.RULES, "llava", lambda text, choices: "")
+    monkeypatch.setitem(scienceqa.RULES, "llava", Rule(lambda prediction, sample: ""))
     found = findings(tmp_path, "dataset.gap=32", "features_gib=0.000001")
     assert [what for what, finding in found.items() if not finding.good] == ["tokens", "off", "features", "score"]
     assert "UNEQUAL" in found["tokens"].lines[0]

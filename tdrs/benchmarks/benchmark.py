@@ -1,13 +1,14 @@
-"""What every benchmark has: samples, records, and the three steps between a row and a number.
+"""What every benchmark has: samples, records, and the steps from a row of data to a metric.
 
-A benchmark turns rows into samples (`load`), a prediction on a sample into a record (`score`), records into metrics
-(`metrics`). A rule is a pure function; which one a benchmark uses, and which toolkit's prompt, are its settings.
+A benchmark loads samples (`load`), scores a prediction (`score`) and computes metrics from records (`metrics`). A new
+one is a class with `real`, `rules` and `sample`, which turns a row into a sample; `Sourced` reads the rows of a data
+set, `Embedded` generates them. The rule and the style of the prompt are settings.
 """
 
 import hashlib
 import io
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, ClassVar, Self
@@ -23,23 +24,23 @@ from tdrs.statistics import Interval
 SPLITS = ("tuning", "held_out")
 PLACES = ("between", "before_image")
 LONGEST_GAP = 2048
-Accepts = Callable[[tuple[int, int]], str]  # a picture's width and height → why a model cannot take it, or ""
+Accepts = Callable[[tuple[int, int]], str]  # a picture's width and height → why a model cannot take it; "" if it can
 
 
 def anything(size: tuple[int, int]) -> str:
-    """Accepts pictures of any size."""
+    """Accept pictures of any size."""
     return ""
 
 
 @dataclass(frozen=True)
 class Picture:
-    """An encoded picture that is read when it is looked at: a benchmark's pictures need not fit into memory."""
+    """An encoded picture that is read only when it is needed: a benchmark's pictures need not fit into memory."""
 
     read: Callable[[], bytes]
 
     @classmethod
     def of(cls, image: Image.Image) -> "Picture":
-        """An image that is already decoded."""
+        """A picture from a decoded image."""
         buffer = io.BytesIO()
         image.save(buffer, "PNG")
         return cls(buffer.getvalue)
@@ -48,10 +49,10 @@ class Picture:
         """The decoded picture, upright, in RGB.
 
         Args:
-            transparency: what becomes of it; see `pixels.TRANSPARENCY`.
+            transparency: how transparent pixels are shown; see `pixels.TRANSPARENCY`.
 
         Raises:
-            OSError: the bytes are corrupt or no picture, or its pixels have no range that is known.
+            OSError: the bytes are corrupt or no picture, or the range of its pixels is not known.
         """
         return decode(self.read(), transparency)
 
@@ -71,16 +72,16 @@ class Sample:
 
     Attributes:
         id: unique in its split.
-        image_id: questions about one picture share it; statistics take it as the cluster.
+        image_id: the same for all questions about one picture; statistics use it as the cluster.
         prompt: the text of the user's turn after the image.
-        gold: the answer that a right prediction gives: an option's letter, a word, the commonest of ten answers.
+        gold: the right answer: an option's letter, a word, the most frequent of ten answers.
         before: text of the user's turn in front of the image.
-        options: the answers it can be told apart from: letters, yes and no; empty if the question is open.
-        choices: the texts of the options, where these are letters.
+        options: the possible answers, such as letters, or yes and no; empty if the question is open.
+        choices: the texts of the options, where the options are letters.
         answers: the answers of all annotators, where there are several.
-        categories: the parts of the benchmark it belongs to, e.g. POPE's.
-        strata: what else a limited split is balanced over, e.g. the grade; see `draw.py`.
-        weight: how much it counts in means, on average 1: a pair of POPE may stand for a row in each category.
+        categories: the parts of the benchmark to which it belongs, such as POPE's.
+        strata: what else a limited split is balanced over, such as the grade; see `draw.py`.
+        weight: its weight in means, on average 1. One sample of POPE may stand for a row of each category.
     """
 
     id: str
@@ -104,14 +105,14 @@ class Sample:
 
 @dataclass(frozen=True)
 class Record:
-    """One sample's outcome.
+    """The scored answer to one sample.
 
     Attributes:
-        answer: what the rule read out of the prediction; "" if it could not.
+        answer: the answer that the rule found in the prediction; "" if it found none.
         score: from 0 to 1.
-        margin: log-odds of the gold answer against the best other one, at the first answer token, in nats; nan if it
-            was not measured.
-        categories: as the sample's, joined by a comma.
+        margin: log-odds of the gold answer against the best other one at the first answer token, in nats; nan if it was
+            not measured.
+        categories: those of the sample, joined by commas.
     """
 
     id: str
@@ -127,9 +128,7 @@ class Record:
 
 
 def make_record(sample: Sample, prediction: str, answer: str, score: float) -> Record:
-    """A record of a scored prediction, its margin not measured."""
-    categories = ",".join(sample.categories)
-    margin = float("nan")
+    """The record of a scored prediction; its margin is nan."""
     return Record(
         id=sample.id,
         image_id=sample.image_id,
@@ -138,20 +137,38 @@ def make_record(sample: Sample, prediction: str, answer: str, score: float) -> R
         answer=answer,
         gold=sample.gold,
         score=float(score),
-        margin=margin,
-        categories=categories,
+        margin=float("nan"),
+        categories=",".join(sample.categories),
         weight=sample.weight,
     )
 
 
+def is_gold(answer: str, sample: Sample) -> float:
+    """1 for the gold answer, else 0."""
+    return float(answer == sample.gold)
+
+
+@dataclass(frozen=True)
+class Rule:
+    """How answers are scored. Rules differ between toolkits, and so do the scores.
+
+    Attributes:
+        read: the answer in a prediction to a sample; "" if it has none.
+        score: the score of such an answer, from 0 to 1.
+    """
+
+    read: Callable[[str, Sample], str]
+    score: Callable[[str, Sample], float] = is_gold
+
+
 def mean_score(records: Sequence[Record]) -> float:
-    """The mean score, each record by its weight; nan without any record."""
+    """The weighted mean of the scores; nan without records."""
     total = sum(record.weight for record in records)
     return sum(record.score * record.weight for record in records) / total if total else float("nan")
 
 
 class Samples(list[Sample]):
-    """Samples of a split, with what there is to say about how they were read (rows left out, the form of the set)."""
+    """The samples of a split, with notes on how they were read, such as the rows that were left out."""
 
     def __init__(self, samples: Sequence[Sample], notes: Sequence[str] = ()) -> None:
         super().__init__(samples)
@@ -159,7 +176,7 @@ class Samples(list[Sample]):
 
     @cached_property
     def content(self) -> str:
-        """A hash of all that is asked and how much it counts: pictures, prompts, gold answers, weights, their order."""
+        """A hash of all that decides the records: pictures, prompts, gold answers, weights, and the order."""
         digest = hashlib.sha256()
         for sample in self:
             row = as_row(sample) | {"question": sample.question, "weight": sample.weight}
@@ -172,18 +189,18 @@ class Benchmark:
     """Settings that all benchmarks have.
 
     Args:
-        prompt: whose prompt: `llava`, `lmms_eval`, `internvl`, `vlmevalkit`; `backbone` is the style of the model that
-            is asked.
-        gap: tokens of unrelated text, 0 to 2048; a word or a full stop is a token.
-        filler: where they stand: `between` image and question; or `before_image`, the same length, no distance.
-        blank: every picture is plain grey: a control that says whether the image is used.
-        seed: another seed is another draw of that text (and, of an embedded benchmark, of its samples).
-        rule: how answers are scored; each benchmark has its own.
+        rule: how answers are scored, by a name in `rules`; `prompt` is the rule of the toolkit whose prompt is used.
+        prompt: the style of the prompt: `llava`, `lmms_eval`, `internvl`, `vlmevalkit`; `backbone` is the style of the
+            model that is asked.
+        gap: tokens of unrelated text, 0 to 2048; a word or a full stop is one token.
+        filler: where this text stands: `between` image and question; or `before_image`: the same length, no distance.
+        blank: every picture is plain grey; this control shows whether the image is used.
+        seed: another seed draws another text, and for an embedded benchmark other samples.
     """
 
-    real: ClassVar[str]  # the real set's name: an embedded twin is prompted and scored like it
-    rules: ClassVar[tuple[str, ...]]
-    shown: ClassVar[tuple[str, ...]] = ()  # metrics that a one-line summary has beside accuracy
+    real: ClassVar[str]  # the name of the real set; an embedded twin has its prompts and rules
+    rules: ClassVar[Mapping[str, Rule]]
+    shown: ClassVar[tuple[str, ...]] = ()  # metrics that a one-line summary shows beside accuracy
     rule: str
     prompt: str = "backbone"
     gap: int = 0
@@ -196,46 +213,67 @@ class Benchmark:
         check_choice("filler", self.filler, PLACES)
         check_number("gap", self.gap, 0, LONGEST_GAP, whole=True)
         check_number("seed", self.seed, 0, LARGEST_SEED, whole=True)
-        check_choice("rule", self.rule, self.rules)
+        follows_prompt = set(STYLES) <= set(self.rules)  # a rule for each style of prompt
+        check_choice("rule", self.rule, ("prompt", *self.rules) if follows_prompt else list(self.rules))
 
     def asked_by(self, style: str) -> Self:
-        """The benchmark as a model with this prompt style is asked: its prompt, and a rule that follows it, settled."""
-        return replace(self, prompt=style) if self.prompt == "backbone" else self
+        """The benchmark for a model with this prompt style: its `prompt` is a style, its `rule` the name of a rule."""
+        prompt = style if self.prompt == "backbone" else self.prompt
+        return replace(self, prompt=prompt, rule=prompt if self.rule == "prompt" else self.rule)
 
     def context(self, split: str, image: str) -> tuple[str, str]:
-        """The text in front of an image, and the one between it and a question; one of them is "".
+        """The text in front of an image, and the text between image and question; one of them is "".
 
-        All questions about an image have the same text: what their prompts begin with alike is read once.
+        All questions about an image have the same text, so the common beginning of their prompts is read only once.
         """
         text = filler_of(image, self.gap, SPLITS.index(split) + 1, self.seed)
         return (f"Context: {text}\n", "") if text and self.filler == "before_image" else ("", text)
 
     def load(self, split: str, limit: int | None, style: str, accepts: Accepts = anything) -> Samples:
-        """A split, asked in a prompt style; with a limit, a fair draw of whole images with at most so many samples.
+        """Load a split with the prompts of a style.
 
         Args:
             split: `tuning` or `held_out`.
-            accepts: says why the model cannot take a picture of a size; "" where it can.
+            limit: the most samples; they are a fair draw of whole images. None is all.
+            accepts: says why the model cannot take a picture of a size; "" if it can.
 
         Raises:
             SettingError: the source cannot be read, or a row is unusable.
         """
         raise NotImplementedError
 
+    def sample(
+        self, row: Any, number: int, picture: Picture, image: str, style: str, context: tuple[str, str]
+    ) -> Sample:
+        """A row of the data as a sample.
+
+        Args:
+            number: of the row.
+            image: the name of the image, for `image_id`.
+            style: the style of the prompt.
+            context: the texts in front of the image and between image and question, from `context`.
+
+        Raises:
+            BadRow: the row cannot be used.
+        """
+        raise NotImplementedError
+
     def merged(self, samples: Sequence[Sample]) -> list[Sample]:
-        """Samples of which none asks what another one asks, each with its weight among these."""
+        """The samples without duplicates of a question, with their weights. By default nothing is merged."""
         return list(samples)
 
     def score(self, prediction: str, sample: Sample) -> Record:
-        """The record of a prediction, by the benchmark's rule."""
-        raise NotImplementedError
+        """The record of a prediction, scored by the benchmark's rule."""
+        rule = self.rules[self.asked_by(STYLES[0]).rule]
+        answer = rule.read(prediction, sample)
+        return make_record(sample, prediction, answer, rule.score(answer, sample))
 
     def metrics(self, records: Sequence[Record]) -> dict[str, float]:
-        """Metrics of records; `accuracy` is the one that settings are tuned on. nan where there is nothing to count."""
-        raise NotImplementedError
+        """The metrics of records; nan without records. Settings are tuned on `accuracy`, the weighted mean score."""
+        return {"accuracy": mean_score(records)}
 
     def intervals(self, records: Sequence[Record]) -> dict[str, Interval]:
-        """Of metrics that are no means of scores, such as F1, their values with 95 % intervals, images as clusters."""
+        """Metrics that are not means of scores, such as F1, with 95 % intervals; images are the clusters."""
         return {}
 
     def notes(self, records: Sequence[Record]) -> list[str]:
@@ -244,7 +282,7 @@ class Benchmark:
 
 
 def as_row(sample: Sample) -> dict[str, Any]:
-    """A sample's texts, for people and for content hashes; the picture by its digest."""
+    """A sample's texts, for readers and for content hashes; the picture as its digest."""
     texts = {
         name: getattr(sample, name) for name in ("id", "image_id", "before", "prompt", "gold", "options", "answers")
     }

@@ -6,24 +6,14 @@ Answering", CVPR 2019; CC BY 4.0.
 
 import re
 import string
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import datasets
 
 from tdrs.benchmarks import prompts
-from tdrs.benchmarks.benchmark import (
-    Accepts,
-    Benchmark,
-    Picture,
-    Record,
-    Sample,
-    Samples,
-    anything,
-    make_record,
-    mean_score,
-)
+from tdrs.benchmarks.benchmark import Accepts, Benchmark, Picture, Record, Rule, Sample, Samples, anything
 from tdrs.benchmarks.sources import BadRow, Context, Pictures, Sourced, Unique, check_columns, name_of, open_rows, text
 from tdrs.settings import SettingError
 
@@ -46,40 +36,16 @@ def answer_lmms_eval(prediction: str) -> str:
     return prediction.strip().lower().translate(str.maketrans("", "", string.punctuation))
 
 
-RULES: dict[str, Callable[[str], str]] = {
-    "official": answer_official,
-    "llava": answer_llava,
-    "lmms_eval": answer_lmms_eval,
+def _equality(form: Callable[[str], str]) -> Rule:
+    """An answer is right if it equals the gold one, both brought into a form."""
+    return Rule(lambda prediction, _: form(prediction), lambda answer, sample: float(answer == form(sample.gold)))
+
+
+RULES = {
+    "official": _equality(answer_official),
+    "llava": _equality(answer_llava),
+    "lmms_eval": _equality(answer_lmms_eval),
 }
-
-
-def score(prediction: str, sample: Sample, rule: str = "llava") -> Record:
-    """The record of an answer: right if it equals the gold one, both in the rule's form."""
-    answer = RULES[rule](prediction)
-    return make_record(sample, prediction, answer, answer == RULES[rule](sample.gold))
-
-
-def metrics(records: Sequence[Record]) -> dict[str, float]:
-    """`accuracy`."""
-    return {"accuracy": mean_score(records)}
-
-
-def sample(row: Any, found: Picture, style: str, context: tuple[str, str] = ("", "")) -> Sample:
-    """A question's row as a sample, with its picture; `context` as in the other benchmarks.
-
-    Raises:
-        BadRow: a field is missing, empty or of another type.
-    """
-    question = text(row, "question")
-    return Sample(
-        id=name_of(row, "id"),
-        image_id=name_of(row, "imageId"),
-        picture=found,
-        question=question,
-        prompt=prompts.gqa(style, question, context[1]),
-        before=context[0],
-        gold=text(row, "answer"),
-    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,14 +58,22 @@ class GQARules(Benchmark):
     """
 
     real: ClassVar[str] = "gqa"
-    rules: ClassVar[tuple[str, ...]] = tuple(RULES)
+    rules: ClassVar[Mapping[str, Rule]] = RULES
     rule: str = "llava"
 
-    def score(self, prediction: str, sample: Sample) -> Record:
-        return score(prediction, sample, self.rule)
-
-    def metrics(self, records: Sequence[Record]) -> dict[str, float]:
-        return metrics(records)
+    def sample(
+        self, row: Any, number: int, picture: Picture, image: str, style: str, context: tuple[str, str]
+    ) -> Sample:
+        question = text(row, "question")
+        return Sample(
+            id=name_of(row, "id"),
+            image_id=image,
+            picture=picture,
+            question=question,
+            prompt=prompts.gqa(style, question, context[1]),
+            before=context[0],
+            gold=text(row, "answer"),
+        )
 
     def notes(self, records: Sequence[Record]) -> list[str]:
         lost = sum(answer_llava(record.prediction) == record.gold for record in records if record.score == 0)
@@ -125,12 +99,16 @@ class GQA(GQARules, Sourced):
     tuning: str = "val_balanced/val"
     held_out: str = "testdev_balanced/testdev"
 
-    def load(self, split: str, limit: int | None, style: str, accepts: Accepts = anything) -> Samples:
+    def origin(self, split: str) -> tuple[str | None, str]:
         config, _, name = getattr(self, split).partition("/")
         if not name:
             raise SettingError(
                 split, getattr(self, split), "must be configuration/split, like testdev_balanced/testdev"
             )
+        return config, name
+
+    def load(self, split: str, limit: int | None, style: str, accepts: Accepts = anything) -> Samples:
+        config, name = self.origin(split)
         questions = open_rows(self.source, f"{config}_instructions", name, self.revision)
         check_columns(questions, tuple(QUESTIONS), self.source)
         self.check_count(len(questions), split)
@@ -139,18 +117,18 @@ class GQA(GQARules, Sourced):
             check_columns(images, tuple(IMAGES), self.images or self.source)
         except SettingError as error:
             raise SettingError("images" if self.images else "source", error.value, error.allowed) from error
-        place: dict[str, list[int]] = {}
+        numbers: dict[str, list[int]] = {}
         for number, name in enumerate(images["id"]):
-            place.setdefault(str(name), []).append(number)
+            numbers.setdefault(str(name), []).append(number)
         pictures = Pictures(images, self.images or self.source)
         ids = Unique()
 
         def make(number: int, row: Any, context: Context) -> Sample:
             key = name_of(row, "imageId")
-            if len(place.get(key, [])) != 1:
-                times = "twice" if key in place else "not"
+            if len(numbers.get(key, [])) != 1:
+                times = "twice" if key in numbers else "not"
                 raise BadRow(f"no image: {key} is {times} among the images")
-            one = sample(row, pictures[place[key][0]], style, context(key))
+            one = self.sample(row, number, pictures[numbers[key][0]], key, style, context(key))
             ids.check("id", one.id, number)
             return one
 

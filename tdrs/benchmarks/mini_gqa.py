@@ -10,16 +10,14 @@ a question is asked only where its answer is unambiguous. Four questions share a
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
-from typing import Any
+from typing import Any, ClassVar
 
 import datasets
 import numpy as np
 from PIL import Image
 
-from tdrs.benchmarks.benchmark import Picture, Sample
 from tdrs.benchmarks.embedded import SEEDS, Embedded
-from tdrs.benchmarks.gqa import IMAGES, QUESTIONS, GQARules, sample
+from tdrs.benchmarks.gqa import IMAGES, QUESTIONS, GQARules
 from tdrs.benchmarks.scenes import COLORS, GRID, SHAPES, Object, draw
 
 QUESTIONS_PER_IMAGE = 4
@@ -188,19 +186,11 @@ def tables(split: str, count: int, seed: int = 0) -> tuple[datasets.Dataset, dat
     )
 
 
-@lru_cache(maxsize=8)
-def _samples(settings: "MiniGQA", split: str, count: int, style: str) -> list[Sample]:
-    made: list[Sample] = []
-    for number, row in enumerate(rows(split, count, settings.seed)):
-        turn = number % QUESTIONS_PER_IMAGE
-        found = Picture.of(Image.fromarray(row["image"])) if turn == 0 else made[-1].picture
-        made.append(sample(row, found, style, settings.context(split, row["imageId"])))
-    return made
-
-
 @dataclass(frozen=True, kw_only=True)
 class MiniGQA(GQARules, Embedded):
     """The embedded twin of GQA."""
 
-    def generate(self, split: str, count: int, style: str) -> list[Sample]:
-        return _samples(self, split, count, style)
+    rows_per_image: ClassVar[int] = QUESTIONS_PER_IMAGE
+
+    def rows(self, split: str, count: int) -> list[dict[str, Any]]:
+        return rows(split, count, self.seed)

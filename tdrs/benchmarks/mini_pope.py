@@ -16,9 +16,9 @@ import datasets
 import numpy as np
 from PIL import Image
 
-from tdrs.benchmarks.benchmark import Picture, Sample
+from tdrs.benchmarks.benchmark import Sample
 from tdrs.benchmarks.embedded import SEEDS, Embedded
-from tdrs.benchmarks.pope import CATEGORIES, FEATURES, POPERules, merge, sample
+from tdrs.benchmarks.pope import CATEGORIES, FEATURES, POPERules, merge
 from tdrs.benchmarks.scenes import COLORS, GRID, SHAPES, Object, draw
 
 KINDS = tuple((color, shape) for color in COLORS for shape in SHAPES)
@@ -130,24 +130,15 @@ def dataset(split: str, images: int, seed: int = 0) -> datasets.Dataset:
     return datasets.Dataset.from_list(table, features=FEATURES)
 
 
-@lru_cache(maxsize=8)
-def _samples(settings: "MiniPOPE", split: str, count: int, style: str) -> list[Sample]:
-    images = ceil(count / (2 * ASKED))  # an image has at least so many pairs
-    pictures: dict[str, Picture] = {}
-    made = []
-    for row in rows(split, images, settings.seed):
-        name = row["image_source"]
-        if name not in pictures:
-            pictures[name] = Picture.of(Image.fromarray(row["image"]))
-        made.append(sample(row, pictures[name], style, settings.context(split, name)))
-    return merge(merge(made)[:count])
-
-
 @dataclass(frozen=True, kw_only=True)
 class MiniPOPE(POPERules, Embedded):
-    """The embedded twin of POPE; a sample is a pair of image and question, which may count in several categories."""
+    """The embedded twin of POPE. A sample is a pair of image and question, which may count in several categories."""
 
     sizes: ClassVar[dict[str, int]] = {"tuning": 1200, "held_out": 2400}
+    rows_per_image: ClassVar[int] = len(CATEGORIES) * 2 * ASKED
+
+    def rows(self, split: str, count: int) -> list[dict[str, Any]]:
+        return rows(split, ceil(count / (2 * ASKED)), self.seed)  # an image has at least so many pairs
 
     def generate(self, split: str, count: int, style: str) -> list[Sample]:
-        return _samples(self, split, count, style)
+        return merge(merge(super().generate(split, count, style))[:count])

@@ -11,17 +11,16 @@ of the same picture show, so that seeing *what* is there does not answer *which*
 
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Any, ClassVar
 
 import datasets
 import numpy as np
 from PIL import Image
 
-from tdrs.benchmarks.benchmark import Picture, Sample
 from tdrs.benchmarks.embedded import SEEDS, Embedded
 from tdrs.benchmarks.filler import filler_of
 from tdrs.benchmarks.scenes import COLORS, SHAPES, Object, draw, sample_objects
-from tdrs.benchmarks.scienceqa import FEATURES, ScienceQARules, sample
+from tdrs.benchmarks.scienceqa import FEATURES, ScienceQARules
 
 QUESTIONS_PER_IMAGE = 4
 TOPICS = ("color", "shape", "presence")
@@ -92,21 +91,14 @@ def dataset(split: str, count: int, gap: int = 0, seed: int = 0) -> datasets.Dat
     return datasets.Dataset.from_list(table, features=FEATURES)
 
 
-@lru_cache(maxsize=8)
-def _samples(settings: "MiniScienceQA", split: str, count: int, style: str) -> list[Sample]:
-    hint = settings.gap if settings.filler == "between" else 0
-    made: list[Sample] = []
-    for number, row in enumerate(rows(split, count, hint, settings.seed)):
-        image, turn = divmod(number, QUESTIONS_PER_IMAGE)
-        found = Picture.of(Image.fromarray(row["image"])) if turn == 0 else made[-1].picture
-        name = f"{split}-{image}"
-        made.append(sample(row, number, found, name, style, (settings.context(split, name)[0], "")))
-    return made
-
-
 @dataclass(frozen=True, kw_only=True)
 class MiniScienceQA(ScienceQARules, Embedded):
-    """The embedded twin of ScienceQA-IMG; a gap's text between image and question is its hint."""
+    """The embedded twin of ScienceQA-IMG. The text of a gap between image and question is its hint."""
 
-    def generate(self, split: str, count: int, style: str) -> list[Sample]:
-        return _samples(self, split, count, style)
+    rows_per_image: ClassVar[int] = QUESTIONS_PER_IMAGE
+
+    def rows(self, split: str, count: int) -> list[dict[str, Any]]:
+        return rows(split, count, self.gap if self.filler == "between" else 0, self.seed)
+
+    def context(self, split: str, image: str) -> tuple[str, str]:
+        return super().context(split, image)[0], ""

@@ -6,17 +6,15 @@ another sign, or finds the question unanswerable. Two questions share an image.
 """
 
 from dataclasses import dataclass
-from functools import lru_cache
-from typing import Any
+from typing import Any, ClassVar
 
 import datasets
 import numpy as np
 from PIL import Image
 
-from tdrs.benchmarks.benchmark import Picture, Sample
 from tdrs.benchmarks.embedded import SEEDS, Embedded
 from tdrs.benchmarks.signs import Sign, draw_signs, sample_signs
-from tdrs.benchmarks.textvqa import ANNOTATORS, FEATURES, TextVQARules, sample
+from tdrs.benchmarks.textvqa import ANNOTATORS, FEATURES, TextVQARules
 
 QUESTIONS_PER_IMAGE = 2
 _ALIKE = dict(zip("BCDEFGHJKLMNPQRSTUVWXYZ0123456789", "8GQFEHMUXTWMF0P57VUVKVTDT7Z8956F3G"[:33], strict=True))
@@ -81,21 +79,12 @@ def dataset(split: str, count: int, seed: int = 0) -> datasets.Dataset:
     return datasets.Dataset.from_list(table, features=FEATURES)
 
 
-@lru_cache(maxsize=8)
-def _samples(settings: "MiniTextVQA", split: str, count: int, style: str) -> list[Sample]:
-    made: list[Sample] = []
-    for number, row in enumerate(rows(split, count, settings.seed)):
-        turn = number % QUESTIONS_PER_IMAGE
-        found = Picture.of(Image.fromarray(row["image"])) if turn == 0 else made[-1].picture
-        made.append(sample(row, found, style, settings.ocr_tokens, settings.context(split, row["image_id"])))
-    return made
-
-
 @dataclass(frozen=True, kw_only=True)
 class MiniTextVQA(TextVQARules, Embedded):
-    """The embedded twin of TextVQA; its ideal OCR tokens would answer the question, so they are off by default."""
+    """The embedded twin of TextVQA. Its perfect OCR tokens would give the answer away, so they are off by default."""
 
+    rows_per_image: ClassVar[int] = QUESTIONS_PER_IMAGE
     ocr_tokens: bool | None = False
 
-    def generate(self, split: str, count: int, style: str) -> list[Sample]:
-        return _samples(self, split, count, style)
+    def rows(self, split: str, count: int) -> list[dict[str, Any]]:
+        return rows(split, count, self.seed)

@@ -7,7 +7,7 @@ once, and counts in each of its categories.
 """
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
@@ -15,7 +15,7 @@ import datasets
 import numpy as np
 
 from tdrs.benchmarks import prompts
-from tdrs.benchmarks.benchmark import Accepts, Benchmark, Picture, Record, Sample, Samples, anything, make_record
+from tdrs.benchmarks.benchmark import Accepts, Benchmark, Picture, Record, Rule, Sample, Samples, anything
 from tdrs.benchmarks.evalai import without_marks
 from tdrs.benchmarks.sources import BadRow, Context, Pictures, Sourced, Unique, check_columns, name_of, open_rows, text
 from tdrs.settings import SettingError, check_number
@@ -61,17 +61,11 @@ def answer_vlmevalkit(prediction: str) -> str:
     return found[0] if len(found) == 1 else ""
 
 
-RULES: dict[str, Callable[[str], str]] = {
-    "official": answer_official,
-    "lmms_eval": answer_lmms_eval,
-    "vlmevalkit": answer_vlmevalkit,
+RULES = {
+    "official": Rule(lambda prediction, _: answer_official(prediction)),
+    "lmms_eval": Rule(lambda prediction, _: answer_lmms_eval(prediction)),
+    "vlmevalkit": Rule(lambda prediction, _: answer_vlmevalkit(prediction)),
 }
-
-
-def score(prediction: str, sample: Sample, rule: str = "official") -> Record:
-    """The record of an answer, right if it reads as the gold yes or no."""
-    answer = RULES[rule](prediction)
-    return make_record(sample, prediction, answer, answer == sample.gold)
 
 
 def _positives(record: Record, rule: str) -> tuple[bool, bool, bool]:
@@ -162,30 +156,6 @@ def pair_id(row: Any) -> str:
     return hashlib.sha1(f"{name_of(row, 'image_source')}\n{text(row, 'question')}".encode()).hexdigest()[:12]
 
 
-def sample(row: Any, found: Picture, style: str, context: tuple[str, str] = ("", "")) -> Sample:
-    """A row as a sample of one category.
-
-    Raises:
-        BadRow: unknown category, an answer other than yes and no, or a field is missing, empty or of another type.
-    """
-    category, gold, question = text(row, "category").lower(), text(row, "answer").strip().lower(), text(row, "question")
-    if category not in CATEGORIES:
-        raise BadRow(f"category {row['category']!r}, not {', '.join(CATEGORIES)}")
-    if gold not in ("yes", "no"):
-        raise BadRow(f"answer {row['answer']!r}, not yes or no")
-    return Sample(
-        id=pair_id(row),
-        image_id=name_of(row, "image_source"),
-        picture=found,
-        question=question,
-        prompt=prompts.pope(style, question, context[1]),
-        before=context[0],
-        gold=gold,
-        options=("yes", "no"),
-        categories=(category,),
-    )
-
-
 def merge(samples: Sequence[Sample]) -> list[Sample]:
     """Each pair of image and question once, with all its categories, in the order of first appearance.
 
@@ -221,11 +191,29 @@ class POPERules(Benchmark):
 
     real: ClassVar[str] = "pope"
     shown: ClassVar[tuple[str, ...]] = ("f1", "precision", "recall", "yes_ratio", *(f"{c}.f1" for c in CATEGORIES))
-    rules: ClassVar[tuple[str, ...]] = tuple(RULES)
+    rules: ClassVar[Mapping[str, Rule]] = RULES
     rule: str = "official"
 
-    def score(self, prediction: str, sample: Sample) -> Record:
-        return score(prediction, sample, self.rule)
+    def sample(
+        self, row: Any, number: int, picture: Picture, image: str, style: str, context: tuple[str, str]
+    ) -> Sample:
+        category, gold = text(row, "category").lower(), text(row, "answer").strip().lower()
+        question = text(row, "question")
+        if category not in CATEGORIES:
+            raise BadRow(f"category {row['category']!r}, not {', '.join(CATEGORIES)}")
+        if gold not in ("yes", "no"):
+            raise BadRow(f"answer {row['answer']!r}, not yes or no")
+        return Sample(
+            id=pair_id(row),
+            image_id=image,
+            picture=picture,
+            question=question,
+            prompt=prompts.pope(style, question, context[1]),
+            before=context[0],
+            gold=gold,
+            options=("yes", "no"),
+            categories=(category,),
+        )
 
     def metrics(self, records: Sequence[Record]) -> dict[str, float]:
         return metrics(records, self.rule)
@@ -277,7 +265,8 @@ class POPE(POPERules, Sourced):
         golds: dict[str, tuple[str, int]] = {}
 
         def make(number: int, row: Any, context: Context) -> Sample:
-            one = sample(row, pictures[number], style, context(name_of(row, "image_source")))
+            image = name_of(row, "image_source")
+            one = self.sample(row, number, pictures[number], image, style, context(image))
             asked.check("image, question and category", f"{one.id} {one.categories}", number)
             gold, first = golds.setdefault(one.id, (one.gold, number))
             if gold != one.gold:

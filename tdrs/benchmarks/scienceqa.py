@@ -6,25 +6,15 @@ Data: P. Lu et al., "Learn to Explain: Multimodal Reasoning via Thought Chains f
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Self
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import datasets
 
 from tdrs.benchmarks import prompts
-from tdrs.benchmarks.benchmark import (
-    Accepts,
-    Benchmark,
-    Picture,
-    Record,
-    Sample,
-    Samples,
-    anything,
-    make_record,
-    mean_score,
-)
+from tdrs.benchmarks.benchmark import Benchmark, Picture, Record, Rule, Sample
 from tdrs.benchmarks.prompts import LETTERS
-from tdrs.benchmarks.sources import BadRow, Context, Pictures, Sourced, check_columns, digest, open_rows, text, texts
+from tdrs.benchmarks.sources import BadRow, Sourced, text, texts
 
 _TEXT = ("question", "hint", "task", "grade", "subject", "topic", "category", "skill", "lecture", "solution")
 FEATURES = datasets.Features(
@@ -87,54 +77,18 @@ def letter_vlmevalkit(prediction: str, choices: Sequence[str] = ()) -> str:
     return found[0] if len(found) == 1 else ""
 
 
+def _letter(read: Callable[[str, Sequence[str]], str]) -> Rule:
+    """An option's letter is right if it is the gold one; no letter, or one beyond the choices, is wrong."""
+    return Rule(lambda prediction, sample: read(prediction.strip(), sample.choices))
+
+
 # by the toolkit whose prompt each belongs to
-RULES: dict[str, Callable[[str, Sequence[str]], str]] = {
-    "llava": letter_llava,
-    "lmms_eval": letter_lmms_eval,
-    "internvl": letter_internvl,
-    "vlmevalkit": letter_vlmevalkit,
+RULES = {
+    "llava": _letter(letter_llava),
+    "lmms_eval": _letter(letter_lmms_eval),
+    "internvl": _letter(letter_internvl),
+    "vlmevalkit": _letter(letter_vlmevalkit),
 }
-
-
-def score(prediction: str, sample: Sample, rule: str = "llava") -> Record:
-    """The record of an answer; no letter, or one beyond the choices, is wrong."""
-    letter = RULES[rule](prediction.strip(), sample.choices)
-    return make_record(sample, prediction, letter, letter == sample.gold)
-
-
-def metrics(records: Sequence[Record]) -> dict[str, float]:
-    """`accuracy`, and the share of answers that give a letter, `parsed`."""
-    parsed = sum(record.answer != "" for record in records) / len(records) if records else float("nan")
-    return {"accuracy": mean_score(records), "parsed": parsed}
-
-
-def sample(
-    row: Any, number: int, found: Picture, image_id: str, style: str, context: tuple[str, str] = ("", "")
-) -> Sample:
-    """A row as a sample; `context` is the text in front of the image, and between image and question.
-
-    Raises:
-        BadRow: a field is missing, empty or of another type, or the answer is not one of the choices.
-    """
-    question, choices = text(row, "question"), texts(row, "choices")
-    for n, choice in enumerate(choices):
-        text({f"option {n}": choice}, f"option {n}")
-    if not 2 <= len(choices) <= len(LETTERS):
-        raise BadRow(f"{len(choices)} options, not 2 to {len(LETTERS)}")
-    subject = text(row, "subject", optional=True)
-    return Sample(
-        id=str(number),
-        image_id=image_id,
-        picture=found,
-        question=question,
-        prompt=prompts.scienceqa(style, question, choices, text(row, "hint", optional=True), context[1]),
-        before=context[0],
-        gold=LETTERS[_index(row, len(choices))],
-        options=tuple(LETTERS[: len(choices)]),
-        choices=choices,
-        categories=(subject,) if subject else (),
-        strata=tuple(str(row.get(name)) for name in ("grade", "topic")),
-    )
 
 
 def _index(row: Mapping[str, Any], count: int) -> int:
@@ -160,18 +114,36 @@ class ScienceQARules(Benchmark):
 
     real: ClassVar[str] = "scienceqa"
     shown: ClassVar[tuple[str, ...]] = ("parsed",)
-    rules: ClassVar[tuple[str, ...]] = ("prompt", *RULES)
+    rules: ClassVar[Mapping[str, Rule]] = RULES
     rule: str = "prompt"
 
-    def asked_by(self, style: str) -> Self:
-        asked = super().asked_by(style)
-        return replace(asked, rule=asked.prompt) if self.rule == "prompt" else asked
-
-    def score(self, prediction: str, sample: Sample) -> Record:
-        return score(prediction, sample, self.asked_by("llava").rule)
+    def sample(
+        self, row: Any, number: int, picture: Picture, image: str, style: str, context: tuple[str, str]
+    ) -> Sample:
+        question, choices = text(row, "question"), texts(row, "choices")
+        for n, choice in enumerate(choices):
+            text({f"option {n}": choice}, f"option {n}")
+        if not 2 <= len(choices) <= len(LETTERS):
+            raise BadRow(f"{len(choices)} options, not 2 to {len(LETTERS)}")
+        subject = text(row, "subject", optional=True)
+        return Sample(
+            id=str(number),
+            image_id=image,
+            picture=picture,
+            question=question,
+            prompt=prompts.scienceqa(style, question, choices, text(row, "hint", optional=True), context[1]),
+            before=context[0],
+            gold=LETTERS[_index(row, len(choices))],
+            options=tuple(LETTERS[: len(choices)]),
+            choices=choices,
+            categories=(subject,) if subject else (),
+            strata=tuple(str(row.get(name)) for name in ("grade", "topic")),
+        )
 
     def metrics(self, records: Sequence[Record]) -> dict[str, float]:
-        return metrics(records)
+        """`accuracy`, and `parsed`, the share of answers that give a letter."""
+        parsed = sum(record.answer != "" for record in records) / len(records) if records else float("nan")
+        return super().metrics(records) | {"parsed": parsed}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -183,19 +155,9 @@ class ScienceQA(ScienceQARules, Sourced):
         tuning, held_out: the source's names of the splits that settings are chosen on, and that is reported.
     """
 
+    columns: ClassVar[tuple[str, ...]] = NEEDED
+    image_column: ClassVar[str] = ""
     source: str = "lmms-lab/ScienceQA"
     config: str | None = "ScienceQA-IMG"
     tuning: str = "validation"
     held_out: str = "test"
-
-    def load(self, split: str, limit: int | None, style: str, accepts: Accepts = anything) -> Samples:
-        rows = open_rows(self.source, self.config, getattr(self, split), self.revision)
-        check_columns(rows, NEEDED, self.source)
-        self.check_count(len(rows), split)
-        pictures = Pictures(rows, self.source)
-
-        def make(number: int, row: Any, context: Context) -> Sample:
-            key = digest(pictures[number])
-            return sample(row, number, pictures[number], key, style, context(key))
-
-        return self.gather(rows, make, split, limit, accepts)

@@ -10,17 +10,18 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import datasets
 
-from tdrs.benchmarks.benchmark import Accepts, Benchmark, Picture, Sample, Samples
+from tdrs.benchmarks.benchmark import Accepts, Benchmark, Picture, Sample, Samples, anything
 from tdrs.benchmarks.draw import by_image, fair_order
 from tdrs.file_hash import file_hash
 from tdrs.settings import SettingError, check_choice, check_number, first_line
 
 BAD_ROWS = ("refuse", "skip")
-Context = Callable[[str], tuple[str, str]]  # an image's name → the text in front of it, and the text behind it
+Context = Callable[[str], tuple[str, str]]  # the name of an image → the texts in front of it and behind it
+Make = Callable[[int, Any, Context], Sample]  # number of a row, its columns without the image → the sample
 
 
 class BadRow(Exception):
@@ -229,10 +230,13 @@ class Sourced(Benchmark):
         source: hub id, local folder in the hub's layout, Parquet file, or a saved `datasets` directory.
         revision: the hub commit; None is the newest.
         rows: how many rows the held-out split must have; None is any number.
-        bad_rows: a row without an image, with a corrupt one, or otherwise unusable is an error (`refuse`) or left out
-            and counted (`skip`).
+        bad_rows: a row that cannot be used, for example without an image, is an error (`refuse`), or is left out and
+            counted (`skip`).
     """
 
+    columns: ClassVar[tuple[str, ...]]  # that the rows must have
+    image_column: ClassVar[str]  # names the image of a row; "" where rows have no such name
+    id_column: ClassVar[str] = ""  # is different in each row; "" where there is none
     source: str
     revision: str | None = None
     rows: int | None = None
@@ -244,6 +248,27 @@ class Sourced(Benchmark):
         if self.rows is not None:
             check_number("rows", self.rows, 1, whole=True)
 
+    def origin(self, split: str) -> tuple[str | None, str]:
+        """The configuration and the split of the source that have a split."""
+        return getattr(self, "config", None), getattr(self, split)
+
+    def load(self, split: str, limit: int | None, style: str, accepts: Accepts = anything) -> Samples:
+        rows = open_rows(self.source, *self.origin(split), self.revision)
+        check_columns(rows, self.columns, self.source)
+        self.check_count(len(rows), split)
+        pictures = Pictures(rows, self.source)
+        ids = Unique()
+
+        def make(number: int, row: Any, context: Context) -> Sample:
+            picture = pictures[number]
+            image = name_of(row, self.image_column) if self.image_column else digest(picture)
+            one = self.sample(row, number, picture, image, style, context(image))
+            if self.id_column:
+                ids.check(self.id_column, one.id, number)
+            return one
+
+        return self.gather(rows, make, split, limit, accepts)
+
     def check_count(self, count: int, split: str) -> None:
         """Raises SettingError if the held-out split has other than `rows` rows."""
         if split == "held_out" and self.rows is not None and count != self.rows:
@@ -253,7 +278,7 @@ class Sourced(Benchmark):
     def gather(
         self,
         rows: datasets.Dataset,
-        make: Callable[[int, Any, Context], Sample],
+        make: Make,
         split: str,
         limit: int | None,
         accepts: Accepts,

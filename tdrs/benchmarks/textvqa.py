@@ -4,37 +4,16 @@ Data: A. Singh et al., "Towards VQA Models That Can Read", CVPR 2019; CC BY 4.0.
 """
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import datasets
 
 from tdrs.benchmarks import prompts
-from tdrs.benchmarks.benchmark import (
-    Accepts,
-    Benchmark,
-    Picture,
-    Record,
-    Sample,
-    Samples,
-    anything,
-    make_record,
-    mean_score,
-)
+from tdrs.benchmarks.benchmark import Benchmark, Picture, Rule, Sample
 from tdrs.benchmarks.evalai import process
-from tdrs.benchmarks.sources import (
-    BadRow,
-    Context,
-    Pictures,
-    Sourced,
-    Unique,
-    check_columns,
-    name_of,
-    open_rows,
-    text,
-    texts,
-)
+from tdrs.benchmarks.sources import BadRow, Sourced, name_of, text, texts
 
 FEATURES = datasets.Features(
     {
@@ -58,46 +37,18 @@ def score_answer(prediction: str, answers: Sequence[str]) -> float:
     Raises:
         ValueError: other than ten answers.
     """
+    return _soft(process(prediction), answers)
+
+
+def _soft(said: str, answers: Sequence[str]) -> float:
+    """The score of an answer that is in EvalAI's form."""
     if len(answers) != ANNOTATORS:
         raise ValueError(f"TextVQA's score needs {ANNOTATORS} answers, got {len(answers)}")
-    said = process(prediction)
     matches = [process(answer) == said for answer in answers]
     return sum(min(1.0, (sum(matches) - own) / 3) for own in matches) / ANNOTATORS
 
 
-def score(prediction: str, sample: Sample) -> Record:
-    """The record of an answer, with its soft score."""
-    return make_record(sample, prediction, process(prediction), score_answer(prediction, sample.answers))
-
-
-def metrics(records: Sequence[Record]) -> dict[str, float]:
-    """`accuracy`: the mean soft score."""
-    return {"accuracy": mean_score(records)}
-
-
-def sample(
-    row: Any, found: Picture, style: str, ocr_tokens: bool | None = None, context: tuple[str, str] = ("", "")
-) -> Sample:
-    """A row as a sample; `ocr_tokens` puts them into the prompt, None as the style does it (only LLaVA's has them).
-
-    Raises:
-        BadRow: other than ten answers; or a field is missing, empty or of another type.
-    """
-    question, answers = text(row, "question"), texts(row, "answers")
-    if len(answers) != ANNOTATORS:
-        raise BadRow(f"{len(answers)} answers, not {ANNOTATORS}")
-    listed = style == "llava" if ocr_tokens is None else ocr_tokens
-    tokens = texts(row, "ocr_tokens") if listed else None
-    return Sample(
-        id=name_of(row, "question_id"),
-        image_id=name_of(row, "image_id"),
-        picture=found,
-        question=question,
-        prompt=prompts.textvqa(style, question, tokens, context[1]),
-        before=context[0],
-        gold=Counter(answers).most_common(1)[0][0],
-        answers=answers,
-    )
+RULES = {"evalai": Rule(lambda prediction, sample: process(prediction), lambda said, one: _soft(said, one.answers))}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,15 +61,28 @@ class TextVQARules(Benchmark):
     """
 
     real: ClassVar[str] = "textvqa"
-    rules: ClassVar[tuple[str, ...]] = ("evalai",)
+    rules: ClassVar[Mapping[str, Rule]] = RULES
     rule: str = "evalai"
     ocr_tokens: bool | None = None
 
-    def score(self, prediction: str, sample: Sample) -> Record:
-        return score(prediction, sample)
-
-    def metrics(self, records: Sequence[Record]) -> dict[str, float]:
-        return metrics(records)
+    def sample(
+        self, row: Any, number: int, picture: Picture, image: str, style: str, context: tuple[str, str]
+    ) -> Sample:
+        question, answers = text(row, "question"), texts(row, "answers")
+        if len(answers) != ANNOTATORS:
+            raise BadRow(f"{len(answers)} answers, not {ANNOTATORS}")
+        listed = style == "llava" if self.ocr_tokens is None else self.ocr_tokens
+        tokens = texts(row, "ocr_tokens") if listed else None
+        return Sample(
+            id=name_of(row, "question_id"),
+            image_id=image,
+            picture=picture,
+            question=question,
+            prompt=prompts.textvqa(style, question, tokens, context[1]),
+            before=context[0],
+            gold=Counter(answers).most_common(1)[0][0],
+            answers=answers,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,21 +94,10 @@ class TextVQA(TextVQARules, Sourced):
         tuning, held_out: the source's names of the splits that settings are chosen on, and that is reported.
     """
 
+    columns: ClassVar[tuple[str, ...]] = tuple(FEATURES)
+    image_column: ClassVar[str] = "image_id"
+    id_column: ClassVar[str] = "question_id"
     source: str = "lmms-lab/textvqa"
     config: str | None = None
     tuning: str = "train"
     held_out: str = "validation"
-
-    def load(self, split: str, limit: int | None, style: str, accepts: Accepts = anything) -> Samples:
-        rows = open_rows(self.source, self.config, getattr(self, split), self.revision)
-        check_columns(rows, tuple(FEATURES), self.source)
-        self.check_count(len(rows), split)
-        pictures = Pictures(rows, self.source)
-        ids = Unique()
-
-        def make(number: int, row: Any, context: Context) -> Sample:
-            one = sample(row, pictures[number], style, self.ocr_tokens, context(name_of(row, "image_id")))
-            ids.check("question_id", one.id, number)
-            return one
-
-        return self.gather(rows, make, split, limit, accepts)

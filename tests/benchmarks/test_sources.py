@@ -3,9 +3,10 @@
 import io
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import datasets
 import pytest
@@ -13,8 +14,8 @@ from PIL import Image
 
 from tdrs import benchmarks
 from tdrs.benchmarks import mini_gqa, mini_pope, mini_scienceqa, mini_textvqa
-from tdrs.benchmarks.benchmark import Samples
-from tdrs.benchmarks.sources import open_rows
+from tdrs.benchmarks.benchmark import Picture, Rule, Sample, Samples
+from tdrs.benchmarks.sources import Sourced, open_rows
 from tdrs.settings import SettingError
 
 FORMS = ("parquet", "folder", "carded", "saved", "saved_dict")
@@ -291,3 +292,36 @@ def test_distance_works_on_real_sets_too(name: str, tmp_path: Path) -> None:
         assert len(text.replace(".", " .").split()) == 12
         assert text in two.prompt
         assert two.before == ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Captions(Sourced):
+    """A benchmark of one's own: the columns, a sample for a row, and a rule."""
+
+    real: ClassVar[str] = "captions"
+    columns: ClassVar[tuple[str, ...]] = ("name", "image", "caption")
+    image_column: ClassVar[str] = "name"
+    id_column: ClassVar[str] = "name"
+    rules: ClassVar[Mapping[str, Rule]] = {"lower": Rule(lambda prediction, sample: prediction.lower())}
+    rule: str = "lower"
+    held_out: str = "test"
+
+    def sample(
+        self, row: Any, number: int, picture: Picture, image: str, style: str, context: tuple[str, str]
+    ) -> Sample:
+        prompt = f"{context[1]}What is it?"
+        return Sample(row["name"], image, picture, "What is it?", prompt, row["caption"], context[0])
+
+
+def test_a_benchmark_of_ones_own_takes_a_class(tmp_path: Path) -> None:
+    images = [Image.new("RGB", (8, 8), color) for color in ("red", "blue", "green")]
+    table = [{"name": f"i{n}", "image": image, "caption": "a square"} for n, image in enumerate(images)]
+    columns = {"name": datasets.Value("string"), "image": datasets.Image(), "caption": datasets.Value("string")}
+    datasets.Dataset.from_list(table, features=datasets.Features(columns)).to_parquet(tmp_path / "rows.parquet")
+    mine = Captions(source=f"{tmp_path}/rows.parquet", gap=5)
+    samples = benchmarks.load(mine, "held_out")
+    assert [sample.id for sample in samples] == ["i0", "i1", "i2"]
+    assert samples[0].prompt.endswith(".What is it?")
+    assert len(benchmarks.load(mine, "held_out", 2)) == 2
+    records = [mine.score("A square", samples[0]), mine.score("a circle", samples[1])]
+    assert mine.metrics(records) == {"accuracy": 0.5}
