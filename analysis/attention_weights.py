@@ -9,7 +9,8 @@ from tdrs.sweeps.trial import STOCK_SETTINGS, Outcome, Request
 
 from tdrs import backbones
 from tdrs.attention import core
-from tdrs.attention.call import Block, Call
+from tdrs.attention.block import Block
+from tdrs.attention.call import Call
 from tdrs.attention.intervene import intervene
 from tdrs.backbones import Backbone
 from tdrs.benchmarks import Sample

@@ -4,8 +4,8 @@ import tdrs.entry_point  # noqa: F401 - before torch: it chooses how the threads
 
 # isort: split
 from tdrs.attention.intervene import intervene
+from tdrs.attention.method import Method
 from tdrs.interventions.key_bias import KeyBias
-from tdrs.interventions.method import Method
 from tdrs.interventions.middle_layers import MiddleLayers
 from tdrs.interventions.none import Stock
 from tdrs.interventions.pai import PAI

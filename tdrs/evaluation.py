@@ -161,7 +161,7 @@ def run_batches(
             try:
                 while (answers := _ask(backbone, batch, benchmark, size)) is None:
                     size = (size + 1) // 2
-                    session.take_clamped()
+                    session.tally.take()
                     if torch.cuda.is_available():
                         torch.cuda.empty_cache()
             except FloatingPointError as error:
@@ -172,7 +172,7 @@ def run_batches(
                 replace(benchmark.score(answer.text, sample), margin=answer.margin)
                 for sample, answer in zip(batch, answers, strict=True)
             ]
-            clamped = session.take_clamped()
+            clamped = session.tally.take().get("clamped", {})
             marked = dict(Counter(filter(None, map(backbone.marks_of, batch))))
             yield Batch(first, records, clamped, time.perf_counter() - begun, size, marked)
 

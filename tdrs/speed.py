@@ -29,8 +29,9 @@ from tqdm import tqdm
 
 from tdrs import backbones, benchmarks
 from tdrs.analysis import speed
-from tdrs.attention.call import IMAGE, TEXT, Call
-from tdrs.attention.core import Intervention, blocked, reference
+from tdrs.attention.block import IMAGE, TEXT
+from tdrs.attention.call import Call
+from tdrs.attention.core import blocked, reference
 from tdrs.attention.intervene import intervene
 from tdrs.backbones import Backbone
 from tdrs.commands import parse
@@ -38,7 +39,7 @@ from tdrs.configuration import choice, compose, plain
 from tdrs.entry_point import run_command
 from tdrs.environment import environment, keep_memory
 from tdrs.evaluation import evaluate
-from tdrs.interventions import METHODS
+from tdrs.interventions import METHODS, Method
 from tdrs.settings import SettingError, check_choice, first_line, folder_named
 from tdrs.sweeps.job import Job
 from tdrs.sweeps.study import Study
@@ -152,7 +153,7 @@ def attention_rows(lengths: Sequence[int], rounds: int) -> list[dict[str, Any]]:
             runs["tdrs, reference"] = lambda call=call: reference(call, METHODS["tdrs"]())  # type: ignore[misc]
         for name, kind in METHODS.items():
             if name != "none":
-                method: Intervention = kind()
+                method: Method = kind()
                 runs[name] = lambda call=call, method=method: blocked(call, method)  # type: ignore[misc]
         found += _rows(length, dtype, runs, rounds)
     return found
@@ -190,7 +191,7 @@ def model_rows(name: str, rounds: int) -> list[dict[str, Any]]:
     inputs = backbone.seen(samples)
     length = inputs["input_ids"].shape[1]
 
-    def generate(tokens: int, method: Intervention | None) -> None:
+    def generate(tokens: int, method: Method | None) -> None:
         given = {**inputs, "do_sample": False, "max_new_tokens": tokens, "min_new_tokens": tokens}
         if method is None:
             backbone.model.generate(**given)  # type: ignore[operator]
@@ -198,10 +199,10 @@ def model_rows(name: str, rounds: int) -> list[dict[str, Any]]:
         with intervene(backbone.model, method):
             backbone.model.generate(**given)  # type: ignore[operator]
 
-    def both(method: Intervention | None) -> dict[str, Callable[[], object]]:
+    def both(method: Method | None) -> dict[str, Callable[[], object]]:
         return {"prefill": lambda: generate(1, method), "whole": lambda: generate(1 + DECODED, method)}
 
-    methods: dict[str, Intervention | None] = {"stock": None}
+    methods: dict[str, Method | None] = {"stock": None}
     methods |= {kind: METHODS[kind]() for kind in METHODS if kind != "none"}
     seconds = medians(
         {f"{part} {m}": run for m, method in methods.items() for part, run in both(method).items()}, rounds

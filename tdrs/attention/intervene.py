@@ -1,14 +1,13 @@
-"""`intervene`: put an edit into a transformers model's text decoder for the length of a `with` block.
+"""`intervene`: put a method's edit into a transformers model's text decoder for the length of a `with` block.
 
-The seam is transformers' `AttentionInterface`: the decoder's configuration names our function, which runs the core on
-layers the method is active on and the model's own implementation (sdpa or eager) on all others. Nothing is patched;
-hooks on the decoder see the rotations that pass by. On leaving, the name is put back and the hooks are removed.
+transformers' `AttentionInterface` is the connection: the decoder's configuration names our function. On the layers that
+a method edits, it runs the core; on all others it runs the model's own implementation (sdpa or eager). Nothing is
+patched. Hooks on the decoder record the rotations. At the end, the name is restored and the hooks are removed.
 """
 
 import inspect
 import sys
 import warnings
-import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -19,10 +18,12 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedM
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import eager_mask, sdpa_mask
 
-from tdrs.attention.call import IMAGE, SYSTEM, TEXT, Call
-from tdrs.attention.core import EXECUTIONS, Intervention
-from tdrs.attention.rope import check_rotation
+from tdrs.attention.call import Call
+from tdrs.attention.context import Context
+from tdrs.attention.core import EXECUTIONS
+from tdrs.attention.method import Method
 from tdrs.attention.selection import resolve
+from tdrs.attention.tally import Tally
 from tdrs.settings import check_choice
 
 BASES = ("sdpa", "eager")
@@ -30,154 +31,51 @@ _SESSIONS: "WeakKeyDictionary[torch.nn.Module, Session]" = WeakKeyDictionary()
 
 
 class Session:
-    """One intervention at work on one model.
+    """One method at work on one model.
 
     Attributes:
-        clamped: for each w_min, how many kernels' end points were clamped into (0, 1), and of how many.
+        tally: what the method counts, summed over all calls so far.
+        context: the record of all tokens that passed through the model.
+        execute: the execution that calls of edited layers go to.
     """
 
-    def __init__(
-        self, model: PreTrainedModel, decoder: PreTrainedModel, intervention: Intervention, execution: str
-    ) -> None:
-        self.intervention = intervention
+    def __init__(self, model: PreTrainedModel, decoder: PreTrainedModel, method: Method, execution: str) -> None:
+        self.method = method
         self.execute = EXECUTIONS[execution]
         self.base: str = decoder.config._attn_implementation
         layers = _layers(decoder)
         self.layers = {layer.self_attn: number for number, layer in enumerate(layers)}
-        self.edited = resolve("layers", intervention.layers, len(layers)) if intervention.active else frozenset()
+        self.edited = resolve("layers", method.layers, len(layers)) if method.active else frozenset()
         count = decoder.config.num_attention_heads
-        heads = resolve("heads", intervention.heads, count)
+        heads = resolve("heads", method.heads, count)
         self.heads: torch.Tensor | None = None
         if len(heads) < count:
             self.heads = torch.tensor([head in heads for head in range(count)]).view(1, -1, 1, 1)
         self.image_token: int | None = getattr(model.config, "image_token_id", None)
+        self.tally = Tally()
+        self.context = Context(method, self.image_token)
         self._check_needs(type(model).__name__)
-        self._clamped: dict[str, torch.Tensor] = {}
-        # What passed by, for all tokens so far, (B or 1, K, …): cos, sin, positions, image (is it an image token)
-        self._tokens: dict[str, torch.Tensor] = {}
-        self._known = 0
-        self._past = 0
-        self._image: torch.Tensor | None = None
-        self._roles: torch.Tensor | None = None  # of all tokens so far, (B, K)
-        self._cached: weakref.ref[torch.Tensor] | None = None
-        self._rotation_due = False  # this forward pass has not shown its own yet
         self._next_token_only = False
 
     def _check_needs(self, name: str) -> None:
-        module = next(iter(self.layers))
-        seen = inspect.signature(type(module).forward).parameters
-        if self.needs("rotation") and "position_embeddings" not in seen:
-            raise ValueError(f"{name}: its layers are not given position_embeddings; use features=post_rope")
-        if self.needs("roles") and self.image_token is None:
-            raise ValueError(f"{name} has no image_token_id, and this method asks which tokens are of the image")
-
-    def needs(self, what: str) -> bool:
-        return what in self.intervention.needs
+        attention = type(next(iter(self.layers)))
+        receives_rotation = "position_embeddings" in inspect.signature(attention.forward).parameters
+        if "rotation" in self.method.needs and not receives_rotation:
+            raise ValueError(f"{name}: its layers are not given position_embeddings{self.context.advice('rotation')}")
+        if "roles" in self.method.needs and self.image_token is None:
+            raise ValueError(f"{name} has no image_token_id, and this method needs to know which tokens are the image")
 
     @property
     def row_local(self) -> bool:
-        """Whether each row's edit depends on that row's past alone, so that a prompt may be fed in pieces."""
-        return not self.edited or bool(getattr(self.intervention, "row_local", False))
-
-    @property
-    def clamped(self) -> dict[str, tuple[int, int]]:
-        return {name: (int(c[0]), int(c[1])) for name, c in self._clamped.items()}
-
-    def take_clamped(self) -> dict[str, tuple[int, int]]:
-        """What was counted since the last time, and start again from 0."""
-        counted = self.clamped
-        self._clamped = {}
-        return counted
-
-    def enter_model(self, module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Forward pre-hook of the whole model: which of the new tokens are of the image?"""
-        ids = kwargs.get("input_ids", args[0] if args else None)
-        self._image = None if ids is None else ids == self.image_token
-
-    def enter_decoder(self, module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Forward pre-hook of the decoder: what does the cache hold, and where do the new tokens stand?"""
-        cache = kwargs.get("past_key_values")
-        if cache is not None and getattr(cache, "is_compileable", False):
-            raise ValueError(
-                f"past_key_values is a {type(cache).__name__}: tdrs needs a cache that grows (DynamicCache)"
-            )
-        self._past = cache.get_seq_length() if cache is not None else 0
-        if self._past == 0:
-            self._tokens, self._known = {}, 0
-        if self.intervention.needs:
-            self._check_cache(cache)
-        given = (kwargs.get("inputs_embeds"), kwargs.get("input_ids"), *args)
-        new: torch.Tensor = next(x for x in given if x is not None)
-        self._known = self._past + new.shape[1]
-        self._rotation_due = self.needs("rotation")
-        if self.needs("positions"):
-            self._add("positions", _positions(kwargs.get("position_ids"), self._past, new))
-        if self.needs("roles"):
-            if self._image is None:
-                raise ValueError("key roles are read off input_ids: call the model with them, not with inputs_embeds")
-            self._add("image", self._image)
-            self._image = None
-            self._roles = _roles(self._tokens["image"])
-
-    def _check_cache(self, cache: Any) -> None:
-        if self._known != self._past:
-            raise ValueError(
-                f"the cache holds {self._past} tokens, {self._known} of which passed through this intervene block: "
-                "fill the cache inside the block, and do not crop it"
-            )
-        same = self._cached is None or self._cached() is _first_keys(cache)
-        if self._past and not same and not all(torch.equal(x, x[:1].expand_as(x)) for x in self._tokens.values()):
-            raise ValueError(
-                "the cache was reordered or copied, and its samples differ in padding or in where the image is: "
-                "give such samples one at a time"
-            )
-
-    def leave_decoder(self, module: torch.nn.Module, args: Any, kwargs: dict[str, Any], output: Any) -> None:
-        """Forward hook of the decoder: remember the cache by its first keys."""
-        keys = _first_keys(kwargs.get("past_key_values") or getattr(output, "past_key_values", None))
-        self._cached = None if keys is None else weakref.ref(keys)
-
-    def rearrange(self, samples: torch.Tensor, tokens: torch.Tensor, cache: Any) -> None:
-        """The cache was rearranged by whoever made it.
-
-        Args:
-            samples: of which sample before each one now is a copy, (N,).
-            tokens: which of that one's tokens its tokens are copies of, (N, K); −1 is new padding.
-        """
-        for name, past in self._tokens.items():
-            past = past[samples] if past.shape[0] > 1 else past
-            index = tokens.to(past.device).view(*tokens.shape, *[1] * (past.dim() - 2))
-            self._tokens[name] = past.take_along_dim(index.clamp_min(0), dim=1)
-            if name == "image":
-                self._tokens[name] &= index >= 0
-        keys = _first_keys(cache)
-        self._cached = None if keys is None else weakref.ref(keys)
-
-    def enter_attention(self, module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Forward pre-hook of each attention layer: the first one of a forward pass shows this pass's rotation."""
-        if not self._rotation_due:
-            return
-        if kwargs.get("position_embeddings") is None:
-            raise ValueError(f"{type(module).__name__} is not given position_embeddings: use features=post_rope")
-        cos, sin = kwargs["position_embeddings"]
-        if "cos" not in self._tokens:
-            check_rotation(cos, module.head_dim)  # type: ignore[arg-type]
-        self._add("cos", cos)
-        self._add("sin", sin)
-        self._rotation_due = False
-
-    def _add(self, name: str, new: torch.Tensor) -> None:
-        """Append along the tokens; where all samples are alike, the batch may be 1."""
-        past = self._tokens.get(name)
-        if past is not None:
-            batch = [max(past.shape[0], new.shape[0])] + [-1] * (new.dim() - 1)
-            new = torch.cat((past.expand(batch), new.expand(batch)), dim=1)
-        self._tokens[name] = new
+        """Whether each row's edit depends only on that row's past, so that a prompt may be read in pieces."""
+        return not self.edited or self.method.row_local
 
     @contextmanager
     def next_token_only(self) -> Iterator[None]:
-        """A `with` block in which only the next token's logits are asked for: of the last layer, only the last row of
-        the attention output and of the MLP is computed. Batches must be left-padded."""
+        """A `with` block in which only the next token's logits are used.
+
+        In the last layer, attention and MLP then compute the last row only. Batches must be left-padded.
+        """
         self._next_token_only = True
         try:
             yield
@@ -185,8 +83,10 @@ class Session:
             self._next_token_only = False
 
     def enter_last_norm(self, module: torch.nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
-        """Forward pre-hook of the norm behind the last layer's attention: what its MLP makes of the last row is added
-        to all rows, of which no other is looked at."""
+        """Forward pre-hook of the norm after the last layer's attention: passes on only the last row.
+
+        The MLP's output for that row is then added to all rows; only the last one is read.
+        """
         return (args[0][:, -1:], *args[1:]) if self._next_token_only and args else None
 
     def attend(
@@ -199,65 +99,44 @@ class Session:
         scaling: float,
         **kwargs: Any,
     ) -> tuple[torch.Tensor, None]:
-        """What transformers calls in place of its own attention function; returns (B, Q, H, D)."""
+        """What transformers calls instead of its own attention function. Returns the output, (B, Q, H, D)."""
         layer = self.layers[module]
-        phase = "decode" if self._past and query.shape[2] == 1 else "prefill"
-        rows = query.shape[2]
+        past, rows = self.context.past, query.shape[2]
+        phase = "decode" if past and rows == 1 else "prefill"
         wanted = rows - 1 if self._next_token_only and layer == len(self.layers) - 1 else 0
-        if layer not in self.edited or self.intervention.phase not in ("both", phase):
+        if layer not in self.edited or self.method.phase not in ("both", phase):
             attention = _base_attention(self.base, module)
             if not wanted:
                 return attention(module, query, key, value, mask, scaling=scaling, **kwargs)
             mask = None if mask is None else mask[:, :, wanted:]
             last, _ = attention(module, query[:, :, wanted:], key, value, mask, scaling=scaling, **kwargs)
             return torch.nn.functional.pad(last, (0, 0, 0, 0, wanted, 0)), None
-        whole_map = getattr(self.intervention, "stats_scope", "row") == "call" and not self.row_local
-        if self._past and phase == "prefill" and whole_map:
+        if past and phase == "prefill" and self.method.reads_whole_map:
             warnings.warn(
-                "a prompt fed in pieces: under stats_scope=call the result depends on the pieces, under row not",
+                f"a prompt is read in pieces, and {type(self.method).__name__} computes statistics over each piece: "
+                f"the result depends on how the prompt is cut{self.context.advice('pieces')}",
                 stacklevel=2,
             )
 
-        def here(tensor: Any) -> Any:  # layers may be on several devices
+        def here(tensor: torch.Tensor | None) -> torch.Tensor | None:  # layers may be on several devices
             return None if tensor is None else tensor.to(query.device)
 
+        rotation = self.context.rotation
         call = Call(
             query,
             key,
             value,
             scaling,
             mask,
-            rotation=(here(self._tokens["cos"]), here(self._tokens["sin"])) if self.needs("rotation") else None,
-            positions=here(self._tokens.get("positions")),
-            roles=here(self._roles),
+            rotation=None if rotation is None else (rotation[0].to(query.device), rotation[1].to(query.device)),
+            positions=here(self.context.positions),
+            roles=here(self.context.roles),
             layer=layer,
             heads=here(self.heads),
             wanted=wanted,
+            tally=self.tally,
         )
-        output = self.execute(call, self.intervention)
-        for name, counts in call.clamped.items():
-            before = self._clamped.get(name)
-            now = torch.stack(counts).sum(dim=0)
-            self._clamped[name] = now if before is None else before + now.to(before.device)
-        return output.transpose(1, 2).contiguous(), None
-
-
-def _roles(image: torch.Tensor) -> torch.Tensor:
-    """The role of each token, (B, K), from which are of the image; a sample without an image has no system tokens."""
-    before = (image.cumsum(dim=1) == 0) & image.any(dim=1, keepdim=True)
-    return torch.where(image, IMAGE, torch.where(before, SYSTEM, TEXT))
-
-
-def _positions(ids: torch.Tensor | None, past: int, new: torch.Tensor) -> torch.Tensor:
-    """The decoder's position ids, (B or 1, L, axes); M-RoPE's three axes may follow one of text positions."""
-    if ids is None:
-        return torch.arange(past, past + new.shape[1], device=new.device)[None, :, None]
-    return ids.unsqueeze(-1) if ids.dim() == 2 else ids[-3:].permute(1, 2, 0)
-
-
-def _first_keys(cache: Any) -> torch.Tensor | None:
-    layers = getattr(cache, "layers", None)
-    return getattr(layers[0], "keys", None) if layers else None
+        return self.execute(call, self.method).transpose(1, 2).contiguous(), None
 
 
 def _layers(decoder: PreTrainedModel) -> Any:
@@ -278,16 +157,16 @@ for _base, _mask in (("sdpa", sdpa_mask), ("eager", eager_mask)):
 
 
 def session_of(model: PreTrainedModel) -> Session | None:
-    """The session of the intervene block that a model is in, if it is in one."""
+    """The session of the intervene block that a model is in; None outside of one."""
     return next((_SESSIONS[module] for module in model.get_decoder().modules() if module in _SESSIONS), None)
 
 
 def text_decoder(model: PreTrainedModel) -> PreTrainedModel:
-    """The decoder whose attention is edited, checked to be one that `intervene` can serve.
+    """The decoder whose attention is edited.
 
     Raises:
-        ValueError: its attention does not go through transformers' AttentionInterface, its implementation is neither
-            sdpa nor eager, or a layer attends through a sliding window.
+        ValueError: `intervene` cannot serve it. Its attention does not go through transformers' AttentionInterface, its
+            implementation is neither sdpa nor eager, or a layer attends through a sliding window.
     """
     decoder = model.get_decoder()
     name = type(model).__name__
@@ -309,36 +188,36 @@ def text_decoder(model: PreTrainedModel) -> PreTrainedModel:
 
 
 @contextmanager
-def intervene(model: PreTrainedModel, intervention: Intervention, execution: str = "auto") -> Iterator[Session]:
-    """Edit the attention of a model's text decoder inside a `with` block; the vision tower is never touched.
+def intervene(model: PreTrainedModel, method: Method, execution: str = "auto") -> Iterator[Session]:
+    """Edit the attention of a model's text decoder inside a `with` block. The vision tower is never edited.
+
+    On layers that the method does not edit, and if its settings edit nothing, the model's own attention runs: the
+    logits are then equal to the stock model's, bit for bit. The end of the block restores the model, also after an
+    exception.
 
     Args:
         model: any RoPE model of transformers that dispatches through `AttentionInterface`, with sdpa or eager.
-        intervention: the method, such as `tdrs.TDRS(...)`.
-        execution: `blocked`, in blocks of query rows; `reference`, over the whole map at once; `auto`, the fastest.
+        method: the method, such as `tdrs.TDRS(...)`.
+        execution: `blocked`: in blocks of query rows; `reference`: over the whole map at once; `auto`: the fastest.
 
     Returns:
-        The session, whose `clamped` counts end points that were clamped.
+        The session. `session.tally.read()` gives what the method counted, such as clamped end points.
 
     Raises:
-        SettingError: unknown execution; a layer or a head that the model does not have.
-        ValueError: the model cannot be edited, or cannot tell the method what it needs.
-
-    Whatever is raised, the model is left as it was.
-
-    Leaving the block, also by an exception, restores the model. On layers the method is not active on, and with all
-    stages off, the model's own attention runs: logits are then equal to the stock model's bit for bit.
+        SettingError: the execution is unknown, or the model does not have a layer or a head that is named.
+        ValueError: the model cannot be edited, or cannot provide what the method needs.
     """
     check_choice("execution", execution, list(EXECUTIONS))
     decoder = text_decoder(model)
-    session = Session(model, decoder, intervention, execution)
+    session = Session(model, decoder, method, execution)
+    context = session.context
     handles = []
     try:
-        handles.append(model.register_forward_pre_hook(session.enter_model, with_kwargs=True))
-        handles.append(decoder.register_forward_pre_hook(session.enter_decoder, with_kwargs=True))
-        handles.append(decoder.register_forward_hook(session.leave_decoder, with_kwargs=True))
+        handles.append(model.register_forward_pre_hook(context.enter_model, with_kwargs=True))
+        handles.append(decoder.register_forward_pre_hook(context.enter_decoder, with_kwargs=True))
+        handles.append(decoder.register_forward_hook(context.leave_decoder, with_kwargs=True))
         for module in session.layers:
-            handles.append(module.register_forward_pre_hook(session.enter_attention, with_kwargs=True))
+            handles.append(module.register_forward_pre_hook(context.enter_attention, with_kwargs=True))
             _SESSIONS[module] = session
         norm = getattr(_layers(decoder)[-1], "post_attention_layernorm", None)
         if norm is not None:

@@ -1,4 +1,4 @@
-"""What an attention mask says: is only the future hidden and whole tokens of padding, and which tokens are these?"""
+"""The structure of an attention mask: does it hide only the future and whole tokens of padding, and which tokens?"""
 
 import weakref
 from typing import NamedTuple
@@ -10,9 +10,9 @@ class Structure(NamedTuple):
     """What a mask hides.
 
     Attributes:
-        plain: whether each row that is not padding sees the keys up to its own that are not padding.
-        padding: keys that are padding, (B, 1, 1, K) boolean; None if none is.
-        among: the keys among which all padding is.
+        plain: whether each row that is not padding sees all keys up to its own that are not padding.
+        padding: which keys are padding, (B, 1, 1, K) boolean; None if no key is.
+        among: a range of keys that contains all padding.
     """
 
     plain: bool
@@ -24,7 +24,7 @@ _LAST: list[tuple[weakref.ref[torch.Tensor], int, Structure]] = []  # all layers
 
 
 def structure(mask: torch.Tensor, past: int) -> Structure:
-    """The structure of a boolean or additive mask, (B, 1, Q, K), whose first row stands at index `past`."""
+    """The structure of a boolean or additive mask, (B, 1, Q, K), whose first row has index `past`."""
     if _LAST and _LAST[0][0]() is mask and _LAST[0][1] == past:
         return _LAST[0][2]
     rows, keys = mask.shape[-2:]
@@ -38,8 +38,8 @@ def structure(mask: torch.Tensor, past: int) -> Structure:
         own = index[past + 256 * number :][: part.shape[2], None]
         padding = ~part.gather(-1, own.expand(*part.shape[:2], -1, 1))
         plain = plain and bool(((part == (real & (index <= own))) | padding).all())
-    places = (~real).flatten(0, 2).any(dim=0).nonzero()
-    among = slice(int(places[0]), int(places[-1]) + 1) if len(places) else slice(0, 0)
-    found = Structure(plain, ~real if len(places) else None, among)
+    padded = (~real).flatten(0, 2).any(dim=0).nonzero()
+    among = slice(int(padded[0]), int(padded[-1]) + 1) if len(padded) else slice(0, 0)
+    found = Structure(plain, ~real if len(padded) else None, among)
     _LAST[:] = [(weakref.ref(mask), past, found)]
     return found

@@ -171,7 +171,7 @@ class Backbone:
         ).past_key_values
         prefixes.spread(cache)
         if session:
-            session.rearrange(prefixes.like, prefixes.index, cache)
+            session.context.rearrange(prefixes.like, prefixes.index, cache)
         given = {"input_ids": ids, "attention_mask": mask, "position_ids": positions, "past_key_values": cache}
         if image[:, columns:].any():
             rest = [slice(count, None) for count in read]

@@ -1,10 +1,10 @@
-"""Methods that edit attention logits, one a file; `METHODS` maps the names used in `conf/intervention` to them."""
+"""Methods that edit attention logits, one per file. `METHODS` maps the names used in `conf/intervention` to them."""
 
 from collections.abc import Mapping
 from typing import Any
 
+from tdrs.attention.method import Method
 from tdrs.interventions.key_bias import KeyBias
-from tdrs.interventions.method import Method
 from tdrs.interventions.middle_layers import MiddleLayers
 from tdrs.interventions.none import Stock
 from tdrs.interventions.pai import PAI
@@ -30,6 +30,6 @@ def from_settings(values: Mapping[str, Any]) -> Method:
     """The method that `values["name"]` names, with the other values as its settings.
 
     Raises:
-        SettingError: unknown method, unknown setting, or a value out of range.
+        SettingError: the method or a setting is unknown, or a value is out of range.
     """
     return build_named("intervention", METHODS, values)

@@ -1,11 +1,11 @@
-"""A constant added to the logits of chosen keys: it multiplies their softmax weights against the others'.
+"""A constant added to the logits of chosen keys. It multiplies their softmax weights relative to the other keys.
 
     A'_ij = A_ij + ln w        j a key of the chosen role
 
 Y. Zhang et al., "Prompt Highlighter: Interactive Control for Multi-Modal LLMs", CVPR 2024, arXiv 2312.04302, adds
 ln w to selected keys. Q. Zhang et al., "Tell Your Model Where to Attend: Post-hoc Attention Steering for LLMs" (PASTA),
-ICLR 2024, arXiv 2311.02262, adds ln α to the keys that are *not* selected, in chosen heads: as the softmax ignores a
-constant of the row, that is w = 1/α here (its α = 0.01 is w = 100), with `heads`.
+ICLR 2024, arXiv 2311.02262, adds ln α to the keys that are *not* selected, in chosen heads. The softmax ignores a
+constant that is added to a whole row, so this is w = 1/α here, with `heads` (its α = 0.01 is w = 100).
 """
 
 import math
@@ -13,8 +13,8 @@ from dataclasses import dataclass
 
 import torch
 
-from tdrs.attention.call import IMAGE, SYSTEM, TEXT, Block
-from tdrs.interventions.method import Method
+from tdrs.attention.block import IMAGE, SYSTEM, TEXT, Block
+from tdrs.attention.method import Method
 from tdrs.settings import check_choice, check_number
 
 ROLES = {"system": SYSTEM, "image": IMAGE, "text": TEXT}
@@ -22,11 +22,11 @@ ROLES = {"system": SYSTEM, "image": IMAGE, "text": TEXT}
 
 @dataclass(frozen=True, kw_only=True)
 class KeyBias(Method):
-    """The keys of one role count w times as much.
+    """Keys of one role count w times as much.
 
     Args:
-        keys: `image`; `system`, before the first image token; `text`, all others.
-        weight: w, above 0; above 1 highlights, below 1 dims, 1 is the stock model.
+        keys: `image`; `system`: keys before the first image token; `text`: all other keys.
+        weight: w, above 0. Above 1 highlights the keys, below 1 dims them, 1 is the stock model.
     """
 
     keys: str = "image"

@@ -8,19 +8,19 @@ from dataclasses import dataclass
 
 import torch
 
-from tdrs.attention.call import IMAGE, Block
+from tdrs.attention.block import IMAGE, Block
+from tdrs.attention.method import Method
 from tdrs.attention.selection import Selection
-from tdrs.interventions.method import Method
 from tdrs.settings import check_number
 
 
 @dataclass(frozen=True, kw_only=True)
 class MiddleLayers(Method):
-    """The answer position's logits of image keys, raised by what the heads agree on.
+    """Raise the answer position's logits of image keys by the mean |A| over the heads.
 
     Args:
-        alpha: α, at least 0; 0 is the stock model. The paper: 0.5 for LLaVA-1.5-7B.
-        layers: by default layers 5 to 18 of 32, the paper's, as a share of the depth.
+        alpha: α, at least 0; 0 is the stock model. The paper uses 0.5 for LLaVA-1.5-7B.
+        layers: the default is the paper's, layers 5 to 18 of 32, as a share of the depth.
     """
 
     alpha: float = 0.5

@@ -1,4 +1,4 @@
-"""No edit: the stock model, the row every table has.
+"""No edit: the stock model, which every table has a row for.
 
 A' = A
 """
@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import torch
 
-from tdrs.attention.call import Block
-from tdrs.interventions.method import Method
+from tdrs.attention.block import Block
+from tdrs.attention.method import Method
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,5 +1,6 @@
 """PAI: S. Liu et al., "Paying More Attention to Image: A Training-Free Method for Alleviating Hallucination in LVLMs",
-ECCV 2024, arXiv 2407.21771; the part that edits logits (its contrast of output logits is a decoding method).
+ECCV 2024, arXiv 2407.21771. Only the part that edits attention logits; its contrast of output logits is a decoding
+method.
 
     A'_ij = A_ij + α |A_ij|        i the last query row, j an image key
 """
@@ -8,19 +9,19 @@ from dataclasses import dataclass
 
 import torch
 
-from tdrs.attention.call import IMAGE, Block
+from tdrs.attention.block import IMAGE, Block
+from tdrs.attention.method import Method
 from tdrs.attention.selection import Selection
-from tdrs.interventions.method import Method
 from tdrs.settings import check_number
 
 
 @dataclass(frozen=True, kw_only=True)
 class PAI(Method):
-    """The answer position's logits of image keys, raised by a share of their size.
+    """Raise the answer position's logits of image keys by a share of their size.
 
     Args:
-        alpha: α, at least 0; 0 is the stock model. The paper: 0.2 for LLaVA-1.5.
-        layers: by default layers 2 to 31 of 32, as in the paper's code, as a share of the depth.
+        alpha: α, at least 0; 0 is the stock model. The paper uses 0.2 for LLaVA-1.5.
+        layers: the default is that of the paper's code, layers 2 to 31 of 32, as a share of the depth.
     """
 
     alpha: float = 0.2

@@ -11,21 +11,24 @@ Resilience Strategies", AAAI 2026, arXiv 2511.09868.
           α   = −ln w_re / ln(1 + d_max² / (2 σ²))
           r_re  = (1 + d² / (2 (σ scale)²))^(−α)
 
-w_dc and w_re are multiples of |A|_min, the smallest visible |A|: at scale = 1 both kernels fall to their w at d_max.
-As computed here, with t = (d / (d_max scale))², c = −ln w and b = d_max² / (2 σ²), which is c as printed:
+w_dc and w_re are multiples of |A|_min, the smallest visible |A|. At scale = 1 both kernels fall to their w at d_max.
+The code uses t = (d / (d_max scale))², c = −ln w and b = d_max² / (2 σ²), where b = c as printed:
 r_dc = exp(−c t), r_re = (1 + b t)^(−α), α = c / ln(1 + b).
 
-What the paper leaves open is a setting of `TDRS`, called a reading; the class defaults are the formulas as printed.
+Each choice that the paper leaves open is a setting of `TDRS`, called a reading. The class defaults are the formulas as
+printed.
 """
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 
-from tdrs.attention.call import IMAGE, Block, Call
-from tdrs.interventions.method import Method
+from tdrs.attention.block import IMAGE, Block
+from tdrs.attention.call import Call
+from tdrs.attention.method import Method
 from tdrs.settings import SettingError, check_choice, check_number
 
 W_MIN_AS = ("multiple", "absolute")
@@ -39,16 +42,16 @@ SCOPES = ("call", "row")
 DISTANCES = ("index", "position")
 PAIRS = ("all", "text_to_image", "cross_modal")
 
-# what the paper leaves open, and where the method acts
+# The settings that the paper leaves open, and those that say where the method acts
 READINGS = tuple(
     "gain sd_form features scale a_min_of a_min_per stats_scope sigma_re distance pairs layers heads phase".split()
 )
 
-LOGIT_FLOOR = 1e-6  # the smallest logit is an extreme value near float32 rounding: floored before the multiple is taken
-W_RANGE = (1e-12, 1 - 1e-6)  # a kernel's end point lies inside (0, 1); beyond it is clamped, and counted
+LOGIT_FLOOR = 1e-6  # |A|_min is an extreme value near float32 rounding, so it is at least this before it is multiplied
+W_RANGE = (1e-12, 1 - 1e-6)  # a kernel's end point must lie in (0, 1); outside it is clamped, and counted
 SCALE_FLOOR = 1e-6
 LOG2_E = 1 / math.log(2)
-SIGMA_RANGE = (1e-3, 1e3)  # beyond, reRD's kernel no longer changes: above it is the Gaussian, below a power of d
+SIGMA_RANGE = (1e-3, 1e3)  # beyond it reRD's kernel no longer changes: a Gaussian above, a power of d below
 
 
 @dataclass(frozen=True)
@@ -81,7 +84,7 @@ class DC(_Stage):
 
 @dataclass(frozen=True)
 class RE(_Stage):
-    """Re-reinforcement of the distant (stage 3).
+    """Re-reinforcement of distant keys (stage 3).
 
     Args:
         w_min: the rational quadratic's value at d_max, as a multiple of |A|_min; above 0. The paper: 2.
@@ -95,15 +98,19 @@ class RE(_Stage):
 
 @dataclass(frozen=True)
 class Statistics:
-    """What the kernels need of V: `smallest` = |A|_min, (B, H or 1, R or 1, 1), None if no w_min is a multiple of it;
-    `span` = d_max, (B or 1, 1, R or 1, 1)."""
+    """What the kernels need to know about V.
+
+    Attributes:
+        smallest: |A|_min, (B, H or 1, R or 1, 1); None if no w_min is a multiple of it.
+        span: d_max, (B or 1, 1, R or 1, 1).
+    """
 
     smallest: torch.Tensor | None
     span: torch.Tensor
 
 
 def _over(x: torch.Tensor, other: torch.Tensor) -> torch.Tensor | None:
-    """Memory that what is made of both may be written over; none where shapes or gradients forbid it."""
+    """x, if a result of both may be written into its memory; None if shapes or gradients forbid it."""
     return x if x.shape == other.shape and not (x.requires_grad or other.requires_grad) else None
 
 
@@ -112,26 +119,26 @@ class TDRS(Method):
     """The three stages and the readings.
 
     Args:
-        sd: stage 1, the semantic residual, on or off.
-        dc, re: stages 2 and 3; None is off.
-        gain: `logits` multiplies A, as printed; `weights` gives the softmax weights the same gain:
-            softmax(A + A_sd + log(1 + λ_dc r_dc + λ_re r_re)). They differ since A·r, unlike softmax(A), changes when
-            a constant is added to A.
+        sd: whether stage 1, the semantic residual, is on.
+        dc, re: stages 2 and 3; None turns a stage off.
+        gain: `logits`: multiply A, as printed. `weights`: multiply the softmax weights by the same gain:
+            softmax(A + A_sd + log(1 + λ_dc r_dc + λ_re r_re)). The two differ, because A·r changes when a constant is
+            added to A, and softmax(A) does not.
         sd_form: `bias`: A_sd = sem_pos; `full`: A_sd = A + sem_pos.
-        features: the vectors of the cosine, before (`pre_rope`) or after (`post_rope`) rotation.
-        scale: sem_pos over its mean over the row's visible keys (`mean`), or over its maximum (`max`);
-            1 + sem_pos (`one_plus`); 1 (`none`). At least 1e-6.
-        a_min_of: what |A|_min is the smallest of: |A| over the visible `logits`, at least 1e-6; or softmax(A) over the
-            visible `weights`, which lies many orders below.
-        a_min_per: |A|_min of each query `head`, or one for all heads of the `layer`.
-        stats_scope: |A|_min and d_max over the whole map of this forward call, per sample (`call`), or over row i alone
-            (`row`): then a row depends on its past only, and cached decoding equals the full forward pass.
-        sigma_re: reRD's σ as a share of d_max, 0.001 to 1000; `tied` is 1 / sqrt(−2 ln w_re), which is DC's σ0 for the
-            same w_min.
-        distance: d counts tokens (`index`), or differences of the model's own `position` ids; where these have three
-            axes (M-RoPE), the largest of the three.
-        pairs: where terms are added: `all`; `text_to_image`, text queries on image keys; `cross_modal`, also image
-            queries on text keys. Statistics run over all visible pairs whatever is chosen here.
+        features: the cosine uses vectors before (`pre_rope`) or after (`post_rope`) rotation.
+        scale: `mean`: sem_pos divided by its mean over the row's visible keys; `max`: divided by its maximum;
+            `one_plus`: 1 + sem_pos; `none`: 1. The scale is at least 1e-6.
+        a_min_of: |A|_min is the smallest |A| of the visible `logits`, at least 1e-6, or the smallest softmax(A) of the
+            visible `weights`, which is many orders of magnitude smaller.
+        a_min_per: one |A|_min for each query `head`, or one for all heads of the `layer`.
+        stats_scope: `call`: |A|_min and d_max over the whole map of this forward call, per sample. `row`: over row i
+            alone; a row then depends only on its past, and cached decoding equals the full forward pass.
+        sigma_re: σ of reRD as a share of d_max, 0.001 to 1000. `tied` is 1 / sqrt(−2 ln w_re), which equals σ0 of DC
+            for the same w_min.
+        distance: `index`: d counts tokens. `position`: d is the difference of the model's own position ids; the largest
+            of the three if they have three axes (M-RoPE).
+        pairs: where terms are added. `all`; `text_to_image`: text queries on image keys; `cross_modal`: also image
+            queries on text keys. Statistics always run over all visible pairs.
 
     Raises:
         SettingError: a value is not allowed.
@@ -151,6 +158,11 @@ class TDRS(Method):
     distance: str = "index"
     pairs: str = "all"
 
+    advice: ClassVar[Mapping[str, str]] = {
+        "rotation": "use features=post_rope",
+        "pieces": "under stats_scope=call it does, under row it does not",
+    }
+
     def __post_init__(self) -> None:
         super().__post_init__()
         check_choice("gain", self.gain, GAINS)
@@ -168,7 +180,7 @@ class TDRS(Method):
 
     @property
     def _stages(self) -> list[DC | RE]:
-        """Of DC and reRD those that add anything; a stage of weight 0 is off."""
+        """Those of DC and reRD that add anything; a stage of weight 0 is off."""
         return [stage for stage in (self.dc, self.re) if stage is not None and stage.weight > 0]
 
     @property
@@ -189,8 +201,8 @@ class TDRS(Method):
         return self.sd or bool(self._stages)
 
     @property
-    def row_local(self) -> bool:
-        return self.stats_scope == "row" or not self._stages
+    def reads_whole_map(self) -> bool:
+        return self.stats_scope == "call" and bool(self._stages)
 
     @property
     def effective(self) -> dict[str, Any]:
@@ -212,7 +224,7 @@ class TDRS(Method):
         return {name: value for name, value in values.items() if name not in idle}
 
     def statistics(self, call: Call) -> Statistics | None:
-        if self.stats_scope == "row" or not self._stages:
+        if not self.reads_whole_map:
             return None
         smallest = call.smallest(self._smallest) if self._relative else None
         return Statistics(smallest, call.largest(lambda block: block.span(self.distance)))
@@ -231,7 +243,7 @@ class TDRS(Method):
         gain = self._gain(block, sem_pos, statistics) if self._stages else None
         logits = block.logits
         result = logits
-        if gain is not None:  # A (1 + r), or A + log(1 + r), written over r
+        if gain is not None:  # A (1 + r) or A + log(1 + r), written into the memory of r
             over = _over(gain, logits)
             if self.gain == "logits":
                 result = torch.addcmul(logits, logits, gain, out=over)
@@ -251,14 +263,14 @@ class TDRS(Method):
     def _gain(self, block: Block, sem_pos: torch.Tensor | None, statistics: object) -> torch.Tensor:
         """λ_dc r_dc + λ_re r_re of the block's pairs, newly allocated.
 
-        With t = (d / (d_max scale))² the kernels are exp(−c t) and (1 + b t)^(−α), both as powers of 2, which are
-        faster. What is constant along a row comes in last: each pass over the pairs takes time.
+        With t = (d / (d_max scale))² the kernels are exp(−c t) and (1 + b t)^(−α). Both are computed as powers of 2,
+        which is faster. Factors that are constant along a row come last, because each pass over the pairs takes time.
         """
         if isinstance(statistics, Statistics):
             smallest, span = statistics.smallest, statistics.span
         else:
             smallest, span = self._smallest(block) if self._relative else None, block.span(self.distance)
-        unit = torch.where(span > 0, span, 1).reciprocal()  # d_max = 0: d = 0 too, so t = 0 and r = 1
+        unit = torch.where(span > 0, span, 1).reciprocal()  # if d_max = 0, then d = 0, t = 0 and r = 1
         t = block.distance(self.distance)
         if sem_pos is None or self.scale == "none":
             t = t.square()
@@ -284,7 +296,7 @@ class TDRS(Method):
         return terms[0] if len(terms) == 1 else terms[0] + terms[1]
 
     def _scale(self, sem_pos: torch.Tensor, block: Block) -> tuple[torch.Tensor, torch.Tensor | float]:
-        """The scale of each pair times a row's norm, newly allocated, and that norm."""
+        """The scale of each pair times the norm of its row, newly allocated; and that norm."""
         if self.scale == "one_plus":
             return sem_pos + 1, 1.0
         norm = block.mean_cosine(self.features) * 0.5 + 0.5 if self.scale == "mean" else block.row_max(sem_pos)
@@ -292,7 +304,7 @@ class TDRS(Method):
         return torch.maximum(sem_pos, norm * SCALE_FLOOR), norm
 
     def _decay(self, name: str, stage: DC | RE, smallest: torch.Tensor | None, block: Block) -> torch.Tensor:
-        """c = −ln w for w = w_min or w_min · |A|_min, clamped into (0, 1); what was clamped is counted on the call."""
+        """c = −ln w for w = w_min or w_min · |A|_min, clamped into (0, 1). The tally counts clamped values."""
         if stage.w_min_as == "absolute":
             w, real = block.logits.new_full((1, 1, 1, 1), stage.w_min), None
         else:
@@ -301,6 +313,5 @@ class TDRS(Method):
             w = stage.w_min * (smallest.clamp_min(LOGIT_FLOOR) if self.a_min_of == "logits" else smallest)
         inside = w.clamp(*W_RANGE)
         if real is not None and (block.start == block.call.first_row or self.stats_scope == "row"):
-            counts = torch.stack([((w != inside) & real).sum(), real.sum()])
-            block.call.clamped.setdefault(name, []).append(counts)
+            block.call.tally.add("clamped", name, ((w != inside) & real).sum(), real.sum())
         return -inside.log()

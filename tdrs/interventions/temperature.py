@@ -1,4 +1,4 @@
-"""Temperature: the plainest way to sharpen attention, and so the control that separates "sharper" from "further".
+"""Temperature: the simplest way to sharpen attention. As a control, it separates "sharper" from "further".
 
 A' = A / τ
 """
@@ -7,18 +7,18 @@ from dataclasses import dataclass
 
 import torch
 
-from tdrs.attention.call import Block
-from tdrs.interventions.method import Method
+from tdrs.attention.block import Block
+from tdrs.attention.method import Method
 from tdrs.settings import check_number
 
 
 @dataclass(frozen=True, kw_only=True)
 class Temperature(Method):
-    """All logits divided by one number.
+    """Divide all logits by one number.
 
     Args:
-        tau: τ, above 0; below 1 sharpens, 1 is the stock model. The default doubles the logits, as T-DRS's reading
-            `sd_form=full` does.
+        tau: τ, above 0. Below 1 sharpens the weights, 1 is the stock model. The default doubles the logits, as the
+            T-DRS reading `sd_form=full` does.
     """
 
     tau: float = 0.5

@@ -12,20 +12,20 @@ from dataclasses import dataclass
 
 import torch
 
-from tdrs.attention.call import IMAGE, SYSTEM, TEXT, Block
+from tdrs.attention.block import IMAGE, SYSTEM, TEXT, Block
+from tdrs.attention.method import Method
 from tdrs.attention.selection import Selection
-from tdrs.interventions.method import Method
 from tdrs.settings import check_number
 
 
 @dataclass(frozen=True, kw_only=True)
 class VAF(Method):
-    """Text rows: logits of image keys enhanced, those of the system prompt suppressed.
+    """In text rows, enhance the logits of image keys and suppress those of the system prompt.
 
     Args:
-        image: β_image, at least 0. The paper: 1.15.
-        system: β_system, at least 0. The paper: 0.95. With both 1 it is the stock model.
-        layers: by default layers 9 to 14 of 32, the paper's, as a share of the depth.
+        image: β_image, at least 0. The paper uses 1.15.
+        system: β_system, at least 0. The paper uses 0.95. If both are 1, this is the stock model.
+        layers: the default is the paper's, layers 9 to 14 of 32, as a share of the depth.
     """
 
     image: float = 1.15

@@ -8,7 +8,8 @@ import torch
 import tdrs
 from tdrs import DC, RE, TDRS
 from tdrs.attention import core
-from tdrs.attention.call import IMAGE, SYSTEM, TEXT, Block, Call
+from tdrs.attention.block import IMAGE, SYSTEM, TEXT, Block
+from tdrs.attention.call import Call
 from tdrs.attention.intervene import Session
 from tdrs.interventions import METHODS
 from tests.attention.architectures import ARCHITECTURES, TOKENS, build

@@ -8,6 +8,7 @@ import torch
 from tdrs import DC, TDRS
 from tdrs.attention.call import Call
 from tdrs.attention.core import blocked, reference
+from tdrs.attention.tally import Tally
 from tdrs.interventions import METHODS, Method
 from tdrs.speed import peak_mib
 from tests.interventions.calls import make, rotate_half, rotation
@@ -76,10 +77,10 @@ def test_what_is_clamped_is_counted_once_where_few_rows_are_wanted() -> None:
     call = replace(make(29).call, block_elements=700)
     counts = []
     for wanted in (0, 28):
-        here = replace(call, wanted=wanted, clamped={})
+        here = replace(call, wanted=wanted, tally=Tally())
         blocked(here, TDRS(dc=DC(w_min=1e9)))
-        counts.append([tuple(x.tolist()) for x in here.clamped["dc.w_min"]])
-    assert counts[0] == counts[1] == [(8, 8)]  # 2 samples, 4 heads
+        counts.append(here.tally.take()["clamped"]["dc.w_min"])
+    assert counts[0] == counts[1] == (8, 8)  # 2 samples, 4 heads
 
 
 def test_an_edit_leaves_the_logits_it_was_given() -> None:

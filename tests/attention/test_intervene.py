@@ -18,7 +18,8 @@ from transformers.models.gpt2 import GPT2Config, GPT2LMHeadModel
 import tdrs
 from tdrs import DC, RE, TDRS
 from tdrs.attention import core
-from tdrs.attention.call import IMAGE, SYSTEM, TEXT, Block, Call
+from tdrs.attention.block import IMAGE, SYSTEM, TEXT, Block
+from tdrs.attention.call import Call
 from tdrs.attention.intervene import _SESSIONS
 from tdrs.backbones import Backbone
 from tdrs.interventions import METHODS
@@ -323,7 +324,7 @@ def test_layers_that_are_not_given_the_rotation_are_refused(
         pass
     monkeypatch.undo()
     with tdrs.intervene(llama, STRONG) as session:
-        session.enter_decoder(llama.model, (), {"input_ids": IDS})
+        session.context.enter_decoder(llama.model, (), {"input_ids": IDS})
         with pytest.raises(ValueError, match="not given position_embeddings"):
             llama.model.layers[0].self_attn(torch.zeros(2, 37, 32), position_embeddings=None)
 

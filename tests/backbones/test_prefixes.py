@@ -9,12 +9,12 @@ import pytest
 import torch
 
 from tdrs import DC, RE, TDRS, Stock, backbones, benchmarks, intervene
+from tdrs.attention.method import Method
 from tdrs.backbones import Backbone
 from tdrs.backbones.prefixes import common
 from tdrs.configuration import choice
 from tdrs.interventions import METHODS
 from tdrs.interventions.key_bias import KeyBias
-from tdrs.interventions.method import Method
 
 MODELS = ("mini_llava", "mini_internvl", "mini_qwen2_5_vl")
 FAR = {"w_min": 0.02, "w_min_as": "absolute"}  # |A|_min differs by tens of per cent between two ways to round it

@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from tdrs import DC, RE, TDRS, VAF, Stock, backbones, benchmarks, intervene
-from tdrs.attention.call import IMAGE, Call
+from tdrs.attention.block import IMAGE
+from tdrs.attention.call import Call
 from tdrs.backbones import Backbone, BackboneSettings
 from tdrs.benchmarks import mini_gqa, mini_pope, mini_scienceqa, mini_textvqa
 from tdrs.benchmarks.benchmark import Samples

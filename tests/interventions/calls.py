@@ -7,8 +7,10 @@ import numpy as np
 import torch
 
 from tdrs import TDRS
-from tdrs.attention.call import IMAGE, SYSTEM, TEXT, Call
+from tdrs.attention.block import IMAGE, SYSTEM, TEXT
+from tdrs.attention.call import Call
 from tdrs.attention.core import blocked, reference
+from tdrs.attention.tally import Tally
 from tests.interventions.oracle import peer, softmax, tdrs_head
 
 HEADS, GROUPS, WIDTH = 4, 2, 16
@@ -103,7 +105,7 @@ def deviation(name: str, method: Any, sample: Sample, heads: frozenset[int] = fr
         chosen = torch.tensor([h in heads for h in range(HEADS)])[None, :, None, None]
     worst = 0.0
     for execute, size in ((reference, None), (blocked, 97)):
-        call = replace(sample.call, block_elements=size, heads=chosen, clamped={})
+        call = replace(sample.call, block_elements=size, heads=chosen, tally=Tally())
         output = execute(call, method).double().numpy()
         assert np.isfinite(output).all()
         worst = max(worst, float(np.abs(output - oracle_output(sample, call, name, method, heads)).max()))

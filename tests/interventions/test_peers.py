@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 import torch
 
-from tdrs.attention.call import Block, Call
+from tdrs.attention.block import Block
+from tdrs.attention.call import Call
 from tdrs.attention.core import blocked
 from tdrs.attention.selection import resolve
 from tdrs.interventions import METHODS, from_settings

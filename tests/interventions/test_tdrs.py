@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tdrs import DC, RE, TDRS
-from tdrs.attention.call import Block
+from tdrs.attention.block import Block
 from tdrs.attention.core import blocked, reference
 from tdrs.settings import SettingError
 from tests.interventions.calls import HEADS, deviation, found_a_min, make, oracle_output
@@ -209,15 +209,14 @@ def test_absolute_w_min_needs_no_pass_over_the_map(monkeypatch: pytest.MonkeyPat
     call = make(12).call
     method = TDRS(dc=DC(0.3, 1.0, "absolute"), re=RE(0.2, 1.0, "absolute"))
     assert blocked(call, method).isfinite().all()
-    assert call.clamped == {}
+    assert call.tally.read() == {}
 
 
 def test_clamped_end_points_are_counted() -> None:
     for size in (None, 97):
         call = replace(make(30).call, block_elements=size)
         blocked(call, TDRS(dc=DC(w_min=1e9), re=None))
-        counts = torch.stack(call.clamped["dc.w_min"]).sum(0)
-        assert counts.tolist() == [2 * HEADS, 2 * HEADS]
+        assert call.tally.read() == {"clamped": {"dc.w_min": (2 * HEADS, 2 * HEADS)}}
 
 
 def test_what_the_core_must_provide() -> None:

@@ -1,0 +1,85 @@
+"""What the attention core asks of a method. A new method overrides `edit`, and what else differs from the defaults."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, ClassVar
+
+import torch
+
+from tdrs.attention.block import Block
+from tdrs.attention.call import Call
+from tdrs.attention.selection import Selection, check_selection
+from tdrs.settings import check_choice
+
+PHASES = ("both", "prefill", "decode")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Method:
+    """An edit of the logits before the softmax.
+
+    Args:
+        layers: the decoder layers that are edited: `all`, a list of numbers from 0, a range such as "4-17" (both ends
+            included), or a share of the depth such as "28%-46%" (the layers whose middle lies in it, at least one).
+        heads: the query heads that are edited, in the same forms. The other heads keep their logits.
+        phase: `prefill`: only while the prompt is read; `decode`: only in calls that add one token to a filled cache;
+            `both`.
+
+    Raises:
+        SettingError: a value is not allowed.
+    """
+
+    layers: Selection = "all"
+    heads: Selection = "all"
+    phase: str = "both"
+
+    # What a user can do if the model cannot provide a need, or if a prompt in `pieces` changes the result. The text
+    # becomes the end of the message.
+    advice: ClassVar[Mapping[str, str]] = {}
+
+    def __post_init__(self) -> None:
+        check_choice("phase", self.phase, PHASES)
+        for name in ("layers", "heads"):
+            object.__setattr__(self, name, check_selection(name, getattr(self, name)))
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """What `edit` reads from a call besides queries and keys: any of `rotation`, `positions`, `roles`."""
+        return frozenset()
+
+    @property
+    def active(self) -> bool:
+        """Whether these settings edit anything. If not, the stock model runs, bit for bit."""
+        return True
+
+    @property
+    def last_row_only(self) -> bool:
+        """Whether only the last row of each sample is edited. PyTorch's own attention then computes the others."""
+        return False
+
+    @property
+    def reads_whole_map(self) -> bool:
+        """Whether a row's edit depends on other rows of the same call. The result then depends on how a prompt is cut
+        into calls."""
+        return type(self).statistics is not Method.statistics
+
+    @property
+    def row_local(self) -> bool:
+        """Whether a row's edit depends only on that row's past. Prompts can then share the work for their beginning."""
+        return not self.reads_whole_map and not self.last_row_only
+
+    @property
+    def effective(self) -> dict[str, Any]:
+        """The settings that decide the edit, by name. They are equal for settings that edit alike."""
+        return {"method": type(self).__name__, **asdict(self)} if self.active else {}
+
+    def statistics(self, call: Call) -> object:
+        """What `edit` must know about the whole map. It is computed once before the first block."""
+        return None
+
+    def edit(self, block: Block, statistics: object) -> torch.Tensor:
+        """The new logits of a block, (B, H, R, K), float32. `block.logits` must stay as they are.
+
+        The core masks hidden pairs afterwards and restores the logits of heads that are not edited.
+        """
+        raise NotImplementedError
