@@ -16,8 +16,9 @@ from mlflow.tracking import MlflowClient
 
 import tdrs
 from tdrs import TDRS, Stock, benchmarks
-from tdrs.attention.call import Block
+from tdrs.attention.block import Block
 from tdrs.backbones import Backbone
+from tdrs.backbones.decoding import margin
 from tdrs.benchmarks import Benchmark, Record, mini_gqa, mini_pope, mini_scienceqa, mini_textvqa
 from tdrs.benchmarks.benchmark import mean_score
 from tdrs.configuration import run
@@ -110,10 +111,10 @@ def test_margin_of_an_open_question_is_against_any_other_token(mini_llava: Backb
     benchmark = benchmarks.from_settings({"name": "mini_gqa"})
     (sample,) = benchmarks.load(benchmark, "tuning", 1)
     logs = torch.full((len(mini_llava.processor.tokenizer),), -9.0)
-    (gold,) = mini_llava._first_tokens("red")
+    (gold,) = mini_llava.first_tokens("red")
     logs[gold], logs[gold + 1] = -1.0, -3.0
-    assert mini_llava._margin(replace(sample, gold="red"), logs) == 2.0
-    assert mini_llava._margin(replace(sample, gold="red", options=("red", "blue")), logs) == 8.0
+    assert margin(replace(sample, gold="red"), logs, mini_llava.first_tokens) == 2.0
+    assert margin(replace(sample, gold="red", options=("red", "blue")), logs, mini_llava.first_tokens) == 8.0
 
 
 def test_bad_input_ends_with_code_2_before_a_model_is_loaded(tmp_path: Path) -> None:

@@ -1,6 +1,6 @@
-"""Is a model's folder whole? Files that are cut off, pointers to files, and tensors that are missing, by name.
+"""Checks of a model's folder: truncated files, pointers instead of files, and missing tensors are named.
 
-transformers fills a tensor that a checkpoint lacks with random numbers, and says so in a log that nobody reads.
+transformers fills a tensor that is missing from a checkpoint with random numbers, and says so only in a log.
 """
 
 import json
@@ -14,28 +14,29 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
+from tdrs.backbones.families import family_of
 from tdrs.settings import first_line
 
-# What transformers reads as JSON of a folder; other JSON files in it are of no matter.
+# The files of a folder that transformers reads as JSON; other JSON files do not matter.
 READ = (
     "config.json", "generation_config.json", "preprocessor_config.json", "processor_config.json", "tokenizer.json",
     "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "chat_template.json", "vocab.json",
     "model.safetensors.index.json",
 )  # fmt: skip
 LFS = b"version https://git-lfs"
-# Buffers that earlier versions saved and present ones compute; a checkpoint may have them.
+# Buffers that earlier versions saved and current ones compute; a checkpoint may have them.
 COMPUTED = re.compile(r"(^|\.)(position_ids|rotary_emb\.inv_freq)$")
 
 
 class Incomplete(ValueError):
-    """A model's folder, or what was loaded from it, lacks something; the message says what, in one line."""
+    """Something is missing from a model's folder or from the loaded model; the message names it in one line."""
 
 
 def check_files(folder: Path, whole: bool = True) -> None:
-    """Raises Incomplete if a file of a model's folder is missing, cut off, garbled, or a pointer to another.
+    """Raises Incomplete if a file of a model's folder is missing, truncated, garbled, or a pointer to another file.
 
     Args:
-        whole: every file must be there; into a folder of the hub's cache they are downloaded one by one.
+        whole: whether every file must be there. In the hub's cache, files arrive one by one.
     """
     for path in sorted(path for path in folder.iterdir() if path.is_file() and not path.name.startswith(".")):
         with path.open("rb") as file:
@@ -76,7 +77,7 @@ def _json(path: Path) -> dict[str, Any]:
 
 
 def _tensors(path: Path) -> set[str]:
-    """The names in a file of weights, whose size must be what its header says."""
+    """The names of the tensors in a file, whose size must be the one in its header."""
     size = path.stat().st_size
     with path.open("rb") as file:
         start = file.read(8)
@@ -95,30 +96,30 @@ def _tensors(path: Path) -> set[str]:
 
 
 def _check_shards(folder: Path, index: Any, whole: bool) -> None:
-    """Every file that an index names is there, with the tensors that the index says it has."""
-    places: dict[str, set[str]] = {}
+    """Every file that an index names must be there, with the tensors that the index assigns to it."""
+    files: dict[str, set[str]] = {}
     try:
         for name, file in index["weight_map"].items():
-            places.setdefault(file, set()).add(name)
+            files.setdefault(file, set()).add(name)
     except (KeyError, TypeError, AttributeError) as error:
         raise Incomplete("model.safetensors.index.json has no weight_map") from error
-    gone = sorted(file for file in places if not (folder / file).is_file())
-    if any(Path(file).name != file for file in places):  # the fingerprint is of the folder's own files
+    gone = sorted(file for file in files if not (folder / file).is_file())
+    if any(Path(file).name != file for file in files):  # the fingerprint covers only the folder's own files
         raise Incomplete("model.safetensors.index.json names files outside of the folder")
     if gone and whole:
-        raise Incomplete(f"{named(gone)} of {len(places)} files of weights missing")
-    for file in sorted(places.keys() - set(gone)):
-        names = places[file]
+        raise Incomplete(f"{named(gone)} of {len(files)} files of weights missing")
+    for file in sorted(files.keys() - set(gone)):
+        names = files[file]
         lacking = names - _tensors(folder / file)
         if lacking:
             raise Incomplete(f"{file} lacks {named(lacking)}, which the index says it has")
 
 
 def check_tensors(info: Any) -> None:
-    """Raises Incomplete unless all tensors were loaded, and only those.
+    """Raises Incomplete unless exactly the model's tensors were loaded.
 
     Args:
-        info: what `from_pretrained(output_loading_info=True)` says.
+        info: the loading info of `from_pretrained(output_loading_info=True)`.
     """
     wrong = [
         ("lacks", set(info["missing_keys"])),
@@ -132,14 +133,14 @@ def check_tensors(info: Any) -> None:
 
 
 def check_values(model: PreTrainedModel) -> None:
-    """Raises Incomplete if a weight holds NaN or an infinite number, or a matrix nothing but zeros.
+    """Raises Incomplete if a weight contains NaN or an infinite number, or a matrix contains only zeros.
 
-    Zeros are what a download leaves that took its place on the disk and was broken off.
+    A download that reserves its space on the disk and is then interrupted leaves zeros.
     """
     matrices = {f"{name}.weight" for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)}
     broken, empty = [], []
     for name, weight in model.named_parameters():
-        if weight.is_meta or not weight.numel():  # on the meta device are those that `spread` keeps on the disk
+        if weight.is_meta or not weight.numel():  # `spread` keeps those on the meta device on the disk
             continue
         low, high = (float(end) for end in weight.detach().aminmax())
         if not (math.isfinite(low) and math.isfinite(high)):
@@ -153,7 +154,7 @@ def check_values(model: PreTrainedModel) -> None:
 
 
 def check_processor(processor: Any, config: Any) -> None:
-    """Raises Incomplete if a tokenizer or a processor is of another model than the configuration."""
+    """Raises Incomplete if the tokenizer or the processor belongs to another model than the configuration."""
     if processor.image_token_id != config.image_token_id:
         token = f"{processor.image_token!r}, {processor.image_token_id},"
         raise Incomplete(f"the tokenizer's image token is {token} and {config.image_token_id} in config.json")
@@ -161,20 +162,13 @@ def check_processor(processor: Any, config: Any) -> None:
     if size > config.get_text_config().vocab_size:
         rows = config.get_text_config().vocab_size
         raise Incomplete(f"the tokenizer has {size} tokens, and vocab_size is {rows} in config.json")
-    vision: Any = config.vision_config
-    needed = {}
-    if config.model_type == "llava":
-        needed["patch_size"] = vision.patch_size
-    elif config.model_type == "internvl":
-        side = vision.image_size[0] // vision.patch_size[0] * config.downsample_ratio
-        needed["image_seq_length"] = int(side**2)
-    for name, value in needed.items():
+    for name, value in family_of(config.model_type).processor_values(config).items():
         given = getattr(processor, name)
         if given != value:
             raise Incomplete(f"{name} is {given} in processor_config.json, or by default, and the model needs {value}")
 
 
 def named(keys: Iterable[str]) -> str:
-    """Up to three names, and how many more there are."""
+    """Up to three names, and the number of the others."""
     ordered = sorted(keys)
     return ", ".join(ordered[:3]) + (f" and {len(ordered) - 3} more" if len(ordered) > 3 else "")

@@ -33,7 +33,8 @@ from transformers import (
 from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import GotOcr2ImageProcessorPil
 
 from tdrs import commands
-from tdrs.backbones.processors import InternVLImagesOnly, save_processor
+from tdrs.backbones.families.internvl import InternVLImagesOnly
+from tdrs.backbones.processors import save_processor
 from tdrs.entry_point import run_command
 from tdrs.settings import SettingError
 

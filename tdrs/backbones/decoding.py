@@ -1,15 +1,53 @@
-"""Greedy decoding that is watched: the first step's logits are kept, and a NaN at any step is noticed."""
+"""Greedy decoding: answers, their margins, and a check for NaN at every step."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from transformers import GenerationConfig, LogitsProcessor
 
+from tdrs.backbones.tokens import FirstTokens
+from tdrs.benchmarks.benchmark import Sample
 
-class Watch(LogitsProcessor):
-    """Sees the logits of every step and changes none.
 
-    Keeping the logits of all steps would take gigabytes with a large vocabulary.
+@dataclass(frozen=True)
+class Answer:
+    """A model's answer to one sample.
+
+    Attributes:
+        text: the decoded answer, stripped.
+        margin: log-odds of the gold answer's first token against the best other option's first token, at the first
+            answer position. In an open question, all other tokens count as options.
+    """
+
+    text: str
+    margin: float
+
+
+def margin(sample: Sample, logs: torch.Tensor, first_tokens: FirstTokens) -> float:
+    """The margin of a sample's gold answer; see `Answer`.
+
+    Args:
+        logs: log-probabilities of the first answer token, (vocabulary,).
+    """
+    gold = first_tokens(sample.gold)
+    best = float(logs[gold].max())
+    if sample.options:
+        others = [option for option in sample.options if option != sample.gold]
+        rest = [i for option in others for i in first_tokens(option)]
+        if set(gold) & set(rest):  # a space that all options begin with does not tell them apart
+            best = float(logs[first_tokens(sample.gold, blanks=False)].max())
+            rest = [i for option in others for i in first_tokens(option, blanks=False)]
+        return best - float(logs[rest].max()) if rest else best
+    logs = logs.clone()
+    logs[gold] = -torch.inf
+    return best - float(logs.max())
+
+
+class StepRecorder(LogitsProcessor):
+    """Reads the logits of every step and changes none.
+
+    It keeps those of the first step only: with a large vocabulary, those of all steps would take gigabytes.
 
     Attributes:
         first: log-probabilities at the first step, (samples, vocabulary), float32 on the CPU.
@@ -22,7 +60,7 @@ class Watch(LogitsProcessor):
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         if self.first is None:
             self.first = scores.float().log_softmax(dim=-1).cpu()
-        # −∞ rules a token out; NaN and +∞ are what is left of a calculation that failed
+        # −∞ excludes a token; NaN and +∞ come from a calculation that failed
         self._bad.append((scores.isnan() | (scores == torch.inf)).any(dim=-1))
         return scores
 
@@ -30,28 +68,28 @@ class Watch(LogitsProcessor):
         """Raises FloatingPointError if a logit was NaN or +∞ at a step that decided one of a sample's tokens.
 
         Args:
-            said: the tokens of the answers, (samples, steps), padding behind an end.
+            said: the tokens of the answers, (samples, steps), with padding after an end.
             ends: the tokens that end an answer; they belong to it.
-            names: of the samples.
+            names: the samples' names, for the message.
         """
         bad = torch.stack(self._bad, dim=1).to(said.device)
         ended = torch.isin(said, torch.tensor(ends, device=said.device)).long().cumsum(dim=1)
         running = torch.cat([torch.zeros_like(ended[:, :1]), ended[:, :-1]], dim=1) == 0
         wrong = (bad & running).nonzero().tolist()
         if wrong:
-            row, step = min(wrong, key=lambda place: place[1])
+            row, step = min(wrong, key=lambda found: found[1])
             count = len({row for row, _ in wrong})
             which = f"sample {names[row]}" if count == 1 else f"{count} samples ({names[row]}, …)"
             raise FloatingPointError(f"NaN in the logits of {which} at answer token {step + 1}")
 
 
 def greedy(config: GenerationConfig, ends: Sequence[int]) -> GenerationConfig:
-    """A generation configuration that is greedy, whatever a model's folder says: only its special tokens are kept.
+    """A greedy generation configuration, which keeps only the special tokens of a model's folder.
 
-    A folder may ask for sampling, penalties or tokens to suppress; a benchmark's answers would depend on them.
+    A folder may ask for sampling, penalties or suppressed tokens. A benchmark's answers must not depend on them.
 
     Args:
-        ends: tokens that end an answer beside those of the folder.
+        ends: tokens that end an answer, in addition to those of the folder.
     """
     known = config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id]
     all_ends = list(dict.fromkeys(end for end in (*known, *ends) if end is not None))

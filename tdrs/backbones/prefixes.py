@@ -1,8 +1,9 @@
-"""Beginnings that the prompts of a batch have in common: questions about one picture, after one text, read them once.
+"""Prompts of a batch that begin alike: the common beginning is read once.
 
-The prompts are left-padded, so all end in the last column; the shared beginnings are cut at one column, the same for
-all. Each different beginning is read once, and its keys and values are copied to all prompts that begin so, shifted to
-where these begin. That changes rounding and nothing else, if what a row attends to depends on its past alone.
+Questions about one picture, after one text, begin alike. Prompts are left-padded, so all end in the last column, and
+the beginnings are cut at one column for all prompts. Each distinct beginning is read once. Its keys and values are
+copied to all prompts that begin so, shifted to where each prompt begins. This changes rounding and nothing else, if a
+row's attention depends only on its past.
 """
 
 from collections.abc import Sequence
@@ -10,20 +11,25 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from transformers import PreTrainedModel
 
-WORTH = 1 / 8  # of a batch's tokens at least so many must be saved: a second forward pass costs something, too
-LEFT = 2  # tokens at least that are read afterwards: a single one would look like decoding
+from tdrs.attention.intervene import Session
+from tdrs.backbones.image_embeddings import ImageEncoder
+from tdrs.benchmarks.benchmark import Picture
+
+WORTH = 1 / 8  # the least share of a batch's tokens to save, because a second forward pass has a cost, too
+LEFT = 2  # the least number of tokens to read afterwards: a single one would look like decoding
 
 
 @dataclass(frozen=True)
 class Prefixes:
-    """The first C columns of N left-padded prompts, U of which differ.
+    """The first C columns of N left-padded prompts, which have U distinct beginnings.
 
     Attributes:
         first: the prompts whose beginnings are read, (U,).
-        like: for each prompt, which of `first` it begins like, (N,).
-        index: for each prompt's columns, the columns of that one which have the same tokens, (N, C); −1 in padding
-            that the other lacks.
+        like: for each prompt, the number in `first` of the prompt that it begins like, (N,).
+        index: for each column of each prompt, the column of that other prompt with the same token, (N, C); −1 in
+            padding that the other prompt does not have.
     """
 
     first: torch.Tensor
@@ -38,7 +44,7 @@ class Prefixes:
     def spread(self, cache: Any) -> None:
         """Copy the keys and values of `first`, (U, H, C, D) in each layer of a cache, to all prompts, in place.
 
-        They are copied as rows of D numbers, which is far faster than number by number.
+        They are copied as rows of D numbers, which is much faster than one number at a time.
         """
         heads = cache.layers[0].keys.shape[1]
         head = self.like[:, None] * heads + torch.arange(heads, device=self.like.device)
@@ -49,11 +55,11 @@ class Prefixes:
 
 
 def common(ids: torch.Tensor, mask: torch.Tensor, pictures: Sequence[str]) -> Prefixes | None:
-    """What prompts of one picture begin with alike, or None where that saves too little.
+    """The common beginnings of prompts about the same picture; None if they save too little.
 
     Args:
-        ids, mask: tokens and which are no padding, left-padded, (N, L).
-        pictures: what tells a prompt's picture from another, N of them.
+        ids, mask: the tokens, and which of them are not padding, left-padded, (N, L).
+        pictures: the digest of each prompt's picture, N of them.
     """
     count, length = ids.shape
     padding = (length - mask.sum(dim=1)).tolist()
@@ -74,3 +80,44 @@ def common(ids: torch.Tensor, mask: torch.Tensor, pictures: Sequence[str]) -> Pr
         return None
     index = (torch.arange(columns) - shift).clamp_min(-1)
     return Prefixes(torch.tensor(first, device=ids.device), like.to(ids.device), index.to(ids.device))
+
+
+def read_common(
+    model: PreTrainedModel,
+    images: ImageEncoder,
+    session: Session | None,
+    tokens: dict[str, Any],
+    pictures: Sequence[Picture],
+) -> dict[str, Any] | None:
+    """Read the common beginnings of a batch's prompts. Returns what `generate` takes to continue after them.
+
+    None means that there is no common beginning worth reading.
+
+    Args:
+        session: the session of the intervene block that the model is in; its method must be row-local.
+        tokens: the processor's tensors for the batch, left-padded.
+        pictures: the picture of each prompt.
+    """
+    ids, mask = tokens["input_ids"], tokens["attention_mask"]
+    prefixes = common(ids, mask, [picture.digest for picture in pictures])
+    if prefixes is None:
+        return None
+    first, columns = prefixes.first, prefixes.columns
+    image = ids == model.config.image_token_id
+    read = image[:, :columns].sum(dim=1).tolist()  # image tokens before the cut, which may go through an image
+    positions = model._prepare_position_ids_for_generation(ids, dict(tokens))  # type: ignore[operator]
+    cache = model(
+        input_ids=ids[first, :columns],
+        attention_mask=mask[first, :columns],
+        position_ids=positions[..., first, :columns],
+        mm_encoder_outputs=images.model_inputs([pictures[i] for i in first], [slice(read[i]) for i in first]),
+        use_cache=True,
+        logits_to_keep=1,
+    ).past_key_values
+    prefixes.spread(cache)
+    if session:
+        session.context.rearrange(prefixes.like, prefixes.index, cache)
+    given = {"input_ids": ids, "attention_mask": mask, "position_ids": positions, "past_key_values": cache}
+    if image[:, columns:].any():
+        given["mm_encoder_outputs"] = images.model_inputs(pictures, [slice(count, None) for count in read])
+    return given

@@ -1,4 +1,4 @@
-"""Text and the model's tokens: special tokens that a text spells out, and the first token of an answer."""
+"""Text and the model's tokens: special tokens that a text contains, and the first token of an answer."""
 
 import re
 from collections.abc import Sequence
@@ -9,33 +9,34 @@ from jinja2 import TemplateError
 
 from tdrs.settings import SettingError
 
-ANSWER = "A"  # stands for any
+ANSWER = "A"  # stands for any answer
 
 
 @lru_cache
 def _marks(tokenizer: Any) -> re.Pattern[str]:
-    """Matches every token that the tokenizer takes out of a text as a whole, such as `<image>` and `</s>`."""
+    """Matches every token that the tokenizer cuts out of a text as a whole, such as `<image>` and `</s>`."""
     added = {token.content for token in tokenizer.added_tokens_decoder.values()} | set(tokenizer.all_special_tokens)
     marks = sorted((text for text in added if len(text) > 1 and not text.isalnum() and text.strip()), key=len)
     return re.compile("|".join(map(re.escape, reversed(marks))) or r"(?!)")
 
 
-def holds_marks(tokenizer: Any, text: str) -> str:
-    """The first of the model's own tokens that a text spells out; "" for none."""
+def special_token_in(tokenizer: Any, text: str) -> str:
+    """The first of the model's own tokens that a text contains; "" if there is none."""
     found = _marks(tokenizer).search(text)
     return found[0] if found else ""
 
 
 def as_text(tokenizer: Any, text: str) -> str:
-    """A text that the model reads as text: a blank behind the first character breaks each of its own tokens in it.
+    """Change a text so that the model reads all of it as text.
 
-    A text without any is returned as it is.
+    In each of the model's own tokens, a space after the first character breaks the token. A text without such tokens
+    is returned unchanged.
 
     Raises:
-        SettingError: the tokenizer finds a special token all the same, for example one that is a plain word.
+        SettingError: the tokenizer still finds a special token, for example one that is a plain word.
     """
     broken = text
-    while holds_marks(tokenizer, broken):
+    while special_token_in(tokenizer, broken):
         broken = _marks(tokenizer).sub(lambda mark: f"{mark[0][0]} {mark[0][1:]}", broken)
     left = _special(tokenizer) & set(tokenizer.encode(broken, add_special_tokens=False))
     if left:
@@ -46,13 +47,13 @@ def as_text(tokenizer: Any, text: str) -> str:
 
 @lru_cache
 def _special(tokenizer: Any) -> frozenset[int]:
-    """Special tokens, but the one for unknown words."""
+    """The ids of all special tokens except the one for unknown words."""
     marked = {number for number, token in tokenizer.added_tokens_decoder.items() if token.special}
     return frozenset(marked | set(tokenizer.all_special_ids)) - {tokenizer.unk_token_id}
 
 
 def _asked(processor: Any, answer: str | None = None) -> str:
-    """A conversation up to where the model answers; or with an answer, as the chat template writes it."""
+    """A conversation in the chat template, up to where the model answers, or with an answer."""
     turns = [{"role": "user", "content": [{"type": "text", "text": "?"}]}]
     if answer is None:
         return str(processor.apply_chat_template(turns, add_generation_prompt=True))
@@ -62,7 +63,7 @@ def _asked(processor: Any, answer: str | None = None) -> str:
 
 
 def _told(processor: Any, answer: str) -> str:
-    """`_asked` with an answer; "" where the chat template takes none."""
+    """`_asked` with an answer; "" if the chat template does not accept one."""
     try:
         return _asked(processor, answer)
     except (TemplateError, TypeError, KeyError, ValueError):
@@ -70,9 +71,11 @@ def _told(processor: Any, answer: str) -> str:
 
 
 def _with_answer(processor: Any, answer: str) -> tuple[str, str]:
-    """What the model is asked, and the same with an answer: behind `ASSISTANT:` a blank is between, behind a line none.
+    """The prompt, and the prompt with an answer.
 
-    The template's own form of an answered turn says which; where it has another beginning, a blank follows a word.
+    After `ASSISTANT:` there is a space between the two, after a line break there is none. The template's own form of an
+    answered turn decides this. If that form does not begin like the prompt, a space separates them, unless the prompt
+    ends in white space.
     """
     asked = _asked(processor)
     told = _told(processor, answer)
@@ -83,13 +86,13 @@ def _with_answer(processor: Any, answer: str) -> tuple[str, str]:
 
 
 def first_tokens(processor: Any, answer: str, blanks: bool = True) -> list[int]:
-    """The tokens that a model's answer may begin with: as written, and with a capital.
+    """The tokens that a model's answer may begin with: the answer as written, and with a capital letter.
 
-    Prompt and answer are tokenized together: where an answer stands alone, its first token may be another one.
+    Prompt and answer are tokenized together, because the first token of an answer alone may be another one.
 
     Args:
-        blanks: whether the token may be a blank alone, as Llama's tokenizer has it before a number; else the first one
-            behind it.
+        blanks: whether the token may be a space alone, as Llama's tokenizer has it before a number. If not, the next
+            token counts.
     """
     tokenizer = processor.tokenizer
     text = as_text(tokenizer, answer.strip())
@@ -101,10 +104,24 @@ def first_tokens(processor: Any, answer: str, blanks: bool = True) -> list[int]:
     return list(dict.fromkeys(found)) or [tokenizer.eos_token_id]
 
 
-def ends(processor: Any) -> list[int]:
-    """The token that the chat template writes behind an answer, which ends it; the tokenizer's own where there is none.
+class FirstTokens:
+    """`first_tokens` of one processor, each computed once."""
 
-    A folder without generation_config.json may name another one, at which the model never stops.
+    def __init__(self, processor: Any) -> None:
+        self._processor = processor
+        self._known: dict[tuple[str, bool], list[int]] = {}
+
+    def __call__(self, answer: str, blanks: bool = True) -> list[int]:
+        """The tokens that an answer may begin with; see `first_tokens`."""
+        if (answer, blanks) not in self._known:
+            self._known[answer, blanks] = first_tokens(self._processor, answer, blanks)
+        return self._known[answer, blanks]
+
+
+def ends(processor: Any) -> list[int]:
+    """The token that ends an answer: the one that the chat template writes after it, else the tokenizer's own.
+
+    A folder without generation_config.json may name another token, at which the model never stops.
     """
     tokenizer = processor.tokenizer
     asked, told = _asked(processor), _told(processor, ANSWER)
@@ -117,11 +134,11 @@ def ends(processor: Any) -> list[int]:
 
 
 def _behind(tokenizer: Any, asked: str, told: str) -> Sequence[int]:
-    """The tokens of an answered prompt behind those of the prompt.
+    """The tokens of an answered prompt after those of the prompt.
 
-    Where the two do not begin alike, a token reaches over the border. The model has read the prompt's own tokens, so it
-    cannot say that one; it says those of the rest. A line break in front of the rest keeps the tokenizer from adding a
-    blank, as it does at the beginning of a text.
+    If the two do not begin alike, one token reaches over the border. The model has already read the prompt's own tokens,
+    so it cannot say that token; it says the tokens of the rest. A line break before the rest keeps the tokenizer from
+    adding a space, as it does at the beginning of a text.
     """
 
     def behind(begin: str, whole: str) -> list[int] | None:

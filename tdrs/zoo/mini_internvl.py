@@ -10,7 +10,7 @@ from typing import Any
 from transformers import InternVLConfig, InternVLForConditionalGeneration, InternVLVisionConfig, LlamaConfig
 from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import GotOcr2ImageProcessorPil
 
-from tdrs.backbones.processors import InternVLImagesOnly
+from tdrs.backbones.families.internvl import InternVLImagesOnly
 from tdrs.benchmarks import scenes
 from tdrs.zoo import words
 

@@ -10,7 +10,7 @@ from typing import Any
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
-from tdrs.backbones.processors import Qwen2_5_VLImagesOnly
+from tdrs.backbones.families.qwen2_5_vl import Qwen2_5_VLImagesOnly
 from tdrs.benchmarks import scenes
 from tdrs.zoo import words
 

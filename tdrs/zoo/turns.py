@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 from torch.utils.data import Dataset
 
-from tdrs.backbones.huggingface import insert_before_image
+from tdrs.backbones.prompt_encoder import insert_before_image
 from tdrs.benchmarks import mini_gqa, mini_pope, mini_textvqa, prompts
 from tdrs.benchmarks.embedded import SEEDS
 from tdrs.benchmarks.filler import filler

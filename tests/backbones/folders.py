@@ -11,7 +11,9 @@ from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import GotOcr2Im
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from tdrs import benchmarks
-from tdrs.backbones.processors import InternVLImagesOnly, Qwen2_5_VLImagesOnly, save_processor
+from tdrs.backbones.families.internvl import InternVLImagesOnly
+from tdrs.backbones.families.qwen2_5_vl import Qwen2_5_VLImagesOnly
+from tdrs.backbones.processors import save_processor
 from tdrs.zoo import mini_internvl, mini_llava, mini_qwen2_5_vl
 from tests.attention.architectures import ARCHITECTURES
 

@@ -182,7 +182,7 @@ def test_the_native_model_computes_what_the_original_does(converted: tuple[Weigh
         [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": sample.prompt}]}],
         add_generation_prompt=True,
     )
-    inputs = backbone.processor(text=[text], images=[wide], return_tensors="pt", **backbone._image_kwargs)
+    inputs = backbone.processor(text=[text], images=[wide], return_tensors="pt", **backbone.prompts.image_kwargs)
     assert len(inputs["pixel_values"]) == 3  # two tiles and the thumbnail
     with torch.inference_mode():
         native = backbone.model(**inputs).logits[0].double()

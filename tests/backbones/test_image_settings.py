@@ -26,17 +26,17 @@ def sample(width: int = 128, height: int = 32) -> Sample:
     ("kind", "image"),
     [("llava", {"do_pad": True}), ("internvl", {"max_patches": 1}), ("qwen2_5_vl", {"min_pixels": 65536})],
 )
-def test_settings_reach_the_processor_and_the_features(kind: str, image: dict[str, object], tmp_path: Path) -> None:
+def test_settings_reach_the_processor_and_the_embeddings(kind: str, image: dict[str, object], tmp_path: Path) -> None:
     folder = write(kind, tmp_path / kind)
     usual, other = load(folder, kind), load(folder, kind, image=image)
     assert usual.settings.decisive != other.settings.decisive
     with torch.inference_mode():
         ids = [b.inputs([sample()])["input_ids"] for b in (usual, other)]
         pixels = [b.inputs([sample()])["pixel_values"] for b in (usual, other)]
-        features = [b._look(sample().picture) for b in (usual, other)]
+        embeddings = [b.images.encode(sample().picture) for b in (usual, other)]
     assert pixels[0].shape != pixels[1].shape or not torch.equal(*pixels)
-    assert features[0].shape != features[1].shape or not torch.equal(*features)
-    for tokens, found, backbone in zip(ids, features, (usual, other), strict=True):
+    assert embeddings[0].shape != embeddings[1].shape or not torch.equal(*embeddings)
+    for tokens, found, backbone in zip(ids, embeddings, (usual, other), strict=True):
         assert int((tokens == backbone.model.config.image_token_id).sum()) == len(found)
 
 

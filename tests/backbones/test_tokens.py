@@ -15,9 +15,11 @@ from transformers import LlamaTokenizer, PreTrainedTokenizerFast
 from tdrs import Stock, backbones, benchmarks
 from tdrs.backbones import Backbone
 from tdrs.backbones.backbone_settings import EMBEDDED, BackboneSettings
-from tdrs.backbones.decoding import Watch
+from tdrs.backbones.decoding import StepRecorder, margin
+from tdrs.backbones.families import Family
 from tdrs.backbones.processors import load_processor
-from tdrs.backbones.tokens import as_text, first_tokens, holds_marks
+from tdrs.backbones.prompt_encoder import PromptEncoder
+from tdrs.backbones.tokens import FirstTokens, as_text, first_tokens, special_token_in
 from tdrs.configuration import compose, plain
 from tdrs.evaluation import evaluate
 from tdrs.settings import SettingError
@@ -131,14 +133,13 @@ def test_a_number_begins_with_the_blank_that_the_model_says() -> None:
 
 def test_options_that_begin_with_one_blank_are_told_apart_behind_it() -> None:
     made = processor(sentencepiece("first"), LLAVA)
-    backbone = SimpleNamespace(processor=made, _first={})
-    backbone._first_tokens = lambda answer, blanks=True: Backbone._first_tokens(backbone, answer, blanks)
+    tokens = FirstTokens(made)
     sample = benchmarks.load(benchmarks.from_settings({"name": "mini_pope"}), "tuning", 8)[0]
     logs = torch.full((len(made.tokenizer),), -9.0)
     blank, four, two = made.tokenizer.convert_tokens_to_ids(["▁", "4", "2"])
     logs[blank], logs[four], logs[two] = -0.1, -3.0, -5.0
-    assert Backbone._margin(backbone, replace(sample, gold="4", options=("4", "2")), logs) == 2.0
-    assert Backbone._margin(backbone, replace(sample, gold="4", options=()), logs) == pytest.approx(2.9)
+    assert margin(replace(sample, gold="4", options=("4", "2")), logs, tokens) == 2.0
+    assert margin(replace(sample, gold="4", options=()), logs, tokens) == pytest.approx(2.9)
 
 
 def test_a_token_over_the_border_is_not_read() -> None:
@@ -255,7 +256,7 @@ def test_text_without_marks_is_returned_as_it_is() -> None:
     made = processor(byte_level(), CHATML).tokenizer
     for text in ("a < b", "<b>bold</b>", "[image]", "im_end", "", "< image>"):
         assert as_text(made, text) == text
-        assert holds_marks(made, text) == ""
+        assert special_token_in(made, text) == ""
     assert as_text(made, "see <image>!") == "see < image>!"
 
 
@@ -265,9 +266,10 @@ def test_llavas_prompt_is_its_own_evaluations() -> None:
         {**plain(compose("evaluate", ["backbone=llava_1_5_7b"]))["backbone"], "device": "cpu"}
     )
     made = processor(byte_level(), LLAVA)
-    asked = SimpleNamespace(settings=settings, processor=SimpleNamespace(**vars(made), image_token="<image>"))
+    processors = SimpleNamespace(**vars(made), image_token="<image>")
+    asked = PromptEncoder(settings, SimpleNamespace(), processors, Family())
     sample = benchmarks.load(benchmarks.from_settings({"name": "mini_pope"}), "tuning", 8)[0]
-    assert Backbone._text(asked, sample) == (
+    assert asked._text(sample) == (
         "A chat between a curious user and an artificial intelligence assistant. The assistant gives helpful, "
         f"detailed, and polite answers to the user's questions. USER: <image>\n{sample.prompt} ASSISTANT:"
     )
@@ -288,17 +290,17 @@ def test_a_nan_counts_at_every_step_that_decides_a_token() -> None:
         ((fine, fine, step([0.0, 1.0], [nan, 1.0])), 3, "sample b"),
         ((fine, step([nan, 1.0], [nan, 1.0]), fine), 2, "2 samples"),
     ):
-        watch = Watch()
+        recorder = StepRecorder()
         for logits in bad:
-            assert watch(ids, logits) is logits
+            assert recorder(ids, logits) is logits
         with pytest.raises(FloatingPointError, match=f"NaN in the logits of {names}.* at answer token {number}"):
-            watch.check(said, [2], ["a", "b"])
-    watch = Watch()
+            recorder.check(said, [2], ["a", "b"])
+    recorder = StepRecorder()
     for logits in (fine, step([-inf, 1.0], [0.0, 1.0]), step([nan, nan], [0.0, 1.0])):  # sample a has ended
-        watch(ids, logits)
-    watch.check(said, [2], ["a", "b"])
-    assert watch.first is not None
-    assert torch.allclose(watch.first, fine.log_softmax(dim=-1))
+        recorder(ids, logits)
+    recorder.check(said, [2], ["a", "b"])
+    assert recorder.first is not None
+    assert torch.allclose(recorder.first, fine.log_softmax(dim=-1))
 
 
 @pytest.mark.parametrize("name", MARKS)

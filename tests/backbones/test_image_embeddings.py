@@ -1,4 +1,4 @@
-"""Pictures' features on disk: seen once, equal to what the whole model sees, bounded, no matter if they are lost."""
+"""Image embeddings on disk: computed once, equal to what the whole model computes, limited in size, safe to lose."""
 
 import os
 from collections.abc import Sequence
@@ -13,7 +13,8 @@ from safetensors.torch import save_file
 
 from tdrs import Stock, backbones, benchmarks
 from tdrs.backbones import Backbone
-from tdrs.backbones.features import Features
+from tdrs.backbones.image_embeddings import EmbeddingStore, ImageEncoder
+from tdrs.backbones.prompt_encoder import PromptEncoder, TokenCache
 from tdrs.benchmarks.benchmark import Sample
 from tdrs.configuration import compose, plain
 from tdrs.evaluation import evaluate
@@ -21,13 +22,13 @@ from tdrs.evaluation import evaluate
 MODELS = ["mini_llava", "mini_internvl", "mini_qwen2_5_vl"]
 
 
-def load(name: str, features: Features | None = None) -> Backbone:
+def load(name: str, store: EmbeddingStore | None = None) -> Backbone:
     config = plain(compose("evaluate", [f"backbone={name}"]))
-    return backbones.load(backbones.from_settings(config["backbone"]), features)
+    return backbones.load(backbones.from_settings(config["backbone"]), store)
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_features_in_place_of_pixels_give_the_same_logits(name: str) -> None:
+def test_embeddings_in_place_of_pixels_give_the_same_logits(name: str) -> None:
     backbone = load(name)
     benchmark = benchmarks.from_settings({"name": "mini_pope", "gap": 3})
     samples = benchmarks.load(benchmark, "tuning", 8, backbone.settings.prompt_style)
@@ -35,7 +36,7 @@ def test_features_in_place_of_pixels_give_the_same_logits(name: str) -> None:
     with torch.inference_mode():
         whole = backbone.model(**inputs).logits
         del inputs["pixel_values"]
-        seen = backbone._seen([sample.picture for sample in samples])
+        seen = backbone.images.model_inputs([sample.picture for sample in samples])
         parts = backbone.model(**inputs, mm_encoder_outputs=seen).logits
     torch.testing.assert_close(parts, whole, atol=2e-4, rtol=1e-4)
 
@@ -43,61 +44,61 @@ def test_features_in_place_of_pixels_give_the_same_logits(name: str) -> None:
 @pytest.mark.parametrize("name", MODELS)
 def test_records_do_not_depend_on_what_was_kept(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     benchmark = benchmarks.from_settings({"name": "mini_gqa", "gap": 3})
-    plain_one, kept = load(name), load(name, Features(tmp_path, 1 << 30))
+    plain_one, kept = load(name), load(name, EmbeddingStore(tmp_path, 1 << 30))
     samples = benchmarks.load(benchmark, "tuning", 10, kept.settings.prompt_style)
     expected = evaluate(plain_one, benchmark, samples, Stock(), batch_size=4).records
     assert evaluate(kept, benchmark, samples[:4], Stock(), batch_size=4).records == expected[:4]
     assert evaluate(kept, benchmark, samples, Stock(), batch_size=4).records == expected
     assert len(list(tmp_path.glob("*/*.safetensors"))) == len({sample.picture.digest for sample in samples})
 
-    again = load(name, Features(tmp_path, 1 << 30))
-    monkeypatch.setattr(Backbone, "_look", lambda *_: pytest.fail("looked again"))
+    again = load(name, EmbeddingStore(tmp_path, 1 << 30))
+    monkeypatch.setattr(ImageEncoder, "encode", lambda *_: pytest.fail("computed again"))
     assert evaluate(again, benchmark, samples, Stock(), batch_size=4).records == expected
 
 
 def test_the_least_recently_used_go_first(tmp_path: Path) -> None:
-    features = Features(tmp_path, 5000).of({"weights": "a"})
-    assert features is not None
+    store = EmbeddingStore(tmp_path, 5000).of({"weights": "a"})
+    assert store is not None
     for number in range(4):  # some 1100 bytes each
-        features.put(str(number), torch.full((16, 16), float(number)))
-        os.utime(features._path(str(number)), (number, number))
-    assert features.get("0") is not None  # used now
-    features.put("4", torch.zeros(16, 16))
-    assert features.get("1") is None
-    assert torch.equal(features.get("0"), torch.zeros(16, 16))
+        store.put(str(number), torch.full((16, 16), float(number)))
+        os.utime(store._path(str(number)), (number, number))
+    assert store.get("0") is not None  # used now
+    store.put("4", torch.zeros(16, 16))
+    assert store.get("1") is None
+    assert torch.equal(store.get("0"), torch.zeros(16, 16))
     assert sum(path.stat().st_size for path in tmp_path.glob("*/*")) <= 5000
 
 
 def test_models_and_dtypes_share_nothing(tmp_path: Path) -> None:
-    first, second = (Features(tmp_path, 1 << 20).of({"weights": "a", "dtype": d}) for d in ("float32", "bfloat16"))
+    first, second = (EmbeddingStore(tmp_path, 1 << 20).of({"weights": "a", "dtype": d}) for d in ("float32", "bfloat16"))
     first.put("p", torch.ones(2, 2))
     assert second.get("p") is None
     assert first.get("p") is not None
 
 
 def test_a_damaged_file_is_made_again(tmp_path: Path) -> None:
-    features = Features(tmp_path, 1 << 20).of({"weights": "a"})
-    features.put("p", torch.ones(2, 2))
-    features._path("p").write_bytes(b"torn")
-    assert features.get("p") is None
+    store = EmbeddingStore(tmp_path, 1 << 20).of({"weights": "a"})
+    store.put("p", torch.ones(2, 2))
+    store._path("p").write_bytes(b"torn")
+    assert store.get("p") is None
 
 
 def test_nothing_is_kept_with_a_bound_of_0(tmp_path: Path) -> None:
-    assert Features(tmp_path, 0).of({}) is None
+    assert EmbeddingStore(tmp_path, 0).of({}) is None
 
 
 def test_tokens_of_a_batch_are_prepared_once(mini_llava: Backbone, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every trial asks the same batches; another prompt, or another picture, is another batch."""
     samples = benchmarks.load(benchmarks.from_settings({"name": "mini_scienceqa", "gap": 9}), "tuning", 4)
     asked: list[int] = []
-    inputs = Backbone.inputs
+    inputs = PromptEncoder.inputs
 
-    def count(self: Backbone, samples: Sequence[Sample]) -> Any:
+    def count(self: PromptEncoder, samples: Sequence[Sample]) -> Any:
         asked.append(len(samples))
         return inputs(self, samples)
 
-    monkeypatch.setattr(Backbone, "inputs", count)
-    fresh = replace(mini_llava, _prepared={})
+    monkeypatch.setattr(PromptEncoder, "inputs", count)
+    fresh = replace(mini_llava, tokens=TokenCache())
     first, second = (fresh.answer(samples, "scienceqa") for _ in range(2))
     assert first == second
     assert asked == [4]
@@ -112,10 +113,10 @@ def test_tokens_of_a_batch_are_prepared_once(mini_llava: Backbone, monkeypatch: 
     "damage",
     ["bit", "zeros", "dtype", "shape", "cut", "empty", "nul", "another picture", "another model", "no checksum"],
 )
-def test_damaged_features_are_set_aside(
+def test_damaged_embeddings_are_set_aside(
     damage: str, dtype: torch.dtype, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    model, other = (Features(tmp_path, 1 << 30).of({"weights": name}) for name in "ab")
+    model, other = (EmbeddingStore(tmp_path, 1 << 30).of({"weights": name}) for name in "ab")
     assert model is not None
     assert other is not None
     tensor = torch.arange(24, dtype=dtype).reshape(4, 6)

@@ -1,0 +1,89 @@
+"""Samples as a model's processor encodes them: the text of the prompt, its tokens and the pixels of its picture."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from PIL import Image
+from transformers import PreTrainedModel
+
+from tdrs.backbones.backbone_settings import BackboneSettings
+from tdrs.backbones.families import FAMILIES, Family
+from tdrs.backbones.tokens import as_text, special_token_in
+from tdrs.benchmarks.benchmark import Picture, Sample
+
+CACHED_BATCHES = 4096
+
+
+def insert_before_image(before: str, text: str, processor: Any) -> str:
+    """A prompt with `before` right before the image. A template (LLaVA's) may move it elsewhere in the turn."""
+    if not before:
+        return text
+    marks = (processor.image_token, *(family.image_opening for family in FAMILIES.values() if family.image_opening))
+    start = min(text.index(mark) for mark in marks if mark in text)
+    return f"{text[:start]}{before}{text[start:]}"
+
+
+@dataclass
+class PromptEncoder:
+    """A model's processor with the settings for pictures and prompts."""
+
+    settings: BackboneSettings
+    model: PreTrainedModel
+    processor: Any
+    family: Family
+
+    @property
+    def image_kwargs(self) -> dict[str, Any]:
+        """What calls of the processor receive for the picture settings."""
+        return self.family.image_kwargs(self.processor, self.settings.image)
+
+    def open(self, picture: Picture) -> Image.Image:
+        """A picture's pixels, as the processor receives them."""
+        chosen = self.settings.transparency
+        return picture.open(self.family.transparency if chosen == "family" else chosen)
+
+    def special_token_in(self, sample: Sample) -> str:
+        """The first of the model's own special tokens that a sample's text contains; "" if there is none."""
+        return special_token_in(self.processor.tokenizer, f"{sample.before}\n{sample.prompt}")
+
+    def inputs(self, samples: Sequence[Sample]) -> Any:
+        """The processor's tensors for a batch, left-padded, on the model's device.
+
+        If a sample's text contains the model's own special tokens, the model reads them as text; see `as_text`.
+        """
+        images = [self.open(sample.picture) for sample in samples]
+        texts = [self._text(sample) for sample in samples]
+        given = {"return_tensors": "pt", "padding": True, "padding_side": "left", **self.image_kwargs}
+        batch = self.processor(text=texts, images=images, **given)
+        return batch.to(self.model.device, dtype=self.model.dtype)
+
+    def _text(self, sample: Sample) -> str:
+        """The prompt in the chat template, up to where the model answers."""
+        before, prompt = (as_text(self.processor.tokenizer, text) for text in (sample.before, sample.prompt))
+        turns: list[dict[str, Any]] = []
+        if self.settings.system is not None:
+            system = as_text(self.processor.tokenizer, self.settings.system)
+            turns.append({"role": "system", "content": [{"type": "text", "text": system}]})
+        turns.append({"role": "user", "content": [{"type": "image"}, {"type": "text", "text": prompt}]})
+        text = self.processor.apply_chat_template(turns, add_generation_prompt=True)
+        return insert_before_image(before, text, self.processor)
+
+
+class TokenCache:
+    """The tokens of batches, for the next trial, which asks the same batches.
+
+    Preparing pictures only to count their tokens takes as long as a small model's answer.
+    """
+
+    def __init__(self) -> None:
+        self._batches: dict[tuple[tuple[str, str, str], ...], dict[str, Any]] = {}
+
+    def get(self, samples: Sequence[Sample], inputs: Callable[[Sequence[Sample]], Any]) -> dict[str, Any]:
+        """The result of `inputs` for a batch, without the pixels."""
+        key = tuple((sample.before, sample.prompt, sample.picture.digest) for sample in samples)
+        if key not in self._batches:
+            if len(self._batches) == CACHED_BATCHES:
+                self._batches.clear()
+            self._batches[key] = {name: x for name, x in inputs(samples).items() if name != "pixel_values"}
+        return self._batches[key]
