@@ -40,7 +40,7 @@ def record_weights(backbone: Backbone, samples: Sequence[Sample], method: Method
             return execute(call, intervention)
 
         session.execute = record
-        backbone.model(**backbone.seen(samples), use_cache=False)
+        backbone.model(**backbone.model_inputs(samples), use_cache=False)
     return recorded
 
 

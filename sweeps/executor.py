@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from tdrs import backbones
 from tdrs.backbones import Backbone, BackboneSettings
-from tdrs.backbones.features import Features
+from tdrs.backbones.image_embeddings import EmbeddingStore
 from tdrs.evaluation import complete
 from tdrs.settings import SettingError, check_choice, check_number
 from tdrs.stopping import Stop
@@ -135,7 +135,7 @@ def measure(
 class Inline:
     """Runs jobs in this process, one after the other, and keeps one model."""
 
-    def __init__(self, results: Results, progress: Progress, stop: Stop, features: Features | None) -> None:
+    def __init__(self, results: Results, progress: Progress, stop: Stop, features: EmbeddingStore | None) -> None:
         self._results = results
         self._progress = progress
         self._stop = stop

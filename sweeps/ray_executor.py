@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from tdrs.backbones.features import Features
+from tdrs.backbones.image_embeddings import EmbeddingStore
 from tdrs.evaluation import gib, other_metrics
 from tdrs.records import Records
 from tdrs.results import asked_of
@@ -46,7 +46,7 @@ class Worker:
         self._results = Results(Store(self._records), time.time())
         self._progress = Progress()
         self._stop = Stop()
-        features = Features(Path(config["output"]) / "features", gib(config["features_gib"]))
+        features = EmbeddingStore(Path(config["output"]) / "features", gib(config["features_gib"]))
         self._executor = Inline(self._results, self._progress, self._stop, features)
         self._seen = 0
 

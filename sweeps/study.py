@@ -23,7 +23,7 @@ from optuna.storages import BaseStorage
 from tqdm import tqdm
 
 from tdrs import checked_file
-from tdrs.backbones.features import Features
+from tdrs.backbones.image_embeddings import EmbeddingStore
 from tdrs.checked_file import Damaged
 from tdrs.configuration import check
 from tdrs.environment import environment
@@ -98,7 +98,7 @@ class Study:
         self.progress = Progress()
         self._stop = stop or Stop()
         self._show = bar
-        features = Features(output / "features", gib(config["features_gib"]))
+        features = EmbeddingStore(output / "features", gib(config["features_gib"]))
         self._executor: Executor = (
             RayExecutor(config, self.results, self.progress)
             if config["workers"]["name"] == "ray"

@@ -24,7 +24,7 @@ from tdrs import backbones
 from tdrs.analysis.figure import span
 from tdrs.attention.intervene import intervene
 from tdrs.backbones import Backbone
-from tdrs.backbones.features import Features
+from tdrs.backbones.image_embeddings import EmbeddingStore
 from tdrs.benchmarks import Sample
 from tdrs.commands import command
 from tdrs.configuration import plain, run, typed
@@ -62,7 +62,7 @@ def examine(values: Mapping[str, Any]) -> Iterator[Finding]:
     """
     check_number("samples", values["samples"], 1, whole=True)
     output = Path(values["output"])
-    features = Features(output / "features", gib(values["features_gib"]))
+    features = EmbeddingStore(output / "features", gib(values["features_gib"]))
     planned = plan({**values, "split": "held_out", "limit": None})
     yield _files(planned)
     asked = {name: value for name, value in values.items() if name != "samples"}
@@ -76,7 +76,7 @@ def examine(values: Mapping[str, Any]) -> Iterator[Finding]:
     yield _model(planned, backbone, time.perf_counter() - start)
     batch = samples[: values["batch_size"]]
     yield _prompt(backbone, batch[0])
-    look = timed(lambda: backbone.seen(batch))  # the vision tower's part, unless features were kept before
+    look = timed(lambda: backbone.model_inputs(batch))  # the vision tower's part, unless features were kept before
     yield _tokens(backbone, batch)
     yield _off(backbone, batch)
     rates, finding = _cost(backbone, planned, batch)
@@ -140,9 +140,9 @@ def _prompt(backbone: Backbone, sample: Sample) -> Finding:
 
 
 def _tokens(backbone: Backbone, batch: Sequence[Sample]) -> Finding:
-    inputs = backbone.seen(batch)
+    inputs = backbone.model_inputs(batch)
     counted = (inputs["input_ids"] == backbone.model.config.image_token_id).sum(dim=1).tolist()
-    made = [backbone.features_of(sample.picture).shape[0] for sample in batch]
+    made = [backbone.image_embeddings(sample.picture).shape[0] for sample in batch]
     lengths = inputs["attention_mask"].sum(dim=1).tolist()
     left = bool(inputs["attention_mask"][:, -1].all())
     lines = [
@@ -155,7 +155,7 @@ def _tokens(backbone: Backbone, batch: Sequence[Sample]) -> Finding:
 
 @torch.inference_mode()
 def _off(backbone: Backbone, batch: Sequence[Sample]) -> Finding:
-    inputs = backbone.seen(batch)
+    inputs = backbone.model_inputs(batch)
     stock = backbone.model(**inputs).logits
     with intervene(backbone.model, TDRS(sd=False, dc=None, re=None)):
         off = backbone.model(**inputs).logits
@@ -219,7 +219,7 @@ def _features(
     backbone: Backbone, samples: Sequence[Sample], study: Study, seconds: float, output: Path, bound: int
 ) -> Finding:
     """How large the pictures' features become, and the records."""
-    tensor = backbone.features_of(samples[0].picture)
+    tensor = backbone.image_embeddings(samples[0].picture)
     each = tensor.numel() * tensor.element_size()
     pictures = {sample.picture.digest for some in study.jobs.samples.values() for sample in some}
     whole = each * len(pictures)

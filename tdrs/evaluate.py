@@ -14,7 +14,7 @@ from omegaconf import DictConfig
 from tqdm import tqdm
 
 from tdrs import backbones
-from tdrs.backbones.features import Features
+from tdrs.backbones.image_embeddings import EmbeddingStore
 from tdrs.commands import command
 from tdrs.configuration import plain, run, typed
 from tdrs.evaluation import Plan, clamped_line, complete, gib, plan, shard_starts
@@ -36,7 +36,7 @@ def main_evaluate(config: DictConfig) -> None:
     names = [values[part]["name"] for part in ("backbone", "dataset", "intervention")]
     with stoppable() as stop, open_tracker(values["tracking"], output) as tracker:
         known = records.done(cache_key)
-        features = Features(output / "features", gib(values["features_gib"]))
+        features = EmbeddingStore(output / "features", gib(values["features_gib"]))
         size = planned.batch_size
         total = sum(min(size, len(samples) - start) for start in shard_starts(len(samples), size, shard))
         with (

@@ -24,7 +24,7 @@ from tdrs.attention.core import EXECUTIONS
 from tdrs.attention.intervene import intervene
 from tdrs.attention.selection import names_numbers, resolve
 from tdrs.backbones import Backbone, BackboneSettings
-from tdrs.backbones.huggingface import Answer
+from tdrs.backbones.decoding import Answer
 from tdrs.benchmarks import Benchmark, Record, Sample, Samples
 from tdrs.benchmarks.prompts import answer_length
 from tdrs.environment import environment
@@ -172,22 +172,26 @@ def run_batches(
                 replace(benchmark.score(answer.text, sample), margin=answer.margin)
                 for sample, answer in zip(batch, answers, strict=True)
             ]
-            clamped = session.tally.take().get("clamped", {})
-            marked = dict(Counter(filter(None, map(backbone.marks_of, batch))))
-            yield Batch(first, records, clamped, time.perf_counter() - begun, size, marked)
+            counts = session.tally.take()
+            clamped = counts.pop("clamped", {})
+            marked = dict(Counter(filter(None, map(backbone.special_token_in, batch))))
+            yield Batch(first, records, clamped, time.perf_counter() - begun, size, marked, counts)
 
 
 def summary(benchmark: Benchmark, samples: Sequence[Sample], batches: Sequence[Batch], batch_size: int) -> Evaluation:
     """The evaluation that the batches make together: metrics, notes and counts over all their records."""
     records = [record for batch in batches for record in batch.records]
-    clamped: Counts = {}
+    counts: dict[str, Counts] = {"clamped": {}}
     for batch in batches:
-        for name, (count, of) in batch.clamped.items():
-            before = clamped.get(name, (0, 0))
-            clamped[name] = (before[0] + count, before[1] + of)
+        for kind, named in {"clamped": batch.clamped, **batch.diagnostics}.items():
+            totals = counts.setdefault(kind, {})
+            for name, (count, of) in named.items():
+                before = totals.get(name, (0, 0))
+                totals[name] = (before[0] + count, before[1] + of)
     metrics = benchmark.metrics(records)
     metrics |= of_rows(records) | {"accuracy": metrics["accuracy"]}
-    metrics |= {f"clamped_{name}": count / max(of, 1) for name, (count, of) in clamped.items()}
+    for kind, named in counts.items():
+        metrics |= {f"{kind}_{name}": count / max(of, 1) for name, (count, of) in named.items()}
     notes = [*(samples.notes if isinstance(samples, Samples) else ()), *benchmark.notes(records)]
     marked = sum((Counter(batch.marked) for batch in batches), Counter())
     if marked:
@@ -196,7 +200,8 @@ def summary(benchmark: Benchmark, samples: Sequence[Sample], batches: Sequence[B
     smallest = min((batch.size for batch in batches), default=batch_size)
     if smallest < batch_size:
         notes.append(f"out of memory: batches of {batch_size} were asked {smallest} samples at a time")
-    return Evaluation(records, metrics, notes, clamped, sum(batch.seconds for batch in batches), time.time())
+    clamped, seconds = counts.pop("clamped"), sum(batch.seconds for batch in batches)
+    return Evaluation(records, metrics, notes, clamped, seconds, time.time(), diagnostics=counts)
 
 
 def other_metrics(benchmark: Benchmark, evaluation: Evaluation) -> str:

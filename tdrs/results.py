@@ -38,6 +38,7 @@ class Batch:
         seconds: how long it took.
         size: how many samples were asked at a time: the batch size, or fewer after memory ran out.
         marked: special tokens of the model that samples spell out, and in how many samples.
+        diagnostics: other counts of the method, by kind; see `tdrs.attention.tally`.
     """
 
     start: int
@@ -46,10 +47,12 @@ class Batch:
     seconds: float
     size: int
     marked: dict[str, int] = field(default_factory=dict)
+    diagnostics: dict[str, Counts] = field(default_factory=dict)
 
     def as_line(self) -> dict[str, Any]:
         """The batch as plain values, for a line of `batches.jsonl`."""
-        return vars(self) | {"records": [[getattr(record, name) for name in _COLUMNS] for record in self.records]}
+        line = vars(self) | {"records": [[getattr(record, name) for name in _COLUMNS] for record in self.records]}
+        return {name: value for name, value in line.items() if name != "diagnostics" or value}
 
     @classmethod
     def of_line(cls, values: Mapping[str, Any]) -> "Batch":
@@ -60,7 +63,8 @@ class Batch:
         """
         records = [Record(*row) for row in values["records"]]
         clamped, marked = _counts(values["clamped"]), values.get("marked") or {}
-        return cls(values["start"], records, clamped, values["seconds"], values["size"], marked)
+        others = _diagnostics(values)
+        return cls(values["start"], records, clamped, values["seconds"], values["size"], marked, others)
 
     def answers(self, asked: Sequence[Asked], size: int) -> bool:
         """Whether this is a whole batch of `size` of these samples, which `asked_of` gave."""
@@ -80,6 +84,7 @@ class Evaluation:
         seconds: how long its batches took.
         finished: when it was finished, in seconds since 1970.
         environment: versions and machine of the process that finished it; empty if they are not known.
+        diagnostics: other counts of the method, by kind; see `tdrs.attention.tally`.
     """
 
     records: list[Record]
@@ -89,6 +94,7 @@ class Evaluation:
     seconds: float
     finished: float
     environment: dict[str, str] = field(default_factory=dict)
+    diagnostics: dict[str, Counts] = field(default_factory=dict)
 
     def save(self, folder: Path, config: Mapping[str, Any]) -> None:
         """Write the three files into a folder whose name is the cache key."""
@@ -102,6 +108,7 @@ class Evaluation:
             "n": len(self.records),
             "notes": self.notes,
             "clamped": self.clamped,
+            **({"diagnostics": self.diagnostics} if self.diagnostics else {}),
             "seconds": self.seconds,
             "finished": self.finished,
             "environment": self.environment,
@@ -151,6 +158,7 @@ class Evaluation:
             seconds=result["seconds"],
             finished=result["finished"],
             environment=result["environment"],
+            diagnostics=_diagnostics(result),
         )
 
 
@@ -173,6 +181,10 @@ class Failure:
 
 def _counts(values: Mapping[str, Sequence[int]]) -> Counts:
     return {name: (count, of) for name, (count, of) in values.items()}
+
+
+def _diagnostics(values: Mapping[str, Any]) -> dict[str, Counts]:
+    return {kind: _counts(counts) for kind, counts in (values.get("diagnostics") or {}).items()}
 
 
 def of_rows(records: Sequence[Record]) -> dict[str, float]:

@@ -34,6 +34,7 @@ from tdrs.attention.call import Call
 from tdrs.attention.core import blocked, reference
 from tdrs.attention.intervene import intervene
 from tdrs.backbones import Backbone
+from tdrs.backbones.prompt_encoder import TokenCache
 from tdrs.commands import parse
 from tdrs.configuration import choice, compose, plain
 from tdrs.entry_point import run_command
@@ -188,7 +189,7 @@ def model_rows(name: str, rounds: int) -> list[dict[str, Any]]:
     backbone: Backbone = backbones.load(backbones.from_settings(choice("backbone", name)))
     twin = benchmarks.from_settings({"name": "mini_scienceqa", "gap": 256})
     samples = benchmarks.load(twin, "tuning", 8, backbone.settings.prompt_style)
-    inputs = backbone.seen(samples)
+    inputs = backbone.model_inputs(samples)
     length = inputs["input_ids"].shape[1]
 
     def generate(tokens: int, method: Method | None) -> None:
@@ -309,7 +310,7 @@ def _plain(job: Job) -> tuple[float, float, float, float]:
     evaluate(backbone, job.plan.dataset, samples[:1], *how)  # a first call is slow
 
     def seconds(next_token_only: bool, share_prefixes: bool) -> float:
-        fresh = replace(backbone, next_token_only=next_token_only, share_prefixes=share_prefixes, _prepared={})
+        fresh = replace(backbone, next_token_only=next_token_only, share_prefixes=share_prefixes, tokens=TokenCache())
         return timed(lambda: evaluate(fresh, job.plan.dataset, samples, *how)) / len(samples)
 
     shared = seconds(True, True)

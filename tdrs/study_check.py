@@ -13,7 +13,7 @@ from typing import NamedTuple
 from tqdm import tqdm
 
 from tdrs import benchmarks, checked_file
-from tdrs.backbones.features import Features
+from tdrs.backbones.image_embeddings import EmbeddingStore
 from tdrs.checked_file import ASIDE, Damaged
 from tdrs.commands import command
 from tdrs.evaluation import other_metrics
@@ -51,7 +51,7 @@ def faults(output: Path) -> Iterator[Fault]:
         yield from _of_study(output, folder)
     kept = sorted((output / "features").glob("*/*.safetensors"))
     for path in tqdm(kept, desc="features", unit="picture", disable=None, leave=False):
-        fault = Features(output / "features", 1, path.parent.name).fault(path)
+        fault = EmbeddingStore(output / "features", 1, path.parent.name).fault(path)
         if fault:
             yield Fault(path, fault, "the picture is seen again")
     for path in sorted(output.rglob("*")):

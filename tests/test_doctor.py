@@ -39,9 +39,9 @@ def test_all_is_well_with_the_embedded_default(tmp_path: Path, capsys: pytest.Ca
 
 def test_what_is_wrong_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A seam that changes the stock model, a picture with a feature too few, a cache that is too small, a bad score."""
-    look = Backbone.features_of
-    monkeypatch.setattr(Backbone, "features_of", lambda self, picture: look(self, picture)[:15])
-    monkeypatch.setattr(Backbone, "seen", lambda self, samples: dict(self.inputs(samples)))
+    look = Backbone.image_embeddings
+    monkeypatch.setattr(Backbone, "image_embeddings", lambda self, picture: look(self, picture)[:15])
+    monkeypatch.setattr(Backbone, "model_inputs", lambda self, samples: dict(self.inputs(samples)))
     monkeypatch.setattr(Backbone, "_begun", lambda self, samples: None)
     monkeypatch.setattr(doctor, "intervene", lambda model, *_: intervene(model, Temperature(tau=0.9)))
     monkeypatch.setitem(scienceqa.RULES, "llava", Rule(lambda prediction, sample: ""))

@@ -4,7 +4,7 @@ import json
 import math
 import subprocess
 import sys
-from dataclasses import fields, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +24,8 @@ from tdrs.benchmarks.benchmark import mean_score
 from tdrs.configuration import run
 from tdrs.evaluate import main_evaluate
 from tdrs.evaluation import evaluate, run_batches, summary
-from tdrs.interventions import METHODS
-from tdrs.results import Evaluation
+from tdrs.interventions import METHODS, Method
+from tdrs.results import Batch, Evaluation
 
 
 def test_files_and_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -252,3 +252,27 @@ def test_a_limited_split_scores_as_the_whole_file(name: str, tmp_path: Path, min
     low, high = some.metrics["accuracy_low"], some.metrics["accuracy_high"]
     assert low <= whole.metrics["accuracy"] <= high
     assert high - low < 0.2
+
+
+@dataclass(frozen=True, kw_only=True)
+class Counting(Method):
+    """Counts negative logits and edits nothing."""
+
+    def edit(self, block: Block, statistics: object) -> torch.Tensor:
+        block.call.tally.add("negative", "logits", block.logits < 0)
+        return block.logits
+
+
+def test_what_any_method_counts_is_a_metric_and_is_kept(mini_llava: Backbone, tmp_path: Path) -> None:
+    benchmark = benchmarks.from_settings({"name": "mini_gqa"})
+    samples = benchmarks.load(benchmark, "tuning", 6)
+    made = evaluate(mini_llava, benchmark, samples, Counting(), batch_size=3)
+    count, of = made.diagnostics["negative"]["logits"]
+    assert 0 < count < of
+    assert made.metrics["negative_logits"] == count / of
+    folder = tmp_path / "0123456789abcdef"
+    folder.mkdir()
+    made.save(folder, {})
+    assert Evaluation.read(folder).diagnostics == made.diagnostics
+    (first, _) = run_batches(mini_llava, benchmark, samples, Counting(), 3)
+    assert Batch.of_line(json.loads(json.dumps(first.as_line()))).diagnostics == first.diagnostics

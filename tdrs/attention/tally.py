@@ -11,14 +11,20 @@ class Tally:
     def __init__(self) -> None:
         self._counts: dict[str, dict[str, torch.Tensor]] = {}
 
-    def add(self, kind: str, name: str, count: torch.Tensor, of: torch.Tensor) -> None:
-        """Add `count` of `of` cases, both 0-d tensors.
+    def add(self, kind: str, name: str, found: torch.Tensor, valid: torch.Tensor | None = None) -> None:
+        """Add the number of cases in which something was found, and the number of all cases.
 
         Args:
-            kind: what is counted, for example `clamped`. Metrics are named `{kind}_{name}`.
-            name: where it is counted, for example a setting.
+            kind: what is counted, for example `clamped`. An evaluation's metric is `{kind}_{name}`, the share.
+            name: where it is counted, for example the name of a setting.
+            found: whether it was found, for each case, boolean, of any shape.
+            valid: which cases count, boolean, of the same shape; None means all.
         """
-        new = torch.stack([count, of])
+        if valid is None:
+            count = found.sum()
+            new = torch.stack([count, torch.full_like(count, found.numel())])
+        else:
+            new = torch.stack([(found & valid).sum(), valid.sum()])
         names = self._counts.setdefault(kind, {})
         names[name] = names[name].to(new.device) + new if name in names else new
 

@@ -16,7 +16,8 @@ from huggingface_hub.constants import HF_HUB_CACHE
 from transformers import AutoConfig
 
 from tdrs.backbones.checkpoint import Incomplete, check_files
-from tdrs.backbones.processors import TRANSPARENCY, check_image_setting, size_fault
+from tdrs.backbones.families import TRANSPARENCY, check_image_setting
+from tdrs.backbones.processors import size_fault
 from tdrs.benchmarks.prompts import STYLES
 from tdrs.environment import versions
 from tdrs.file_hash import file_hash
@@ -32,20 +33,24 @@ class BackboneSettings:
     """Which model, and how it runs.
 
     Args:
+        name: a name for tables and figures.
         source: `embedded:NAME`, a local folder in the hub's layout, or a hub id (owner/name).
         revision: the hub commit; None is the newest.
-        device: `auto` is cuda where there is one; `spread` puts the layers on all GPUs there are, and on the CPU what
-            they do not hold (with accelerate).
+        device: `auto` is cuda if there is a CUDA device, else cpu. `spread` distributes the layers over all GPUs, and
+            puts those that do not fit on the CPU (it needs accelerate).
         dtype: `auto` is bfloat16 on cuda and float32 on the CPU.
-        attention: the model's own attention implementation, on which edits are put.
-        prompt_style: the style of prompt the model's own evaluation uses; a dataset's `prompt` goes before it.
-        max_new_tokens: the longest answer; None as in the style's toolkit, which has one for each benchmark.
-        system: the system prompt; None is the chat template's own, "" none where the template allows it.
-        transparency: what becomes of a transparent picture: `family`, as the code of the model's family does it; `drop`
-            the transparency, which shows the colour that is stored beneath; put it on `white`.
-        image: how pictures are prepared, by the names in `processors.IMAGE_SETTINGS`: `do_pad` (LLaVA), `min_patches`
-            and `max_patches` (InternVL's tiles), `min_pixels` and `max_pixels` (Qwen2.5-VL); else as in the model's
-            folder.
+        attention: the model's own attention implementation, `sdpa` or `eager`, which unedited layers use.
+        prompt_style: the prompt style of the model's own evaluation; a data set's `prompt` overrides it.
+        max_new_tokens: the length of the longest answer; None is that of the style's toolkit for each benchmark.
+        system: the system prompt; None is the chat template's own; "" is none, if the template allows it.
+        transparency: what to do with a transparent picture. `family`: as the code of the model's family does; `drop`:
+            drop the transparency, which shows the colour stored beneath it; `white`: put the picture on white.
+        image: how pictures are prepared, by the families' `image_settings`: `do_pad` (LLaVA), `min_patches` and
+            `max_patches` (InternVL's tiles), `min_pixels` and `max_pixels` (Qwen2.5-VL). What is not set is as in the
+            model's folder.
+
+    Raises:
+        SettingError: a value is not allowed, or a device or a folder does not exist.
     """
 
     name: str
@@ -84,28 +89,28 @@ class BackboneSettings:
 
     @property
     def folder(self) -> Path:
-        """The local folder, whether or not it exists."""
+        """The path of the local folder, even if it does not exist."""
         if self.source.startswith("embedded:"):
             return EMBEDDED / self.source.removeprefix("embedded:")
         return Path(self.source).expanduser()
 
     @property
     def location(self) -> str:
-        """What transformers' classes are given: the path of a local folder if there is one, else the hub id."""
+        """What transformers' classes receive: the path of the local folder if it exists, else the hub id."""
         return str(self.folder.absolute()) if self.folder.is_dir() else self.source
 
     @property
     def commit(self) -> str | None:
-        """The commit that a hub id means, so that all of a model is of one; None for a local folder."""
+        """The commit that a hub id stands for, so that all files come from one commit; None for a local folder."""
         return None if self.folder.is_dir() else _snapshot(self.source, self.revision).name
 
     @property
     def fingerprint(self) -> str:
-        """A hash of all of a local folder's files but its card; or hub id and commit."""
+        """A hash of all files of a local folder except its card; for a hub id, the id and the commit."""
         return _fingerprint(self.folder) if self.folder.is_dir() else f"{self.source} {self.commit}"
 
     def check_files(self) -> None:
-        """Raises Incomplete if a file that is here is damaged, or a local folder lacks one."""
+        """Raises Incomplete if a local file is damaged, or a file is missing from a local folder."""
         if self.folder.is_dir():
             check_files(self.folder)
         else:
@@ -113,7 +118,7 @@ class BackboneSettings:
 
     @property
     def decisive(self) -> dict[str, object]:
-        """What decides the answers; where the weights lie does not."""
+        """Everything that decides the answers. The path of the weights does not."""
         return {
             "weights": self.fingerprint,
             "device": self.resolved_device,
@@ -132,7 +137,7 @@ class BackboneSettings:
         return _config(self.location, self.revision, (status.st_mtime_ns, status.st_ino) if status else None)
 
     def accepts(self, size: tuple[int, int]) -> str:
-        """Why the model cannot take a picture of a width and height; "" where it can."""
+        """Why the model cannot accept a picture of a width and height; "" if it can."""
         try:
             return size_fault(self.location, self.commit, self.image, size)
         except SettingError as error:
@@ -142,13 +147,13 @@ class BackboneSettings:
 
     @property
     def shape(self) -> tuple[int, int]:
-        """How many decoder layers the model has, and how many query heads each; from its configuration alone."""
+        """The number of decoder layers and of query heads in each, from the model's configuration alone."""
         text = self._config.get_text_config()
         return int(text.num_hidden_layers), int(text.num_attention_heads)
 
     @property
     def resolved_device(self) -> str:
-        """The kind of device that is computed on."""
+        """The kind of device that computes: cpu or cuda."""
         if self.device in ("cpu", "cuda"):
             return self.device
         return "cuda" if torch.cuda.is_available() else "cpu"
@@ -163,17 +168,17 @@ class BackboneSettings:
 
 @lru_cache
 def _config(source: str, revision: str | None, changed: tuple[int, int] | None) -> Any:
-    """A model's configuration, read once until its file changes."""
+    """A model's configuration. It is read again when its file changes."""
     try:
         return AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=False)
-    except Exception as error:  # what a damaged file leads to is of any kind
+    except Exception as error:  # a damaged file can raise anything
         raise not_loaded(source, error, revision) from error
 
 
 @lru_cache
 def _snapshot(source: str, revision: str | None) -> Path:
-    """The folder of the hub's cache that has a model's files, named by the commit; the same for the whole process."""
-    _config(source, revision, None)  # downloads the file that is looked for
+    """The folder in the hub's cache with a model's files, named by the commit; the same for the whole process."""
+    _config(source, revision, None)  # this downloads config.json, which is looked up next
     kept = try_to_load_from_cache(source, "config.json", revision=revision)
     if not isinstance(kept, str):
         raise SettingError("backbone.revision", revision, f"its commit is not in {HF_HUB_CACHE}; name the commit")
@@ -181,11 +186,11 @@ def _snapshot(source: str, revision: str | None) -> Path:
 
 
 def not_loaded(source: str, error: Exception, revision: str | None = None) -> SettingError:
-    """Why a model cannot be had, and what to do: where it was looked for, and what would download it."""
+    """An error that says why a model is not available, where it was looked for, and which command downloads it."""
     folder = Path(source).expanduser()
     if folder.is_dir() and not isinstance(error, Incomplete):
         try:
-            check_files(folder)  # says it better than the libraries
+            check_files(folder)  # its message is clearer than the libraries'
         except Incomplete as better:
             error = better
     if isinstance(error, Incomplete):
@@ -193,15 +198,15 @@ def not_loaded(source: str, error: Exception, revision: str | None = None) -> Se
     if folder.is_dir() or source.startswith("embedded:") or not isinstance(error, OSError):
         return SettingError("backbone.source", source, f"cannot be loaded ({first_line(error)})")
     fetch = shlex.join(["hf", "download", source, *(["--revision", revision] if revision else [])])
-    todo = f"`{fetch}` where there is a network, or backbone.source=/path/to/its/folder"
-    return SettingError("backbone.source", source, f"is not in {HF_HUB_CACHE}, nor to be had from the hub; {todo}")
+    todo = f"`{fetch}` with a network connection, or backbone.source=/path/to/its/folder"
+    return SettingError("backbone.source", source, f"is not in {HF_HUB_CACHE}, and the hub does not provide it; {todo}")
 
 
 def _fingerprint(folder: Path) -> str:
-    """A hash of the files that transformers may read: not of cards, and not of hidden files."""
+    """A hash of the files that transformers may read: neither cards nor hidden files."""
     digest = hashlib.sha256()
-    for place in (folder, folder / "additional_chat_templates"):
-        files = sorted(place.iterdir()) if place.is_dir() else []
+    for part in (folder, folder / "additional_chat_templates"):
+        files = sorted(part.iterdir()) if part.is_dir() else []
         for path in files:
             if path.is_file() and path.suffix != ".md" and not path.name.startswith("."):
                 digest.update(f"{path.relative_to(folder)} {file_hash(path)} ".encode())
@@ -209,5 +214,5 @@ def _fingerprint(folder: Path) -> str:
 
 
 def from_settings(values: Mapping[str, Any]) -> BackboneSettings:
-    """Checked settings; raises SettingError under the name `backbone`."""
+    """Checked settings; a SettingError names them under `backbone`."""
     return build(BackboneSettings, values, "backbone")

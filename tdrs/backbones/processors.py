@@ -107,7 +107,7 @@ def save_processor(processor: Any, folder: Path) -> None:
 
     The own method of a processor without a video processor would ask for one, so its parts are written one by one.
     """
-    if not isinstance(processor, ImagesOnly):
+    if not issubclass(type(processor), ImagesOnly):
         processor.save_pretrained(folder)
         return
     own: dict[str, Any] = {"processor_class": type(processor).__mro__[2].__name__}

@@ -136,9 +136,9 @@ def ends(processor: Any) -> list[int]:
 def _behind(tokenizer: Any, asked: str, told: str) -> Sequence[int]:
     """The tokens of an answered prompt after those of the prompt.
 
-    If the two do not begin alike, one token reaches over the border. The model has already read the prompt's own tokens,
-    so it cannot say that token; it says the tokens of the rest. A line break before the rest keeps the tokenizer from
-    adding a space, as it does at the beginning of a text.
+    If the two do not begin alike, one token reaches over the border. The model has already read the prompt's own
+    tokens, so it cannot say that token; it says the tokens of the rest. A line break before the rest keeps the
+    tokenizer from adding a space, as it does at the beginning of a text.
     """
 
     def behind(begin: str, whole: str) -> list[int] | None:

@@ -313,5 +313,5 @@ class TDRS(Method):
             w = stage.w_min * (smallest.clamp_min(LOGIT_FLOOR) if self.a_min_of == "logits" else smallest)
         inside = w.clamp(*W_RANGE)
         if real is not None and (block.start == block.call.first_row or self.stats_scope == "row"):
-            block.call.tally.add("clamped", name, ((w != inside) & real).sum(), real.sum())
+            block.call.tally.add("clamped", name, w != inside, real)
         return -inside.log()

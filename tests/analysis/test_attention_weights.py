@@ -45,7 +45,7 @@ def test_unedited_weights_are_eager_attentions(name: str) -> None:
     backbone = backbones.load(backbones.from_settings(config["backbone"]))
     benchmark = benchmarks.from_settings({"name": "mini_pope", "gap": 5})
     samples = benchmarks.load(benchmark, "tuning", 3, backbone.settings.prompt_style)
-    inputs = backbone.seen(samples)
+    inputs = backbone.model_inputs(samples)
     with torch.inference_mode():
         output = backbone.model(**inputs, output_attentions=True, use_cache=False)
     real = inputs["attention_mask"].bool()

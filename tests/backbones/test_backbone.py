@@ -66,7 +66,8 @@ def test_a_folder_without_weights_is_named(tmp_path: Path) -> None:
 
 def test_a_hub_id_that_is_not_here_is_named() -> None:
     with pytest.raises(
-        SettingError, match=r"backbone.source = 'llava-hf/llava-1.5-7b-hf': is not in .*hub, nor to be had"
+        SettingError,
+        match=r"backbone.source = 'llava-hf/llava-1.5-7b-hf': is not in .*hub, and the hub does not provide it",
     ) as error:
         backbones.load(BackboneSettings("llava", "llava-hf/llava-1.5-7b-hf", device="cpu"))
     assert "\n" not in str(error.value)

@@ -70,7 +70,9 @@ def test_the_least_recently_used_go_first(tmp_path: Path) -> None:
 
 
 def test_models_and_dtypes_share_nothing(tmp_path: Path) -> None:
-    first, second = (EmbeddingStore(tmp_path, 1 << 20).of({"weights": "a", "dtype": d}) for d in ("float32", "bfloat16"))
+    first, second = (
+        EmbeddingStore(tmp_path, 1 << 20).of({"weights": "a", "dtype": d}) for d in ("float32", "bfloat16")
+    )
     first.put("p", torch.ones(2, 2))
     assert second.get("p") is None
     assert first.get("p") is not None

@@ -77,5 +77,7 @@ def test_a_setting_of_another_model_is_named_before_the_weights_are_read(tmp_pat
 
 def test_missing_weights_say_where_they_were_looked_for_and_what_would_get_them() -> None:
     settings = BackboneSettings("x", "nobody/nothing-at-all", device="cpu")
-    with pytest.raises(SettingError, match=r"is not in .*hub, nor to be had from the hub; `hf download nobody/nothing"):
+    with pytest.raises(
+        SettingError, match=r"is not in .*hub, and the hub does not provide it; `hf download nobody/nothing"
+    ):
         backbones.load(settings)

@@ -76,7 +76,7 @@ def test_every_real_benchmark_runs(backbone: Backbone, name: str, tmp_path: Path
 def test_key_positions_of_the_image_follow_the_input_ids(backbone: Backbone, calls: list[Call]) -> None:
     """Left padding included; a decoded token is no image token. With the pictures' features given, as in a study."""
     samples = benchmarks.load(benchmarks.from_settings({"name": "mini_scienceqa", "gap": 9}), "tuning", 4)
-    inputs = backbone.seen(samples)
+    inputs = backbone.model_inputs(samples)
     ids, mask = inputs["input_ids"], inputs["attention_mask"]
     assert (mask == 0).any()
     with intervene(backbone.model, TDRS(dc=DC(), re=RE(), pairs="text_to_image", distance="position", layers=[0])):

@@ -239,7 +239,7 @@ def test_special_tokens_in_a_samples_text_are_read_as_text(name: str) -> None:
                 ids[1][ids[1] != tokenizer.pad_token_id].tolist()
                 == plain_ids[1][plain_ids[1] != tokenizer.pad_token_id].tolist()
             )
-            assert backbone.marks_of(changed[0])
+            assert backbone.special_token_in(changed[0])
         before = [replace(samples[0], before=f"Context: {mark}\n"), *samples[1:]]
         assert torch.equal((backbone.inputs(before)["input_ids"] == image).sum(dim=1), (plain_ids == image).sum(dim=1))
     found = evaluate(

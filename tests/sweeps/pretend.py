@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ class Pretended:
     settings: Any
     share_prefixes: bool = True
     next_token_only: bool = True
-    _prepared: dict[str, Any] = field(default_factory=dict)
+    tokens: Any = None
 
 
 def margin(method: Method, sample: Sample) -> float:

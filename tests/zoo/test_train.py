@@ -59,7 +59,7 @@ def test_training_turns_are_the_prompts_of_the_evaluation(name: str, monkeypatch
     torch.manual_seed(0)
     model: Any = FAMILIES[name].untrained()
     settings = BackboneSettings(name, f"embedded:{FOLDERS[0]}", device="cpu", prompt_style=FAMILIES[name].style)
-    backbone = Backbone(settings, model, data.processor)
+    backbone = Backbone.of(settings, model, data.processor)
     sorts: Counter[str] = Counter()
     moved = 0
     for number in range(12):

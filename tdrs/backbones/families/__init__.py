@@ -1,4 +1,4 @@
-"""Families of vision-language models, one adapter per file. A model without an adapter uses the defaults of `Family`."""
+"""Families of vision-language models, one adapter per file. Without an adapter, the defaults of `Family` apply."""
 
 from typing import Any
 
