@@ -42,7 +42,7 @@ def test_what_is_wrong_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     look = Backbone.image_embeddings
     monkeypatch.setattr(Backbone, "image_embeddings", lambda self, picture: look(self, picture)[:15])
     monkeypatch.setattr(Backbone, "model_inputs", lambda self, samples: dict(self.inputs(samples)))
-    monkeypatch.setattr(Backbone, "_begun", lambda self, samples: None)
+    monkeypatch.setattr("tdrs.backbones.backbone.read_common", lambda *_: None)
     monkeypatch.setattr(doctor, "intervene", lambda model, *_: intervene(model, Temperature(tau=0.9)))
     monkeypatch.setitem(scienceqa.RULES, "llava", Rule(lambda prediction, sample: ""))
     found = findings(tmp_path, "dataset.gap=32", "features_gib=0.000001")
