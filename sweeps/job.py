@@ -15,11 +15,10 @@ from tdrs.configuration import with_settings
 from tdrs.evaluation import Plan, other_metrics, plan, summary
 from tdrs.results import asked_of
 from tdrs.settings import first_line
-from tdrs.statistics import paired_difference
 
 from .sampled import should_prune
 from .store import Claim, Store
-from .trial import COMPLETE, FAILED, PRUNED, STOCK, Request, Trial, check_pair
+from .trial import COMPLETE, FAILED, PRUNED, STOCK, Request, Trial, difference
 
 ATTEMPTS = 2  # of a trial that fails, each time a study is started
 
@@ -186,14 +185,7 @@ class Results:
         """
         if stock.status != COMPLETE or edited.status != COMPLETE:
             return None
-        before, after = self.records(stock), self.records(edited)
-        check_pair(stock, edited, before, after)
-        return paired_difference(
-            [record.score for record in before],
-            [record.score for record in after],
-            [record.image_id for record in before],
-            [record.weight for record in before],
-        )
+        return difference(stock, edited, self.records(stock), self.records(edited))
 
     def claim(self, job: Job) -> Claim | None:
         """The right to run a job; None if another process has it, or if it could not be written, which counts as a

@@ -83,11 +83,16 @@ def load_optuna(storage: BaseStorage | Path, name: str, create: bool = False) ->
 
     Args:
         storage: or the study's folder, for the journal in it.
+        create: for the leader, which alone writes.
 
     Raises:
         Damaged: the journal is another study's.
     """
     if isinstance(storage, Path):
+        if create:
+            # Only the leader writes, and it has the study's lease. A killed leader may leave Optuna's own lock here,
+            # which Optuna would wait 30 seconds for.
+            (storage / "study.journal.lock").unlink(missing_ok=True)
         storage = JournalStorage(JournalFileBackend(str(storage / "study.journal")))
         others = set(optuna.get_all_study_names(storage)) - {name}
         if others:

@@ -14,6 +14,7 @@ from tdrs.benchmarks import Record
 from tdrs.escape import printable
 from tdrs.results import Counts
 from tdrs.settings import SettingError
+from tdrs.statistics import Interval, paired_difference
 
 Settings = dict[str, Any]  # dotted configuration key → value; a group (`backbone`) by the name of its choice
 STOCK = "stock"
@@ -188,6 +189,21 @@ def check_pair(stock: Trial, edited: Trial, before: Sequence[Record], after: Seq
         allowed = "cannot be compared with the stock model: its samples have another content"
         raise SettingError(edited.name, edited.samples, allowed)
     check_same_samples(before, after, edited.name)
+
+
+def difference(stock: Trial, edited: Trial, before: Sequence[Record], after: Sequence[Record]) -> Interval:
+    """The paired difference of two trials with these records, with its 95 % interval; images are the clusters.
+
+    Raises:
+        SettingError: the trials are not on the same samples.
+    """
+    check_pair(stock, edited, before, after)
+    return paired_difference(
+        [record.score for record in before],
+        [record.score for record in after],
+        [record.image_id for record in before],
+        [record.weight for record in before],
+    )
 
 
 @dataclass(frozen=True)

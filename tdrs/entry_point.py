@@ -49,6 +49,8 @@ def prepare() -> None:
         getpass.getuser()
     except (KeyError, OSError):
         os.environ["USER"] = f"uid{os.getuid()}"  # torch names a folder after it
+    for name in ("HF_HUB_VERBOSITY", "DATASETS_VERBOSITY"):
+        os.environ.setdefault(name, "critical")  # an error names the reason in one line; they log it up to six times
     if not any(name in os.environ for name in _WAITING):
         # By default a thread without work spins for milliseconds, on a core that other programs could use.
         os.environ["OMP_WAIT_POLICY"] = "PASSIVE"  # GNU and LLVM read it

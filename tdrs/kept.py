@@ -10,6 +10,7 @@ from tdrs.records import Records
 from tdrs.settings import SettingError, first_line
 from tdrs.sweeps.log import REPLACED, TRIALS, read_trials, studies_folder, study_folder, study_key
 from tdrs.sweeps.protocol import PROTOCOLS
+from tdrs.sweeps.trial import Trial
 
 
 class Kept:
@@ -43,10 +44,10 @@ class Kept:
         return sorted(path for path in (self.folder / REPLACED).glob("*") if path.is_dir())
 
     @property
-    def cache_keys(self) -> set[str]:
-        """The evaluations of its trials, also of those that were replaced."""
+    def all_trials(self) -> list[Trial]:
+        """Its trials, and those that were replaced."""
         folders = {self.folder: self.key} | {path: path.name.partition("-")[0] for path in self.replaced}
-        return {trial.cache_key for path, key in folders.items() for trial in read_trials(path, key).values()}
+        return [trial for path, key in folders.items() for trial in read_trials(path, key).values()]
 
     @property
     def running(self) -> bool:

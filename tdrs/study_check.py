@@ -5,11 +5,13 @@ studies say with the records they name. What it finds is repaired by the study's
 is damaged, and nothing else.
 """
 
+import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 from tqdm import tqdm
 
 from tdrs import benchmarks, checked_file
@@ -20,9 +22,10 @@ from tdrs.evaluation import other_metrics
 from tdrs.kept import Kept
 from tdrs.records import Records, is_cache_key
 from tdrs.results import Evaluation
-from tdrs.settings import SettingError
+from tdrs.settings import SettingError, first_line
 from tdrs.study_delete import claimed, named_in
 from tdrs.sweeps.log import Log, read_outcome, studies_folder, study_folders
+from tdrs.sweeps.trial import COMPLETE, STOCK, Outcome, Trial, difference
 from tdrs.tracking import Tracker
 
 KIB = 1024
@@ -119,14 +122,49 @@ def _of_study(output: Path, folder: Path) -> Iterator[Fault]:
     except SettingError as error:
         yield Fault(folder / "study.json", error.allowed, again)
         return
-    for row in outcome.rows:
-        kept = study.records.outline(row.cache_key).get("metrics") if row.metrics else None
-        if row.metrics and kept is None:
-            yield Fault(folder / "study.json", f"names {row.cache_key} ({row.name}), which is not kept whole", again)
-        elif kept is not None and any(row.metrics.get(name) != value for name, value in kept.items() if value):
-            yield Fault(
-                folder / "study.json", f"has other metrics of {row.name} than its record {row.cache_key}", again
-            )
+    for what in _of_outcome(study, outcome):
+        yield Fault(folder / "study.json", what, again)
+
+
+def _of_outcome(study: Kept, outcome: Outcome) -> Iterator[str]:
+    """How a study's result contradicts its records."""
+    if not outcome.overlap and any(row.budget for row in outcome.rows) and _shared(study, outcome):
+        yield "says that no held-out sample is in the tuning split; its records have such samples"
+    stock: dict[tuple[str, str], Trial] = {}
+    for trial in [*outcome.trials, *outcome.rows]:
+        at = trial.split, json.dumps(trial.condition)
+        if trial.name == STOCK:
+            stock[at] = trial
+        if trial.status != COMPLETE:
+            continue
+        kept = study.records.outline(trial.cache_key).get("metrics")
+        if kept is None and trial not in outcome.rows:
+            continue  # a tuning trial is measured again where the study asks for it
+        if kept is None:
+            yield f"names {trial.cache_key} ({trial.name}), which is not kept whole"
+        elif kept != trial.metrics:
+            yield f"has other metrics of {trial.name} than its record {trial.cache_key}"
+        elif trial.difference or (trial in outcome.rows and trial.name != STOCK):
+            try:
+                both = [study.records.read(one.cache_key).records for one in (stock[at], trial)]
+                expected = difference(stock[at], trial, *both)
+            except (KeyError, FileNotFoundError, Damaged, SettingError) as error:
+                yield f"has a difference of {trial.name} that cannot be computed again ({first_line(error)})"
+                continue
+            if trial.difference is None or not np.allclose(trial.difference, expected, rtol=0, atol=1e-12):
+                yield f"has another difference of {trial.name} to the stock model than its records"
+
+
+def _shared(study: Kept, outcome: Outcome) -> bool:
+    """Whether the records of both splits of a data set have a question about the same image."""
+    seen: dict[tuple[str, str], set[tuple[str, str]]] = {}
+    for trial in [*outcome.trials, *outcome.rows]:
+        if study.records.done(trial.cache_key):
+            asked = seen.setdefault((outcome.named(trial.condition, "dataset"), trial.split), set())
+            asked |= {(one.image_id, one.question) for one in study.records.read(trial.cache_key).records}
+    return any(
+        asked & seen.get((dataset, "held_out"), set()) for (dataset, split), asked in seen.items() if split == "tuning"
+    )
 
 
 def check(output: Path) -> int:

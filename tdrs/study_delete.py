@@ -21,9 +21,10 @@ from tdrs.records import Records
 from tdrs.settings import SettingError
 from tdrs.sweeps.log import REPLACED, read_outcome, study_folders
 from tdrs.sweeps.storage import JOURNAL
+from tdrs.sweeps.trial import Trial
 from tdrs.tracking import open_tracker
 
-_IDENTITY = re.compile(rb"(?<![0-9a-f])[0-9a-f]{16}(?![0-9a-f])")
+_CACHE_KEY = re.compile(rb"(?<![0-9a-f])[0-9a-f]{16}(?![0-9a-f])")
 
 
 def delete(study: Kept, yes: bool, tracking: Mapping[str, Any]) -> None:
@@ -38,16 +39,20 @@ def delete(study: Kept, yes: bool, tracking: Mapping[str, Any]) -> None:
         raise SettingError("study", study.name, allowed)
     if study.running:
         raise SettingError("study", study.name, "is running; stop it first")
-    cache_keys = study.cache_keys
+    trials = study.all_trials
+    cache_keys = {trial.cache_key for trial in trials}
+    measured = {trial.cache_key for trial in trials if _is_record_of(study.records, trial)}
     others: set[str] = set()
     for folder in study_folders(study.output):
         if folder.name != study.name:
             others |= named_in(folder)
-    own = {cache_key for cache_key in cache_keys - others if study.records.exists(cache_key)}
+    own = {cache_key for cache_key in measured - others if study.records.exists(cache_key)}
     shared = len(cache_keys & others)
     print(
         f"{study.folder}: {len(study.trials)} trials; {len(own)} evaluations of its own, {shared} of other studies, too"
     )
+    for cache_key in sorted(cache_keys - measured):
+        print(f"{study.records.path(cache_key)} is kept: it has other metrics than the study's trial")
     if study.replaced:
         print(f"with what {len(study.replaced)} earlier runs under this name have left in {study.folder / REPLACED}")
     if not yes:
@@ -105,10 +110,19 @@ def named_in(folder: Path) -> set[str]:
                 path = Path(place, name)
                 if not stat.S_ISREG(path.stat().st_mode):
                     raise OSError(f"{path} is no file")
-                found |= {one.decode() for one in _IDENTITY.findall(path.read_bytes())}
+                found |= {one.decode() for one in _CACHE_KEY.findall(path.read_bytes())}
     except OSError as error:
         unknown(error)
     return found
+
+
+def _is_record_of(records: Records, trial: Trial) -> bool:
+    """Whether a record may be what a trial measured: it is not whole, or it has the trial's metrics.
+
+    A line of `trials.jsonl` that somebody changed may name any record.
+    """
+    kept = records.outline(trial.cache_key).get("metrics")
+    return kept is None or kept == trial.metrics
 
 
 def _trash(study: Kept) -> Path:

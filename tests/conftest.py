@@ -18,7 +18,7 @@ from tdrs.backbones import Backbone
 from tdrs.configuration import compose, plain
 from tests.sweeps.pretend import pretend
 
-SLOW = ("test_crash.py", "test_machines.py", "test_ui.py", "test_fence.py", "test_damage.py")
+SLOW = ("test_crash.py", "test_machines.py", "test_ui.py", "test_damage.py")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

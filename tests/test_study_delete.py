@@ -79,6 +79,19 @@ def test_a_cache_key_of_another_form_deletes_nothing(
         assert "line 1 of" in capsys.readouterr().out
 
 
+def test_a_record_that_a_changed_line_names_is_kept(
+    tmp_path: Path, pretended: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A trial's line under a right checksum names an evaluation with other metrics, which no study uses."""
+    found = made(tmp_path, tracking="none")
+    unused = sorted(used(made(tmp_path, "other", tracking="none", gap=4)) - used(found))[0]
+    shutil.rmtree(tmp_path / "studies" / "other")
+    change(tmp_path, "small", cache_key=unused)
+    assert delete(tmp_path) == 0
+    assert f"{unused} is kept: it has other metrics" in capsys.readouterr().out
+    assert unused in kept(tmp_path)
+
+
 @pytest.mark.parametrize("cache_key", ["../x", "", "/x", "a/b", ".", "A" * 99])
 def test_records_stay_in_their_folder(cache_key: str, tmp_path: Path) -> None:
     with pytest.raises(SettingError, match="cache_key = "):

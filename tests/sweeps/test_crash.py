@@ -1,7 +1,9 @@
-"""SIGKILL in the middle, alone and beside another worker: what is there afterwards equals the uninterrupted study."""
+"""SIGKILL in the middle, and two leaders where no lock works: the study equals the undisturbed one afterwards."""
 
 import os
+import shutil
 import signal
+import subprocess
 import time
 from pathlib import Path
 from typing import Any
@@ -12,10 +14,15 @@ from . import crash
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     output = tmp_path_factory.mktemp("whole")
     crash.finish(crash.start(output))
-    return crash.state(output)
+    return output
+
+
+@pytest.fixture(scope="module")
+def whole(undisturbed: Path) -> dict[str, Any]:
+    return crash.state(undisturbed)
 
 
 def kill_in_the_middle(process: Any, output: Path, progress: int) -> None:
@@ -64,3 +71,30 @@ def test_four_workers_find_what_one_finds(whole: dict[str, Any], tmp_path: Path)
     assert not list(tmp_path.glob("records/*/failed.json"))
     children = [path for path, line in crash.running().items() if str(tmp_path).encode() in line]
     assert children == []
+
+
+@pytest.fixture(scope="module")
+def granting(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A library under which every lock is granted, as some shared file systems do."""
+    compiler = shutil.which("cc")
+    if compiler is None:
+        pytest.skip("needs a C compiler")
+    folder = tmp_path_factory.mktemp("granting")
+    (folder / "granting.c").write_text("int flock(int file, int operation) { return 0; }\n")
+    library = folder / "granting.so"
+    subprocess.run([compiler, "-shared", "-fPIC", "-o", str(library), str(folder / "granting.c")], check=True)
+    return str(library)
+
+
+def test_two_that_start_at_once_where_every_lock_is_granted(
+    granting: str, undisturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LD_PRELOAD", granting)
+    output = tmp_path / "both"
+    for process in [crash.start(output) for _ in range(2)]:
+        crash.finish(process)
+    assert crash.state(output) == crash.state(undisturbed)
+    left = [path.name for path in output.rglob("*") if path.suffix in (".partial", ".new") or ".damaged" in path.name]
+    assert not left
+    assert not list(output.glob("records/*/batches.jsonl"))
+    assert set(os.listdir(output / "studies" / "crash")) == set(os.listdir(undisturbed / "studies" / "crash"))

@@ -201,6 +201,20 @@ def test_bad_records_of_others_stop_no_study(
     assert study.run().rows[-1].status == "complete"
 
 
+def test_a_lock_that_a_killed_leader_left_is_removed(
+    kept: tuple[Path, Outcome], tmp_path: Path, pretended: list[str], capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Optuna would wait 30 seconds for it, with four warnings."""
+    output = tmp_path / "outputs"
+    shutil.copytree(kept[0], output)
+    (output / "studies" / "small" / "trials.jsonl").write_text("")
+    lock = output / "studies" / "small" / "study.journal.lock"
+    lock.symlink_to("study.journal")
+    assert timeless(run(output)) == timeless(kept[1])
+    assert not lock.is_symlink()
+    assert "lock" not in capfd.readouterr().err
+
+
 def test_a_journals_torn_line_is_cut(kept: tuple[Path, Outcome], tmp_path: Path, pretended: list[str]) -> None:
     output = tmp_path / "outputs"
     shutil.copytree(kept[0], output)
@@ -234,6 +248,42 @@ def test_check_says_what_is_damaged_and_writes_nothing(
     assert code == 1
     assert str(folder) in said
     assert "faults" in said or "1 fault" in said
+
+
+@pytest.mark.parametrize("part", ["trials", "rows"])
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"metrics": {"accuracy": 0.0}}, "has other metrics of"),
+        ({"metrics": {"new": 0.0}}, "has other metrics of"),
+        ({"difference": [0.25, 0.125, 0.5]}, "has another difference of"),
+        ({"difference": None}, "has another difference of"),
+        ({"cache_key": "0" * 16}, "which is not kept whole"),
+    ],
+)
+def test_a_result_that_contradicts_its_records_is_found(
+    change: dict[str, Any],
+    said: str,
+    part: str,
+    kept: tuple[Path, Outcome],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Also where its checksum is right."""
+    shutil.copytree(kept[0], tmp_path / "outputs")
+    path = tmp_path / "outputs" / "studies" / "small" / "study.json"
+    values = json.loads(path.read_text())
+    for trial in values[part]:
+        if trial["name"] != "stock" and trial["status"] == "complete":
+            changed = {key: {**trial[key], **new} if isinstance(new, dict) else new for key, new in change.items()}
+            trial.update(changed)
+    _reseal(path, **{part: values[part]})
+    code = study_command(["check", f"output={tmp_path / 'outputs'}"])
+    if part == "trials" and change in ({"difference": None}, {"cache_key": "0" * 16}):
+        assert code == 0  # a tuning trial need not be compared, nor be kept
+        return
+    assert code == 1
+    assert said in capsys.readouterr().out
 
 
 def test_check_of_what_is_whole(kept: tuple[Path, Outcome], capsys: pytest.CaptureFixture[str]) -> None:

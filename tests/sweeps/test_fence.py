@@ -1,8 +1,6 @@
 """One study has one leader, also where no lock works, and one that was replaced writes nothing more."""
 
 import json
-import os
-import shutil
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -20,7 +18,7 @@ from tdrs.records import Records
 from tdrs.sweep import main_sweep
 from tdrs.tracking import Tracker
 
-from . import crash, pretend
+from . import pretend
 from .pretend import configuration
 
 SPACE = {"intervention.tau": [0.5, 0.8, 0.9]}
@@ -89,32 +87,3 @@ def test_a_leader_that_slept_too_long_is_replaced_in_the_storage(tmp_path: Path)
     with pytest.raises(LostLease, match="another machine leads this study now"):
         before.check()
     right.check()
-
-
-@pytest.fixture(scope="module")
-def granting(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A library under which every lock is granted, as some shared file systems do."""
-    compiler = shutil.which("cc")
-    if compiler is None:
-        pytest.skip("needs a C compiler")
-    folder = tmp_path_factory.mktemp("granting")
-    (folder / "granting.c").write_text("int flock(int file, int operation) { return 0; }\n")
-    library = folder / "granting.so"
-    subprocess.run([compiler, "-shared", "-fPIC", "-o", str(library), str(folder / "granting.c")], check=True)
-    return str(library)
-
-
-def test_two_that_start_at_once_where_every_lock_is_granted(
-    granting: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    crash.finish(crash.start(tmp_path / "whole"))
-    monkeypatch.setenv("LD_PRELOAD", granting)
-    output = tmp_path / "both"
-    for process in [crash.start(output) for _ in range(2)]:
-        crash.finish(process)
-    assert crash.state(output) == crash.state(tmp_path / "whole")
-    left = [path.name for path in output.rglob("*") if path.suffix in (".partial", ".new") or ".damaged" in path.name]
-    assert not left
-    assert not list(output.glob("records/*/batches.jsonl"))
-    names = set(os.listdir(output / "studies" / "crash"))
-    assert names == set(os.listdir(tmp_path / "whole" / "studies" / "crash"))

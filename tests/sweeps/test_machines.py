@@ -135,7 +135,6 @@ def renamed(value: Any, name: str) -> Any:
     ("workers", "storage"),
     [
         ("processes", "journal"),
-        ("ray", "journal"),
         ("processes", "postgresql"),
         ("ray", "postgresql"),
         ("inline", "proxy"),
