@@ -24,6 +24,7 @@ from optuna.trial import TrialState
 
 from tdrs.benchmarks import Record
 from tdrs.configuration import with_settings
+from tdrs.environment import quiet
 from tdrs.results import of_rows
 from tdrs.settings import SettingError, check_choice, check_number
 from tdrs.statistics import chance_not_below_zero, paired_sums
@@ -31,7 +32,6 @@ from tdrs.statistics import chance_not_below_zero, paired_sums
 from .protocol import SAMPLERS, MethodRow, Protocol, Spaced, Steps, best, stock
 from .trial import COMPLETE, PRUNED, Outcome, Request, Settings, Trial, check_same_samples
 
-optuna.logging.set_verbosity(optuna.logging.WARNING)  # its studies are not the user's
 OBJECTIVES = ("accuracy", "margin")
 # Images before a trial may be pruned, and the chance below which it is. For 37 complete trials of `search`, in 150
 # random orders of 20 of them, 52 % of the samples were measured and the best was never lost; at .05 58 %; at .2 41 %,
@@ -127,7 +127,7 @@ def sample(
     """
     space = row.space
     assert space is not None
-    with warnings.catch_warnings():
+    with quiet("optuna"), warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         study = optuna.create_study(direction="maximize", sampler=SAMPLERS[search.sampler](search.seed))
     for settings in start:

@@ -20,6 +20,7 @@ from sqlalchemy.exc import ArgumentError, IntegrityError, ProgrammingError
 
 from tdrs.addresses import check_password
 from tdrs.checked_file import Damaged
+from tdrs.environment import quiet
 from tdrs.settings import SettingError, first_line
 
 JOURNAL = "journal"
@@ -98,7 +99,8 @@ def load_optuna(storage: BaseStorage | Path, name: str, create: bool = False) ->
         if others:
             raise Damaged(f"belongs to the study {min(others)[:40]}")
     if create:
-        return optuna.create_study(storage=storage, study_name=name, direction="maximize", load_if_exists=True)
+        with quiet("optuna"):
+            return optuna.create_study(storage=storage, study_name=name, direction="maximize", load_if_exists=True)
     return optuna.load_study(storage=storage, study_name=name)
 
 

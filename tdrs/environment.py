@@ -1,9 +1,12 @@
 """Where something was measured: versions, machine, commit."""
 
 import ctypes
+import logging
 import os
 import platform
 import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 from importlib.metadata import version
 from pathlib import Path
@@ -35,6 +38,19 @@ def environment() -> dict[str, str]:
 def versions() -> dict[str, str]:
     """The versions of the packages that decide a model's answers."""
     return {name: version(name) for name in ("torch", "transformers", "tokenizers", "pillow")}
+
+
+@contextmanager
+def quiet(*loggers: str, level: int = logging.WARNING) -> Iterator[None]:
+    """Hide log messages below a level for a while, by the names of their loggers."""
+    before = {name: logging.getLogger(name).level for name in loggers}
+    for name in loggers:
+        logging.getLogger(name).setLevel(level)
+    try:
+        yield
+    finally:
+        for name, was in before.items():
+            logging.getLogger(name).setLevel(was)
 
 
 def keep_memory() -> None:

@@ -9,6 +9,7 @@ again, and a damaged `mlflow.db` is replaced.
 
 import hashlib
 import json
+import logging
 import re
 import subprocess
 import sys
@@ -25,16 +26,24 @@ from mlflow.utils.time import get_current_time_millis
 
 from tdrs.addresses import check_tracking
 from tdrs.commands import command, study_command
+from tdrs.environment import quiet
 from tdrs.lease import LostLease
 from tdrs.results import FILES, Evaluation
 from tdrs.settings import check_choice, first_line
 from tdrs.stopping import uninterrupted
-from tdrs.tracking_store import PATIENCE, Store, quiet, start_guard
+from tdrs.tracking_store import PATIENCE, Store, start_guard
 
 KINDS = ("mlflow", "none")
 _GONE = ("RESOURCE_DOES_NOT_EXIST", "INVALID_STATE", "INVALID_PARAMETER_VALUE")  # somebody deleted it meanwhile
 LONGEST = 240  # letters of a metric's name; the store takes 250
 T = TypeVar("T")
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without log messages that are no news: that a store was made, or an error that is raised too."""
+    with quiet("mlflow", "alembic"), quiet("mlflow.store.db.utils", level=logging.CRITICAL):
+        yield
 
 
 class LoggedSamples(NamedTuple):
@@ -109,7 +118,7 @@ class Tracker:
         self._experiments: dict[str, str] = {}
         if kind == "mlflow":
             try:
-                with quiet():
+                with _quiet():
                     self.client = self._store.open()
             except Exception as error:  # the libraries of a store raise errors of many kinds
                 self._give_up(error)
@@ -131,7 +140,7 @@ class Tracker:
             if not self.client:
                 break
             try:
-                with uninterrupted(), quiet():
+                with uninterrupted(), _quiet():
                     return action(self.client)
             except Exception as error:  # the libraries of a store raise errors of many kinds
                 if attempt or not isinstance(error, MlflowException) or error.error_code not in _GONE:

@@ -6,7 +6,6 @@ is replaced. The store at an address is only opened, within a bounded time.
 """
 
 import fcntl
-import logging
 import os
 import shutil
 import sqlite3
@@ -14,8 +13,8 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager, suppress
+from collections.abc import Callable
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import TypeVar
 from urllib.parse import quote
@@ -211,20 +210,6 @@ def start_guard(uri: str, parent: str) -> "subprocess.Popen[str] | None":
         )
     except OSError:
         return None
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Hide messages of MLflow and its libraries that are no news: a store was made, or an error that is raised too."""
-    levels = {"mlflow": logging.WARNING, "alembic": logging.WARNING, "mlflow.store.db.utils": logging.CRITICAL}
-    before = {name: logging.getLogger(name).level for name in levels}
-    for name, level in levels.items():
-        logging.getLogger(name).setLevel(level)
-    try:
-        yield
-    finally:
-        for name, level in before.items():
-            logging.getLogger(name).setLevel(level)
 
 
 def within(seconds: float, action: Callable[[], T]) -> T:
