@@ -146,7 +146,7 @@ def redraw(arguments: list[str], write: Callable[[StudyResults], list[Path]], op
     try:
         for key in given:
             check_choice("option", key, ("study", "output", *options))
-        written = write(load_study(given.get("study", ""), given.get("output", "outputs")))
+        written = write(load_study(given.get("study"), given.get("output", "outputs")))
     except SettingError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -200,14 +200,14 @@ def test_columns(one: Evidence, comparisons: int) -> dict[str, Any]:
     return columns | {"mcnemar_p": p, "smallest": one.smallest, "verdict": one.verdict}
 
 
-def load_study(name: str, output: str | Path = "outputs") -> StudyResults:
+def load_study(name: str | None, output: str | Path = "outputs") -> StudyResults:
     """Read a finished study from its folder, `OUTPUT/studies/NAME`. No model is loaded and nothing is written.
 
     Raises:
         SettingError: no finished study has this name, or its files are damaged.
     """
     place = folder_named("output", str(output))
-    folder = study_folder(place, name) if name else None
+    folder = study_folder(place, name) if name is not None else None
     if folder is None or not (folder / "study.json").exists():
         known = sorted(path.parent.name for path in studies_folder(place).glob("*/study.json"))
         raise SettingError("study", name, f"must be a finished study: {', '.join(known) or 'none yet'}")
