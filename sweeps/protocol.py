@@ -198,6 +198,7 @@ class Protocol:
         sampler, seed: what chooses the other trials.
     """
 
+    objective = "accuracy"  # the metric that Optuna's trials have as their value
     protocol: str
     axes: dict = field(default_factory=dict)  # type: ignore[type-arg]
     budget: int = 8

@@ -1,4 +1,4 @@
-"""A study: a protocol's trials, run by an executor, written to sinks (`sweeps/log.py`).
+"""A study: a protocol's trials, run by an executor, written to sinks (`sweeps/sinks.py`).
 
 A study can be stopped at any time and run again; it then goes on from where it was. The process that holds the folder's
 lock, and the storage's claim if machines share one, leads: it alone writes the study's files and the store of runs.
@@ -34,10 +34,11 @@ from tdrs.tracking import Tracker
 
 from . import protocol
 from .executor import WAIT, Executor, Inline, Progress, measure
+from .folder import study_folder, study_key
 from .job import Job, Jobs, Results
-from .log import Log, describe, study_folder, study_key, tags
 from .protocol import check_effect, conditions
 from .ray_executor import RayExecutor
+from .sinks import Log
 from .storage import JOURNAL, check_storage, check_study, open_storage
 from .store import Board, Claim, Store
 from .trial import PLANNED, Outcome, Request, Trial
@@ -80,7 +81,6 @@ class Study:
         self.name = str(config["study"]["name"])
         output = Path(config["output"])
         self.folder = study_folder(output, self.name)
-        self.tracker = tracker or Tracker("none", output)
         self.protocol = protocol.from_settings(config["search"])
         self.records = Records(output / "records")
         storage = self._open()
@@ -94,7 +94,7 @@ class Study:
         possible = [self.protocol.possible(condition, dataset) for condition in conditions(self.protocol.axes)]
         check_effect(self.protocol.axes, [[self.jobs.of(one).cache_key for one in some] for some in possible])
         protocol.run(self.protocol.run(config), self._plan)
-        self.log = Log(self.folder, config, self.tracker, self.store, storage)
+        self.log = Log(self.folder, config, tracker or Tracker("none", output), self.records, storage)
         self.progress = Progress()
         self._stop = stop or Stop()
         self._show = bar
@@ -131,7 +131,7 @@ class Study:
 
     def track(self, tracker: Tracker) -> None:
         """Log to another store of runs from here on."""
-        self.tracker = self.log.tracker = tracker
+        self.log.runs.tracker = tracker
 
     def dry_run(self) -> list[str]:
         """What would run, as lines of text."""
@@ -206,6 +206,7 @@ class Study:
         if not self._leads:
             return
         try:
+            self.store.publish(trial.cache_key)
             self.log.add(trial)
         except OSError as error:
             if not self._unlogged:
@@ -222,27 +223,19 @@ class Study:
 
     def _lead(self, claim: Claim) -> Outcome:
         self._leads = True
-        self.log.claim = claim
-        self.log.open()
         surroundings = environment()
-        about = {**tags(self.config), "commit": surroundings["commit"], "device": surroundings["device"]}
-        with self.tracker.study(self.name, self.log.key, self.name, about) as self.log.parent:
+        with self.log.open({name: surroundings[name] for name in ("commit", "device")}, claim):
             outcome = self.help()
             tuned = any(row.budget for row in outcome.rows)
             overlap = self.jobs.overlap if tuned else 0
             measured = _measured(self.records, outcome) or surroundings
             outcome = replace(outcome, key=self.log.key, command=self.command, environment=measured, overlap=overlap)
-            self.log.check()
-            outcome.save(self.folder / "study.json")
-            self.log.finish()
-            describe(self.tracker, self.log.parent, outcome, self.records)
+            self.log.finish(outcome)
         return outcome
 
-    def attach(self, files: list[Path]) -> None:
-        """Log files, such as figures, as artifacts of the study's run."""
-        self.tracker.describe(
-            self.log.parent, None, {}, [*files, self.folder / "study.json", self.folder / "config.yaml"]
-        )
+    def attach(self) -> None:
+        """Log the figures and tables in the study's folder as artifacts of its run."""
+        self.log.runs.attach(self.folder)
 
 
 def _kind(config: Any) -> tuple[str, ...]:

@@ -8,7 +8,7 @@ from tdrs.checked_file import Damaged
 from tdrs.lease import Lease
 from tdrs.records import Records
 from tdrs.settings import SettingError, first_line
-from tdrs.sweeps.log import REPLACED, TRIALS, read_trials, studies_folder, study_folder, study_key
+from tdrs.sweeps.folder import REPLACED, TRIALS, read_trials, studies_folder, study_folder, study_key
 from tdrs.sweeps.protocol import PROTOCOLS
 from tdrs.sweeps.trial import Trial
 

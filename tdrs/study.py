@@ -32,7 +32,8 @@ from tdrs.kept import Kept
 from tdrs.settings import SettingError, check_choice, folder_named
 from tdrs.study_check import check, prune
 from tdrs.study_delete import delete
-from tdrs.sweeps.log import read_outcome, studies_folder, sync
+from tdrs.sweeps.folder import read_outcome, studies_folder
+from tdrs.sweeps.sinks import sync
 from tdrs.sweeps.trial import FAILED, PRUNED, STOCK, Request, Trial, spelled
 from tdrs.tracking import open_tracker
 

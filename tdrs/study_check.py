@@ -24,9 +24,9 @@ from tdrs.records import Records, is_cache_key
 from tdrs.results import Evaluation
 from tdrs.settings import SettingError, first_line
 from tdrs.study_delete import claimed, named_in
-from tdrs.sweeps.log import Log, read_outcome, studies_folder, study_folders
+from tdrs.sweeps.folder import read_outcome, studies_folder, study_folders
+from tdrs.sweeps.sinks import journal_fault
 from tdrs.sweeps.trial import COMPLETE, STOCK, Outcome, Trial, difference
-from tdrs.tracking import Tracker
 
 KIB = 1024
 
@@ -110,7 +110,7 @@ def _of_study(output: Path, folder: Path) -> Iterator[Fault]:
         yield Fault(folder, error.allowed, again)
         return
     try:
-        what = Log(folder, study.config, Tracker("none", output), study.records).journal_fault()
+        what = journal_fault(folder, study.config)
     except SettingError as error:  # a configuration of another version
         what = str(error)
     if what:

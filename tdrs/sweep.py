@@ -43,7 +43,7 @@ def main_sweep(config: DictConfig) -> int:
             outcome = study.run()
         page, written = report.report_study(outcome, study.records, study.folder)
         figures = [path.with_suffix(kind) for _, path in page.figures for kind in (".png", ".svg")]
-        study.attach([*written, *figures])
+        study.attach()
         print()
         print("".join(f"{line}\n" for line in page.off), end="")
         print(f"{page.verified[0]} (see the report)")

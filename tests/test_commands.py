@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from mlflow.tracking import MlflowClient
 from tdrs.analysis import report
 from tdrs.sweeps import protocol
-from tdrs.sweeps.log import read_outcome
+from tdrs.sweeps.folder import read_outcome
 
 from tdrs import commands, doctor, speed, study
 from tdrs.backbones import convert_internvl2

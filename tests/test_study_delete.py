@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from tdrs.analysis import tables
-from tdrs.sweeps.log import TRIALS
+from tdrs.sweeps.folder import TRIALS
 from tdrs.sweeps.trial import Outcome, Trial
 
 from tdrs import checked_file

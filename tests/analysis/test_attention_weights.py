@@ -11,7 +11,7 @@ import torch
 from tdrs.analysis import attention, decay
 from tdrs.analysis.attention_weights import Unedited, record_weights
 from tdrs.analysis.figure import stored_measurement
-from tdrs.sweeps.log import study_key
+from tdrs.sweeps.folder import study_key
 from tdrs.sweeps.trial import Outcome, Trial
 
 from tdrs import DC, TDRS, __version__, backbones, benchmarks, checked_file

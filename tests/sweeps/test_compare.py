@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from tdrs.analysis import comparison, distance
 from tdrs.sweeps import protocol
-from tdrs.sweeps.log import read_outcome
+from tdrs.sweeps.folder import read_outcome
 from tdrs.sweeps.protocol import MethodRow, conditions
 from tdrs.sweeps.study import Study
 from tdrs.sweeps.trial import FAILED, Outcome, Request, Trial, check_same_samples

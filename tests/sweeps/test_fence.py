@@ -54,7 +54,7 @@ def test_a_leader_that_was_replaced_writes_nothing_more(
     client = MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
     runs = client.search_runs([client.get_experiment_by_name("small").experiment_id])
     assert sorted(one.info.status for one in runs) == ["FINISHED", "RUNNING"]  # the study's is the other's to end
-    assert len(study.log.trials) == 1
+    assert len(study.log.lines.trials) == 1
 
 
 def test_the_command_says_so_in_one_line(

@@ -11,7 +11,8 @@ import optuna
 import pytest
 from mlflow.tracking import MlflowClient
 from tdrs.analysis import report, sensitivity
-from tdrs.sweeps.log import read_outcome, read_trials, sync
+from tdrs.sweeps.folder import read_outcome, read_trials
+from tdrs.sweeps.sinks import sync
 from tdrs.sweeps.storage import load_optuna
 from tdrs.sweeps.study import Study
 from tdrs.sweeps.trial import FAILED, Outcome
