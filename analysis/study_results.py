@@ -13,7 +13,7 @@ from typing import Any
 
 import pandas as pd
 from tdrs.analysis.evidence import Evidence, compare_rows, condition_name
-from tdrs.sweeps.log import read_outcome, studies_folder, study_folder
+from tdrs.sweeps.folder import read_outcome, studies_folder, study_folder
 from tdrs.sweeps.trial import COMPLETE, STOCK, Outcome, Trial
 
 from tdrs import __version__

@@ -19,7 +19,7 @@ from tdrs.backbones.image_embeddings import EmbeddingStore
 from tdrs.evaluation import gib, other_metrics
 from tdrs.records import Records
 from tdrs.results import asked_of
-from tdrs.settings import SettingError, check_number
+from tdrs.settings import SettingError
 from tdrs.stopping import Stop
 
 from .executor import WAIT, Inline, Progress, measure
@@ -97,7 +97,7 @@ class RayExecutor:
         config: the study's plain configuration.
 
     Raises:
-        SettingError: a setting of `workers` is not allowed, or Ray is not installed.
+        SettingError: Ray is not installed.
     """
 
     def __init__(self, config: dict[str, Any], results: Results, progress: Progress) -> None:
@@ -105,11 +105,6 @@ class RayExecutor:
         self._settings = config["workers"]
         self._results = results
         self._progress = progress
-        check_number("workers.count", self._settings["count"], 1, whole=True)
-        check_number("workers.num_gpus", self._settings["num_gpus"], 0)
-        address = self._settings["address"]
-        if address is not None and not isinstance(address, str):
-            raise SettingError("workers.address", address, "must be a cluster's address, such as auto, or null")
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is sent anywhere
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # its coming default
         try:

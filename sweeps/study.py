@@ -9,12 +9,13 @@ Another process that runs the same study joins it: it measures, and leads when t
     outcome = study.run()                  # an Outcome, see `sweeps/trial.py`
 """
 
+import json
 import statistics
 import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import closing, contextmanager, suppress
+from contextlib import closing, contextmanager, nullcontext, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,7 @@ from tdrs.evaluation import gib
 from tdrs.records import Records, is_cache_key
 from tdrs.stopping import Stop
 from tdrs.tracking import Tracker
+from tdrs.worker_pool import WorkerPool, gpus
 
 from . import protocol
 from .executor import WAIT, Executor, Inline, Progress, measure
@@ -104,8 +106,18 @@ class Study:
             if config["workers"]["name"] == "ray"
             else Inline(self.results, self.progress, self._stop, features)
         )
+        self._pool = self._workers()
         self._leads = False
         self._unlogged = False
+
+    def _workers(self) -> WorkerPool:
+        """The processes that help to run this study; with `workers=processes` there are others than this one."""
+        workers = self.config["workers"]
+        count = workers["count"] if workers["name"] == "processes" and not self.config["dry_run"] else 1
+        command = [sys.executable, "-m", "tdrs.sweep", "--worker", str(self.folder)]
+        config = {**self.config, "workers": {"name": "inline"}, "tracking": {"name": "none"}}
+        devices = gpus(count) if count > 1 and self.config["backbone"]["device"] != "cpu" else []
+        return WorkerPool(count, command, json.dumps(config).encode(), self.folder, devices)
 
     def _open(self) -> BaseStorage | None:
         """The storage through which machines share the study, if there is one."""
@@ -181,7 +193,8 @@ class Study:
             KeyboardInterrupt: somebody asked to stop; running the study again goes on from there.
             LostLease: another process has taken over the study.
         """
-        with self._bar() as self.progress.bar, closing(self._executor):
+        pool = self._pool if self.planned else nullcontext()
+        with pool, self._bar() as self.progress.bar, closing(self._executor):
             claim = self.store.lead(self.folder)
             if claim is None:
                 print(f"{self.name} is being run by another process; joining it", file=sys.stderr)

@@ -115,7 +115,7 @@ class Ray(Processes):
 
 
 TRACKING: dict[str, type[Any]] = {"mlflow": MLflow, "none": NoTracking}
-WORKERS: dict[str, type[Any]] = {"inline": Alone, "member": Alone, "processes": Processes, "ray": Ray}
+WORKERS: dict[str, type[Any]] = {"inline": Alone, "processes": Processes, "ray": Ray}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,9 +5,10 @@
 checks every setting, runs (or resumes) the study, writes its report with figures and tables, and prints the rows.
 """
 
+import json
 import sys
 import time
-from contextlib import ExitStack, nullcontext
+from contextlib import ExitStack
 from pathlib import Path
 
 from omegaconf import DictConfig
@@ -15,10 +16,11 @@ from omegaconf import DictConfig
 from tdrs.analysis import report
 from tdrs.commands import command, study_command
 from tdrs.configuration import plain, run, typed
+from tdrs.entry_point import run_command
+from tdrs.environment import keep_memory
 from tdrs.stopping import stoppable
-from tdrs.sweeps.executor import WorkerPool
 from tdrs.sweeps.study import Study
-from tdrs.tracking import Tracker, open_tracker
+from tdrs.tracking import open_tracker
 
 
 def main_sweep(config: DictConfig) -> int:
@@ -27,20 +29,15 @@ def main_sweep(config: DictConfig) -> int:
     output = Path(values["output"])
     with ExitStack() as stack:
         stop = stack.enter_context(stoppable())
-        study = Study(values, Tracker("none", output), stop, command("tdrs.sweep", *typed))
+        study = Study(values, stop=stop, command=command("tdrs.sweep", *typed))
         if values["dry_run"]:
             print("\n".join(study.dry_run()))
             return 0
-        pool = WorkerPool.of(values, typed, study.folder)
         tracker = stack.enter_context(open_tracker(values["tracking"], output))
         study.track(tracker)
-        if values["workers"]["name"] == "member":
-            study.help()
-            return 0
         if study.planned:
             print(study.cost(), file=sys.stderr)
-        with pool if study.planned else nullcontext():
-            outcome = study.run()
+        outcome = study.run()
         page, written = report.report_study(outcome, study.records, study.folder)
         figures = [path.with_suffix(kind) for _, path in page.figures for kind in (".png", ".svg")]
         study.attach()
@@ -66,6 +63,13 @@ def main_sweep(config: DictConfig) -> int:
         return 1 if outcome.failures else 0
 
 
+def worker() -> int:
+    """Help with the study whose configuration is on standard input; the process that started this one leads it."""
+    with stoppable() as stop:
+        Study(json.load(sys.stdin), stop=stop).help()
+    return 0
+
+
 USAGE = """
 python -m tdrs.sweep +experiment=NAME [GROUP=CHOICE ...] [SETTING=VALUE ...]   (--cfg prints the configuration)
 
@@ -73,4 +77,7 @@ Run it again to go on after a stop; nothing is evaluated twice. Groups and their
 """
 
 if __name__ == "__main__":
+    if sys.argv[1:2] == ["--worker"]:
+        keep_memory()
+        sys.exit(run_command(worker))
     sys.exit(run("sweep", main_sweep, USAGE))
