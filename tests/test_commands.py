@@ -204,20 +204,26 @@ def test_options_and_words_of_a_command() -> None:
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTED = [
-    ROOT / "README.md", ROOT / "Makefile", *sorted(ROOT.glob("docs/**/*.md")), *sorted(folder().rglob("*.yaml")),
+    *sorted(ROOT.glob("*.md")), ROOT / "Makefile", *sorted(ROOT.glob("docs/**/*.md")),
+    *sorted(folder().rglob("*.yaml")),
     *(path for part in ("tdrs", "sweeps", "analysis") for path in sorted((ROOT / part).rglob("*.py"))),
     *sorted((ROOT / "tdrs").rglob("README.md")),
 ]  # fmt: skip
 
 
 def documented() -> list[tuple[str, str]]:
-    """Every command on a line of its own, and what experiments say of a real model; by file."""
+    """Every command on a line of its own, and what experiments say of a real model; by file.
+
+    A command about what a reader makes, which has a name like `mine` or `my_method`, is run by tests/docs.
+    """
     found = []
     for path in DOCUMENTED:
         text = re.sub(r"\\\n#? *", "", path.read_text())
         for line in text.splitlines():
-            match = re.match(r"(?:#? {4,}|#     |sh\n|\t\$\(BIN\)/)(python -m .*)", line)
-            if match and "NAME" not in match[1].partition("#")[0] and "[" not in match[1].partition("=")[0]:
+            before = r"" if path.suffix == ".md" else r"(?:#? {4,}|#     |\t\$\(BIN\)/)"
+            match = re.match(rf"{before}\s*(python -m .*)", line)
+            said = match[1].partition("#")[0] if match else ""
+            if match and not re.search(r"NAME|[ =](mine|my_\w+)\b", said) and "[" not in match[1].partition("=")[0]:
                 found.append((path.name, match[1]))
         match = re.search(r"^# (?:On (?:a|the) real models?|Weights on disk): (.*)", text, re.MULTILINE)
         if match:
@@ -229,17 +235,17 @@ def documented() -> list[tuple[str, str]]:
 @pytest.mark.parametrize(("path", "line"), documented(), ids=lambda text: text[:60])
 def test_documented_commands_are_accepted(path: str, line: str) -> None:
     words = shlex.split(line, comments=True)[2:]
-    module, words = words[0].removeprefix("tdrs."), [word for word in words[1:] if "…" not in word]
+    module, words = words[0].removeprefix("tdrs."), [word for word in words[1:] if "…" not in word and word[:2] != "--"]
     bare, rest = commands.parse(words)
     named = dict.fromkeys(bare, "") | rest
     if module in ("sweep", "evaluate", "doctor"):
         config = plain(compose(module, words))
-        places: list[dict[str, Any]] = [{}]
+        conditions: list[dict[str, Any]] = [{}]
         if module == "sweep":
-            places = protocol.conditions(protocol.from_settings(config["search"]).axes)
-        for place in places:
+            conditions = protocol.conditions(protocol.from_settings(config["search"]).axes)
+        for condition in conditions:
             with contextlib.suppress(Missing):
-                planned({"split": "held_out", "limit": None, **with_settings(config, place)})
+                planned({"split": "held_out", "limit": None, **with_settings(config, condition)})
     elif module in ("zoo.train", "analysis.gallery"):
         compose(module.rpartition(".")[2], words)
     elif module == "study":

@@ -120,7 +120,8 @@ class TDRS(Method):
 
     Args:
         sd: whether stage 1, the semantic residual, is on.
-        dc, re: stages 2 and 3; None turns a stage off.
+        dc: stage 2; None turns it off.
+        re: stage 3; None turns it off.
         gain: `logits`: multiply A, as printed. `weights`: multiply the softmax weights by the same gain:
             softmax(A + A_sd + log(1 + λ_dc r_dc + λ_re r_re)). The two differ, because A·r changes when a constant is
             added to A, and softmax(A) does not.
