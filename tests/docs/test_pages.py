@@ -43,6 +43,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.timeout(600)  # the first page waits until all are run
 @pytest.mark.parametrize("page", PAGES)
 def test_the_code_of_a_page_runs(folder: Path, page: str) -> None:
     failed = folder / f"{Path(page).stem}.failed"
