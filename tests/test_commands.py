@@ -26,6 +26,7 @@ from tdrs.evaluation import plan
 from tdrs.settings import SettingError
 from tdrs.sweep import main_sweep
 from tdrs.zoo import train
+from tests.docs.page import MADE
 
 AWKWARD = [
     "a b", "it's", 'say "x"', "a,b", "[x]", "{x: y}", "$HOME", "${HOME}", r"\${HOME}", r"a\\${x}", "${", "a=b", "#1",
@@ -214,7 +215,7 @@ DOCUMENTED = [
 def documented() -> list[tuple[str, str]]:
     """Every command on a line of its own, and what experiments say of a real model; by file.
 
-    A command about what a reader makes, which has a name like `mine` or `my_method`, is run by tests/docs.
+    Commands about what a page makes are run by tests/docs.
     """
     found = []
     for path in DOCUMENTED:
@@ -223,7 +224,8 @@ def documented() -> list[tuple[str, str]]:
             before = r"" if path.suffix == ".md" else r"(?:#? {4,}|#     |\t\$\(BIN\)/)"
             match = re.match(rf"{before}\s*(python -m .*)", line)
             said = match[1].partition("#")[0] if match else ""
-            if match and not re.search(r"NAME|[ =](mine|my_\w+)\b", said) and "[" not in match[1].partition("=")[0]:
+            made = "NAME" in said or MADE.search(said)
+            if match and not made and "[" not in match[1].partition("=")[0]:
                 found.append((path.name, match[1]))
         match = re.search(r"^# (?:On (?:a|the) real models?|Weights on disk): (.*)", text, re.MULTILINE)
         if match:

@@ -3,8 +3,8 @@
     python -m tests.docs.page docs/guides/add-method.md docs/tutorial.md
 
 A block with a title is a file: it is written or, if it is a diff, applied, before anything runs. Then the Python blocks
-of each page run in one namespace, and the commands of its shell blocks, in their order. A command that measures runs if
-it asks for a few samples.
+of each page run in one namespace, in their order, and between them the commands of its shell blocks that are about what
+the page makes: it has a name like `mine` or `my_method`.
 """
 
 import re
@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[2]
-FEW = ("preset=smoke", "limit=8", "samples=8")
+MADE = re.compile(r"[ =](mine|my_\w+)\b")
 LOGGED = ("tdrs.sweep", "tdrs.evaluate")
 
 
@@ -34,9 +34,9 @@ class Block:
     @property
     def commands(self) -> list[list[str]]:
         """The words behind `python -m` of the commands that run."""
-        lines = [shlex.split(line, comments=True) for line in self.text.splitlines()] if self.language == "sh" else []
-        found = [words[2:] for words in lines if words[:2] == ["python", "-m"]]
-        return [words for words in found if words[0] == "pytest" or set(words) & set(FEW)]
+        lines = self.text.splitlines() if self.language == "sh" else []
+        found = [shlex.split(line, comments=True) for line in lines if MADE.search(line.partition("#")[0])]
+        return [words[2:] for words in found if words[:2] == ["python", "-m"]]
 
     @property
     def runs(self) -> bool:
