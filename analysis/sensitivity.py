@@ -11,7 +11,7 @@ import sys
 from collections.abc import Mapping
 from itertools import cycle
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import matplotlib.figure
 from matplotlib.axes import Axes
@@ -160,7 +160,7 @@ def _draw_setting(axis: Axes, setting: SettingCurves, stock: tuple[float, float,
         if series.best not in series.values:  # its trial failed
             continue
         at = series.values.index(series.best)
-        ring = {"color": color, "markersize": 11, "markerfacecolor": "none", "markeredgewidth": 1.4}
+        ring: dict[str, Any] = {"color": color, "markersize": 11, "markerfacecolor": "none", "markeredgewidth": 1.4}
         axis.plot(shown[at], series.accuracy[at], marker, **ring)
     if setting.has_zero:
         axis.set_xlim(-0.003, max(value for series in setting.series for value in series.values) * 1.6)

@@ -147,7 +147,7 @@ class StudyResults:
         for row in self.outcome.rows:
             if row.name == baseline or method not in (None, row.name):
                 continue
-            about = {"condition": condition_name(self.outcome, row.condition)}
+            about: dict[str, Any] = {"condition": condition_name(self.outcome, row.condition)}
             about |= {key: values[0] for key, values in self._conditions([row]).items()}
             about |= {"method": row.name, "baseline": baseline, "n": row.n, "tuning_trials": row.budget}
             one = found.get(id(row))
