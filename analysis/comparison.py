@@ -104,7 +104,8 @@ def _draw_condition(axis: Axes, condition: ConditionDifferences) -> None:
     axis.axvline(0, color="0.35", linestyle="--", linewidth=1)
     for number, row in enumerate(condition.rows):
         color, marker = STYLES[0] if row.low > 0 else STYLES[1] if row.high < 0 else ("0.45", "D")
-        errors = [[100 * (row.difference - row.low)], [100 * (row.high - row.difference)]]
+        # with few samples a limit may equal the difference except for rounding
+        errors = [[100 * max(0, row.difference - row.low)], [100 * max(0, row.high - row.difference)]]
         style: dict[str, Any] = {"markersize": 5, "capsize": 2, "elinewidth": 1}
         axis.errorbar([100 * row.difference], [number], xerr=errors, color=color, marker=marker, **style)
     axis.set_yticks(range(len(condition.rows)), [escape.label(row.method, 40) for row in condition.rows], fontsize=9)

@@ -50,12 +50,18 @@ class StudyResults:
         self._evidence: dict[str, list[Evidence]] = {}
 
     def __repr__(self) -> str:
-        return "\n".join([f"study {self.name}", *self.outcome.table()])
+        return "\n".join([f"study {self.name}", *self.outcome.table(), *self.notes])
+
+    @property
+    def notes(self) -> list[str]:
+        """What a reader of the numbers should know: clamped settings, and how the samples were read and drawn."""
+        notes = dict.fromkeys(note for row in self.outcome.rows for note in row.notes)
+        return [*self.outcome.clamps(), *notes]
 
     def trials(self) -> pd.DataFrame:
         """All trials: those on the tuning split first, then the held-out rows.
 
-        The index is the trial's number, as `python -m tdrs.study show` prints it. Columns: `name`, `split`, `status`
+        The index numbers the trials. Columns: `name`, `split`, `status`
         (`complete`, `pruned` or `failed`), `reason`; `backbone`, `dataset` and a column for each other key that an
         axis or the trial sets; `n`; each metric, accuracy with `accuracy_low` and `accuracy_high`, its 95 % interval;
         the paired `difference` to the stock model with its interval; `tuning_trials`, from how many trials a row's
@@ -162,7 +168,8 @@ class StudyResults:
 
     @property
     def _numbered(self) -> list[Trial]:
-        return [*self.outcome.trials, *self.outcome.rows]
+        """Trials in the order of `trials()`, each once although a protocol may ask for it again."""
+        return list({trial.key: trial for trial in [*self.outcome.trials, *self.outcome.rows]}.values())
 
     def _conditions(self, trials: Sequence[Trial]) -> dict[str, list[Any]]:
         """Columns that tell conditions apart: backbone, data set, and the other keys of the axes."""
@@ -208,6 +215,8 @@ def load_study(name: str | None, output: str | Path = "outputs") -> StudyResults
     """
     place = folder_named("output", str(output))
     folder = study_folder(place, name) if name is not None else None
+    if folder and (folder / "config.yaml").exists() and not (folder / "study.json").exists():
+        raise SettingError("study", name, f"in {place} has not finished; run it again, and it continues")
     if folder is None or not (folder / "study.json").exists():
         known = sorted(path.parent.name for path in studies_folder(place).glob("*/study.json"))
         raise SettingError("study", name, f"must be a finished study: {', '.join(known) or 'none yet'}")

@@ -27,7 +27,7 @@ from tdrs import checked_file
 from tdrs.backbones.image_embeddings import EmbeddingStore
 from tdrs.checked_file import Damaged
 from tdrs.configuration import check
-from tdrs.environment import environment
+from tdrs.environment import environment, shows_progress
 from tdrs.evaluation import gib
 from tdrs.records import Records, is_cache_key
 from tdrs.stopping import Stop
@@ -230,7 +230,7 @@ class Study:
     def _bar(self) -> Iterator[Any]:
         self.progress.total = len(self.planned)
         total = sum(len(job.samples) for job in self.planned.values())
-        hidden = None if total and self._show else True  # None: hidden unless standard error is a terminal
+        hidden = not (total and self._show and shows_progress())
         with tqdm(total=total, unit="sample", disable=hidden, dynamic_ncols=True) as bar:
             yield bar
 

@@ -1,4 +1,13 @@
-"""tdrs: does this inference-time edit of a vision-language model's attention help, and how sure are we?"""
+"""tdrs: does this inference-time edit of a vision-language model's attention help, and how sure are we?
+
+tdrs.intervene(model, method)                      # edit the attention of your own model
+tdrs.evaluate(model, processor, benchmark, method) # ask it a benchmark
+tdrs.run_study("sqa_ablation")                     # run a study; load_study reads a finished one
+tdrs.plot.sensitivity(study)                       # draw a figure
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 import tdrs.entry_point  # noqa: F401 - before torch: it chooses how the threads of a command wait
 
@@ -13,6 +22,12 @@ from tdrs.interventions.tdrs import DC, RE, TDRS
 from tdrs.interventions.temperature import Temperature
 from tdrs.interventions.vaf import VAF
 
+if TYPE_CHECKING:
+    from tdrs import plot
+    from tdrs.analysis.study_results import StudyResults, load_study
+    from tdrs.model_evaluation import ModelEvaluation, evaluate
+    from tdrs.study_run import run_study
+
 __all__ = [
     "DC",
     "PAI",
@@ -22,8 +37,37 @@ __all__ = [
     "KeyBias",
     "Method",
     "MiddleLayers",
+    "ModelEvaluation",
     "Stock",
+    "StudyResults",
     "Temperature",
+    "evaluate",
     "intervene",
+    "load_study",
+    "plot",
+    "run_study",
 ]
 __version__ = "0.6.0"
+
+# Loaded when they are first used: they need pandas, matplotlib, Optuna and MLflow.
+_LAZY = {
+    "ModelEvaluation": "tdrs.model_evaluation",
+    "StudyResults": "tdrs.analysis.study_results",
+    "evaluate": "tdrs.model_evaluation",
+    "load_study": "tdrs.analysis.study_results",
+    "plot": "tdrs.plot",
+    "run_study": "tdrs.study_run",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY:
+        raise AttributeError(f"module 'tdrs' has no attribute {name!r}")
+    module = import_module(_LAZY[name])
+    found = module if name == "plot" else getattr(module, name)
+    globals()[name] = found
+    return found
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -5,6 +5,7 @@ import logging
 import os
 import platform
 import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
@@ -51,6 +52,11 @@ def quiet(*loggers: str, level: int = logging.WARNING) -> Iterator[None]:
     finally:
         for name, was in before.items():
             logging.getLogger(name).setLevel(was)
+
+
+def shows_progress() -> bool:
+    """Whether a progress bar on standard error is seen: by a terminal or a notebook."""
+    return sys.stderr.isatty() or "ipykernel" in sys.modules
 
 
 def keep_memory() -> None:

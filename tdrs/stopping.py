@@ -30,8 +30,14 @@ class Stop:
 
 @contextmanager
 def stoppable() -> Iterator[Stop]:
-    """While it lasts, SIGINT and SIGTERM ask to stop; on leaving, the handlers are put back."""
+    """While it lasts, SIGINT and SIGTERM ask to stop; on leaving, the handlers are put back.
+
+    Outside of the main thread, which alone may set handlers, nothing asks to stop.
+    """
     stop = Stop()
+    if threading.current_thread() is not threading.main_thread():
+        yield stop
+        return
     before = {number: signal.signal(number, stop.handle) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield stop

@@ -13,12 +13,12 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
-from tdrs.analysis import report
 from tdrs.commands import command, study_command
 from tdrs.configuration import plain, run, typed
 from tdrs.entry_point import run_command
 from tdrs.environment import keep_memory
 from tdrs.stopping import stoppable
+from tdrs.study_run import run_and_report
 from tdrs.sweeps.study import Study
 from tdrs.tracking import open_tracker
 
@@ -37,10 +37,7 @@ def main_sweep(config: DictConfig) -> int:
         study.track(tracker)
         if study.planned:
             print(study.cost(), file=sys.stderr)
-        outcome = study.run()
-        page, written = report.report_study(outcome, study.records, study.folder)
-        figures = [path.with_suffix(kind) for _, path in page.figures for kind in (".png", ".svg")]
-        study.attach()
+        outcome, page, written = run_and_report(study)
         print()
         print("".join(f"{line}\n" for line in page.off), end="")
         print(f"{page.verified[0]} (see the report)")
@@ -53,8 +50,8 @@ def main_sweep(config: DictConfig) -> int:
             print(f"failed:  {failed.name} ({failed.split}): {failed.reason}")
         if outcome.failures:
             print("         the same command tries them again")
-        for figure in figures[::2]:
-            print(f"figure:  {figure}")
+        for _, figure in page.figures:
+            print(f"figure:  {figure.with_suffix('.png')}")
         print(f"report:  {written[0]}")
         output = Path(values["output"]).absolute()
         print(f"again:   {command('tdrs.analysis.report', f'study={study.name}', f'output={output}')}")

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from tdrs.configuration import run
-from tdrs.evaluate import main_evaluate
+from tdrs.evaluate_command import main_evaluate
 from tdrs.sweep import main_sweep
 
 GRID = ["search=grid", "++search.space={intervention.gain: [logits]}"]

@@ -21,7 +21,7 @@ from tdrs import commands, doctor, speed, study
 from tdrs.backbones import convert_internvl2
 from tdrs.configuration import compose, folder, plain, run, with_settings
 from tdrs.doctor import main_doctor
-from tdrs.evaluate import main_evaluate
+from tdrs.evaluate_command import main_evaluate
 from tdrs.evaluation import plan
 from tdrs.settings import SettingError
 from tdrs.sweep import main_sweep

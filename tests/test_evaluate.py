@@ -22,7 +22,7 @@ from tdrs.backbones.decoding import margin
 from tdrs.benchmarks import Benchmark, Record, mini_gqa, mini_pope, mini_scienceqa, mini_textvqa
 from tdrs.benchmarks.benchmark import mean_score
 from tdrs.configuration import run
-from tdrs.evaluate import main_evaluate
+from tdrs.evaluate_command import main_evaluate
 from tdrs.evaluation import evaluate, run_batches, summary
 from tdrs.interventions import METHODS, Method
 from tdrs.results import Batch, Evaluation

@@ -11,7 +11,7 @@ from tdrs.sweeps.study import Study
 from tdrs.sweeps.trial import Outcome
 
 from tdrs.configuration import run
-from tdrs.evaluate import main_evaluate
+from tdrs.evaluate_command import main_evaluate
 from tdrs.study import main
 from tdrs.tracking import Tracker
 

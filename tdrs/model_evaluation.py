@@ -1,0 +1,218 @@
+"""Ask a benchmark of a model that the caller has loaded, under a method of the caller's choice."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import pandas as pd
+from tqdm import tqdm
+from transformers import PreTrainedModel
+
+from tdrs import benchmarks
+from tdrs.analysis.evidence import compare_records, verdict
+from tdrs.analysis.study_results import measure_columns
+from tdrs.attention.core import EXECUTIONS
+from tdrs.backbones import Backbone, BackboneSettings
+from tdrs.backbones.checkpoint import Incomplete, check_processor
+from tdrs.backbones.decoding import greedy
+from tdrs.backbones.tokens import ends
+from tdrs.benchmarks import SPLITS, Benchmark, Record
+from tdrs.benchmarks.prompts import STYLES
+from tdrs.configuration import choice
+from tdrs.environment import shows_progress
+from tdrs.evaluation import run_batches, summary
+from tdrs.interventions import Method
+from tdrs.interventions.none import Stock
+from tdrs.results import Evaluation
+from tdrs.settings import SettingError, check_choice, check_number
+from tdrs.statistics import Interval
+from tdrs.sweeps.trial import check_same_samples
+
+# The prompts that each family's own evaluation uses, by `model_type`.
+FAMILY_STYLES = {"llava": "llava", "internvl": "internvl", "qwen2_5_vl": "vlmevalkit"}
+
+
+@dataclass(frozen=True)
+class LoadedModel(BackboneSettings):
+    """How a model is asked that the caller has loaded. Its source is only a name: nothing is looked up by it."""
+
+    def __post_init__(self) -> None:
+        check_choice("prompt_style", self.prompt_style, STYLES)
+        if self.max_new_tokens is not None:
+            check_number("max_new_tokens", self.max_new_tokens, 1, whole=True)
+
+
+@dataclass(frozen=True, repr=False)
+class ModelEvaluation:
+    """What a model answered to a benchmark under a method.
+
+    Attributes:
+        benchmark: with the prompt style that was asked.
+        method: the edit.
+        split: `held_out` or `tuning`.
+        content: a hash of all that was asked.
+        evaluation: records, metrics and notes, as an evaluation's command keeps them.
+    """
+
+    benchmark: Benchmark
+    method: Method
+    split: str
+    content: str
+    evaluation: Evaluation
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """The benchmark's metrics, shares from 0 to 1; `accuracy_low` and `accuracy_high` are its 95 % interval."""
+        return self.evaluation.metrics
+
+    @property
+    def intervals(self) -> dict[str, Interval]:
+        """Accuracy, and metrics such as F1, each with its 95 % interval, images as clusters."""
+        accuracy = Interval(*(self.metrics[f"accuracy{end}"] for end in ("", "_low", "_high")))
+        return {"accuracy": accuracy, **self.benchmark.intervals(self.records)}
+
+    @property
+    def records(self) -> list[Record]:
+        """One record for each sample."""
+        return self.evaluation.records
+
+    @property
+    def notes(self) -> list[str]:
+        """What a reader of the metrics should know."""
+        return self.evaluation.notes
+
+    def __repr__(self) -> str:
+        shown = [f"{name} {i.value:.3f} [{i.low:.3f}, {i.high:.3f}]" for name, i in self.intervals.items()]
+        head = f"{self.method}: {', '.join(shown)}, {self.split} split, n = {len(self.records)}"
+        return "\n".join([head, *self.notes])
+
+    def samples(self) -> pd.DataFrame:
+        """One row for each sample, with the columns of a record; see `StudyResults.samples`."""
+        return pd.DataFrame(map(asdict, self.records))
+
+    def compare(self, baseline: "ModelEvaluation") -> pd.DataFrame:
+        """Compare this evaluation with another one of the same samples, with the statistics of `StudyResults.compare`.
+
+        The difference is this evaluation's accuracy minus the baseline's. POPE has a second line for F1.
+
+        Raises:
+            SettingError: the two were not asked the same, or were scored by another rule.
+        """
+        if (self.content, self.benchmark.rule) != (baseline.content, baseline.benchmark.rule):
+            raise SettingError("baseline", str(baseline.method), "was asked other samples, or scored by another rule")
+        check_same_samples(baseline.records, self.records, "baseline")
+        paired = compare_records(baseline.records, self.records, _pope_rule(self.benchmark))
+        gained, lost, p = paired.discordant or (None, None, float("nan"))
+        tests = {"p": paired.p, "gained": gained, "lost": lost, "mcnemar_p": p, "smallest": paired.smallest}
+        tests["verdict"] = verdict(paired.difference, paired.p)
+        intervals = self.intervals
+        about = {"n": len(self.records)}
+        lines = [about | measure_columns("accuracy", intervals["accuracy"], paired.difference) | tests]
+        if paired.f1_difference:
+            lines.append(about | measure_columns("F1", intervals["f1"], paired.f1_difference))
+        return pd.DataFrame(lines)
+
+
+def evaluate(
+    model: PreTrainedModel,
+    processor: Any,
+    benchmark: str | Benchmark,
+    method: Method | None = None,
+    *,
+    split: str = "held_out",
+    limit: int | None = None,
+    batch_size: int = 32,
+    prompt_style: str | None = None,
+    system: str | None = None,
+    max_new_tokens: int | None = None,
+    execution: str = "auto",
+) -> ModelEvaluation:
+    """Ask a benchmark of a loaded model, greedily, under a method. Nothing is written, and the model is left as it was.
+
+        stock = tdrs.evaluate(model, processor, "mini_pope", limit=100)
+        edited = tdrs.evaluate(model, processor, "mini_pope", tdrs.Temperature(tau=0.5), limit=100)
+        edited.compare(stock)
+
+    A terminal or a notebook shows progress.
+
+    Args:
+        model: a vision-language model of transformers, on its device, with `sdpa` or `eager` attention.
+        processor: its processor, with a chat template.
+        benchmark: a name in `conf/dataset`, with the settings of that file; or an object of `tdrs.benchmarks`.
+        method: the edit; None is the stock model.
+        split: `held_out`, or `tuning`, on which settings are chosen.
+        limit: at most this number of samples, a fair draw of whole images; None asks all.
+        batch_size: how many samples are asked at a time; it changes rounding, and so, rarely, an answer.
+        prompt_style: `llava`, `lmms_eval`, `internvl` or `vlmevalkit`; None is that of the model's family.
+        system: the system prompt; None is the chat template's own.
+        max_new_tokens: the longest answer; None is what the prompt style's toolkit allows.
+        execution: `auto`, `blocked` or `reference`; see `tdrs.attention.core`.
+
+    Raises:
+        SettingError: an argument is not allowed, the data set is not available, or the processor is not the model's.
+        ValueError: the model's attention cannot be edited.
+        FloatingPointError: the logits have a NaN.
+    """
+    check_choice("split", split, SPLITS)
+    check_choice("execution", execution, list(EXECUTIONS))
+    check_number("batch_size", batch_size, 1, whole=True)
+    if limit is not None:
+        check_number("limit", limit, 1, whole=True)
+    if isinstance(benchmark, str):
+        benchmark = benchmarks.from_settings(choice("dataset", benchmark))
+    style = prompt_style or FAMILY_STYLES.get(model.config.model_type)
+    if style is None:
+        known = f"must be given for a model of type {model.config.model_type}: {', '.join(STYLES)}"
+        raise SettingError("prompt_style", None, known)
+    settings = LoadedModel(
+        name=model.name_or_path or type(model).__name__,
+        source="",
+        prompt_style=style,
+        system=system,
+        max_new_tokens=max_new_tokens,
+    )
+    _check_model(model, processor)
+    benchmark = benchmark.asked_by(style)
+    samples = benchmarks.load(benchmark, split, limit, style)
+    method = method or Stock()
+    batches = []
+    with _prepared(model, processor), tqdm(total=len(samples), unit="sample", disable=not shows_progress()) as bar:
+        backbone = Backbone.of(settings, model, processor)
+        for batch in run_batches(backbone, benchmark, samples, method, batch_size, execution):
+            batches.append(batch)
+            bar.update(len(batch.records))
+    return ModelEvaluation(benchmark, method, split, samples.content, summary(benchmark, samples, batches, batch_size))
+
+
+def _pope_rule(benchmark: Benchmark) -> str | None:
+    return benchmark.rule if benchmark.real == "pope" else None
+
+
+def _check_model(model: PreTrainedModel, processor: Any) -> None:
+    """Raises SettingError unless the model has image tokens and the processor is its own."""
+    if getattr(model.config, "image_token_id", None) is None:
+        raise SettingError("model", type(model).__name__, "must be a vision-language model: it has no image_token_id")
+    name = type(processor).__name__
+    lacking = [part for part in ("tokenizer", "image_processor") if not hasattr(processor, part)]
+    if lacking:
+        raise SettingError("processor", name, f"must be a processor of pictures and text: it has no {lacking[0]}")
+    if not processor.chat_template:
+        raise SettingError("processor", name, "has no chat template; set processor.chat_template")
+    try:
+        check_processor(processor, model.config)
+    except Incomplete as error:
+        raise SettingError("processor", name, str(error)) from None
+
+
+@contextmanager
+def _prepared(model: PreTrainedModel, processor: Any) -> Iterator[None]:
+    """While it lasts, the model is in eval mode and decodes greedily; then it is as before."""
+    generation_config, training = model.generation_config, model.training
+    model.generation_config = greedy(generation_config, ends(processor))
+    model.eval()
+    try:
+        yield
+    finally:
+        model.generation_config = generation_config
+        model.train(training)
