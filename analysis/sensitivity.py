@@ -16,14 +16,14 @@ from typing import Any, NamedTuple
 import matplotlib.figure
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
+
+from tdrs import escape
 from tdrs.analysis.evidence import condition_name
 from tdrs.analysis.figure import STYLES, GivenAxes, axes_for, redraw, save, set_title
 from tdrs.analysis.study_results import StudyResults
-from tdrs.sweeps.trial import STOCK, Outcome
-
-from tdrs import escape
 from tdrs.entry_point import run_command
 from tdrs.settings import SettingError
+from tdrs.sweeps.trial import STOCK, Outcome
 
 LINEAR_BELOW = 0.01  # a symmetric-log axis is linear below this value, so that it can show 0
 

@@ -12,14 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from tdrs.analysis.evidence import Evidence, compare_rows, condition_name
-from tdrs.sweeps.folder import read_outcome, studies_folder, study_folder
-from tdrs.sweeps.trial import COMPLETE, STOCK, Outcome, Trial
 
 from tdrs import __version__
+from tdrs.analysis.evidence import Evidence, compare_rows, condition_name
 from tdrs.records import Records
 from tdrs.settings import SettingError, check_choice, folder_named
 from tdrs.statistics import Interval
+from tdrs.sweeps.folder import read_outcome, studies_folder, study_folder
+from tdrs.sweeps.trial import COMPLETE, STOCK, Outcome, Trial
 
 INTERVALS = ("", "_low", "_high")
 

@@ -105,10 +105,10 @@ class ModelEvaluation:
         paired = compare_records(baseline.records, self.records, _pope_rule(self.benchmark))
         gained, lost, p = paired.discordant or (None, None, float("nan"))
         tests = {"p": paired.p, "gained": gained, "lost": lost, "mcnemar_p": p, "smallest": paired.smallest}
-        tests["verdict"] = verdict(paired.difference, paired.p)
+        words = {"verdict": verdict(paired.difference, paired.p)}
         intervals = self.intervals
         about = {"n": len(self.records)}
-        lines = [about | measure_columns("accuracy", intervals["accuracy"], paired.difference) | tests]
+        lines = [about | measure_columns("accuracy", intervals["accuracy"], paired.difference) | tests | words]
         if paired.f1_difference:
             lines.append(about | measure_columns("F1", intervals["f1"], paired.f1_difference))
         return pd.DataFrame(lines)

@@ -13,11 +13,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from mlflow.tracking import MlflowClient
-from tdrs.analysis import report
-from tdrs.sweeps import protocol
-from tdrs.sweeps.folder import read_outcome
 
 from tdrs import commands, doctor, speed, study
+from tdrs.analysis import report
 from tdrs.backbones import convert_internvl2
 from tdrs.configuration import compose, folder, plain, run, with_settings
 from tdrs.doctor import main_doctor
@@ -25,6 +23,8 @@ from tdrs.evaluate_command import main_evaluate
 from tdrs.evaluation import plan
 from tdrs.settings import SettingError
 from tdrs.sweep import main_sweep
+from tdrs.sweeps import protocol
+from tdrs.sweeps.folder import read_outcome
 from tdrs.zoo import train
 from tests.docs.page import MADE
 

@@ -16,11 +16,11 @@ import pandas as pd
 import pytest
 import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
-from tdrs.analysis.comparison import paired_differences
-from tdrs.analysis.evidence import compare_rows
 
 import tdrs
 from tdrs import backbones, benchmarks, evaluation, study
+from tdrs.analysis.comparison import paired_differences
+from tdrs.analysis.evidence import compare_rows
 from tdrs.attention.block import Block
 from tdrs.backbones import Backbone
 from tdrs.records import Records

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
-from tdrs.sweeps.study import Study
-from tdrs.sweeps.trial import Outcome
 
 from tdrs.configuration import run
 from tdrs.evaluate_command import main_evaluate
 from tdrs.study import main
+from tdrs.sweeps.study import Study
+from tdrs.sweeps.trial import Outcome
 from tdrs.tracking import Tracker
 
 from .sweeps.pretend import configuration
