@@ -7,14 +7,16 @@ import copy
 import re
 import shlex
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import lru_cache
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 from hydra import compose as hydra_compose
-from hydra import initialize_config_dir
+from hydra import initialize
+from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
@@ -24,9 +26,12 @@ from omegaconf.errors import OmegaConfBaseException
 
 from tdrs import commands, schema
 from tdrs.addresses import check_password, check_tracking
+from tdrs.backbones import BackboneSettings
+from tdrs.benchmarks import DATASETS
 from tdrs.entry_point import run_command
 from tdrs.environment import keep_memory
-from tdrs.settings import SettingError, check_choice, first_line, folder_named
+from tdrs.interventions import METHODS
+from tdrs.settings import SettingError, check_choice, defaults, first_line, folder_named
 
 typed: list[str] = []  # the arguments of the command that `run` runs
 _MAPPINGS = ("axes", "controls", "methods", "space")  # of `search`: null is none
@@ -47,7 +52,7 @@ def compose(entry: str, overrides: Sequence[str]) -> DictConfig:
     Raises:
         SettingError: an override does not parse, or names an unknown setting or an unknown choice of a group.
     """
-    with initialize_config_dir(str(folder()), version_base="1.3"):
+    with _registered(), initialize(config_path=None, version_base="1.3"):
         try:
             config = hydra_compose(entry, _replacing([_quoted(text) for text in overrides]))
             OmegaConf.to_container(config, resolve=True)  # raises where a reference leads nowhere
@@ -144,8 +149,60 @@ def choice(group: str, name: str) -> dict[str, Any]:
 
 @lru_cache
 def _choice(group: str, name: str) -> dict[str, Any]:
-    """What the file of a choice says, read once: studies ask for it at every trial."""
-    return dict(plain(OmegaConf.load(folder() / group / f"{name}.yaml")))  # type: ignore[arg-type]
+    """The settings of a choice, read once: studies ask for them at every trial."""
+    return dict(plain(OmegaConf.create(_settings(group, folder() / group / f"{name}.yaml"))))
+
+
+def kind_of(group: str, name: str) -> type[Any] | None:
+    """The dataclass with the settings of a choice, or with group "" of a command; None if there is none."""
+    if name == "none" or group == "backbone":
+        return BackboneSettings if group == "backbone" else None
+    kinds: dict[str, Mapping[str, type[Any]]] = {
+        "": schema.COMMANDS,
+        "dataset": DATASETS,
+        "intervention": METHODS,
+        "tracking": schema.TRACKING,
+        "workers": schema.WORKERS,
+    }
+    return kinds.get(group, {}).get(name)
+
+
+def _settings(group: str, path: Path) -> dict[str, Any]:
+    """What a file of `conf` says, on top of the defaults of the dataclass behind it.
+
+    Args:
+        group: the folder of the file; "" is the configuration of a command.
+    """
+    said: dict[str, Any] = OmegaConf.to_container(OmegaConf.load(path))  # type: ignore[assignment]
+    kind = kind_of(group, str(said.get("name", path.stem)))
+    first = {key: said[key] for key in ("defaults", "name") if key in said}
+    return first | (defaults(kind) if kind else {}) | said
+
+
+@lru_cache(maxsize=1)
+def _repository() -> dict[str, Any]:
+    """All files of `conf` in the form in which Hydra takes them from a program."""
+    store = ConfigStore.instance()
+    before, store.repo = store.repo, {}
+    try:
+        for path in sorted(folder().rglob("*.yaml")):
+            group = "" if path.parent == folder() else path.parent.name
+            package = re.match(r"# @package (\S+)", path.read_text(encoding="utf-8"))
+            store.store(path.stem, _settings(group, path), group or None, package[1] if package else None)
+        return store.repo
+    finally:
+        store.repo = before
+
+
+@contextmanager
+def _registered() -> Iterator[None]:
+    """While it lasts, Hydra knows the files of `conf`; a program that has Hydra for itself does not see them."""
+    store = ConfigStore.instance()
+    before, store.repo = store.repo, {**store.repo, **_repository()}
+    try:
+        yield
+    finally:
+        store.repo = before
 
 
 def with_settings(config: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:

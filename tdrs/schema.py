@@ -1,17 +1,18 @@
-"""What the configuration of each command consists of: every key, of its type and in its range.
+"""The settings of each command: their types, ranges, defaults and meaning.
 
-`check` looks at a whole configuration before anything is loaded or written. What a backbone, a data set, a method or a
-protocol consists of, their own dataclasses say.
+A default is in its dataclass alone; the files in `conf` say only what differs from it. `check` examines a whole
+configuration before anything is loaded or written. The settings of a backbone, a data set, a method and a protocol are
+in dataclasses of their own.
 """
 
 import os
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
-from tdrs.settings import SettingError, build, build_named, check_number
+from tdrs.settings import SettingError, build, build_named, check_complete, check_number
 
 LONGEST_NAME = 200  # bytes of a study's name: with endings it has to be a file's name
 
@@ -52,7 +53,14 @@ def check_output(output: object) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class StudySettings:
-    name: str
+    """The `study` group.
+
+    Args:
+        name: the study's folder under `output`, and its experiment in MLflow.
+        storage: where its trials are an Optuna study: `journal`, `postgresql://HOST/NAME` or `grpc://HOST:PORT`.
+    """
+
+    name: str = "sweep"
     storage: str = "journal"
 
     def __post_init__(self) -> None:
@@ -61,12 +69,19 @@ class StudySettings:
 
 @dataclass(frozen=True, kw_only=True)
 class AttentionSettings:
-    execution: str
+    """The `attention` group.
+
+    Args:
+        execution: how edited attention is computed: `auto`; `blocked`, in blocks of query rows; `reference`, the whole
+            map at once, which is the specification and slow.
+    """
+
+    execution: str = "auto"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Preset:
-    """How many samples of each split; None is all."""
+    """The `preset` group: how many samples of each split; None is all."""
 
     tuning: int | None
     held_out: int | None
@@ -78,23 +93,35 @@ class Preset:
 
 
 @dataclass(frozen=True, kw_only=True)
-class NoTracking:
+class MLflow:
+    """`tracking=mlflow`.
+
+    Args:
+        uri: a store's address, such as http://127.0.0.1:5000; None is `mlflow.db` in the output folder.
+    """
+
     uri: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
-class MLflow:
-    uri: str | None = None
+class NoTracking(MLflow):
+    """`tracking=none`: nothing is logged."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Alone:
-    """One process measures."""
+    """`workers=inline`: one process measures."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Processes:
-    count: int
+    """`workers=processes`.
+
+    Args:
+        count: how many processes measure; each has a GPU of its own, or its share of the cores.
+    """
+
+    count: int = 2
 
     def __post_init__(self) -> None:
         check_number("count", self.count, 1, 1024, whole=True)
@@ -102,8 +129,16 @@ class Processes:
 
 @dataclass(frozen=True, kw_only=True)
 class Ray(Processes):
-    num_gpus: float
-    address: str | None
+    """`workers=ray`.
+
+    Args:
+        count: how many of Ray's workers measure.
+        num_gpus: GPUs of each worker; 1 for the models of 7 and 8 billion parameters.
+        address: a cluster's address, such as auto on one of its nodes; None starts Ray on this machine.
+    """
+
+    num_gpus: float = 0
+    address: str | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -120,17 +155,25 @@ WORKERS: dict[str, type[Any]] = {"inline": Alone, "processes": Processes, "ray":
 
 @dataclass(frozen=True, kw_only=True)
 class Common:
-    """What commands that measure have in common."""
+    """Settings of all commands that measure.
+
+    Args:
+        backbone, dataset, intervention: the choices of these groups.
+        batch_size: how many samples are asked at a time. It changes rounding, and so, rarely, an answer.
+        attention: how attention is computed.
+        features_gib: GiB of image features that are kept on disk at most; 0 keeps none.
+        output: the folder for all that is written.
+    """
 
     named: ClassVar[tuple[str, ...]] = ("backbone", "dataset", "intervention")  # groups with a name
 
     backbone: dict[str, Any]
     dataset: dict[str, Any]
     intervention: dict[str, Any]
-    batch_size: int
-    attention: AttentionSettings
-    features_gib: float
-    output: str
+    batch_size: int = 32
+    attention: AttentionSettings = AttentionSettings()
+    features_gib: float = 20
+    output: str = "outputs"
 
     def __post_init__(self) -> None:
         for group in self.named:
@@ -144,10 +187,19 @@ class Common:
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluate(Common):
+    """`python -m tdrs.evaluate`.
+
+    Args:
+        tracking: where the run is logged.
+        split: `tuning`, on which settings are chosen, or `held_out`, which is reported.
+        limit: the most samples, a fair draw of the split; None is all.
+        shard: a part of the samples, for several machines: 2/4 is the second of four. The last one makes the result.
+    """
+
     tracking: dict[str, Any]
-    split: str
-    limit: int | None
-    shard: str | None
+    split: str = "held_out"
+    limit: int | None = None
+    shard: str | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -158,12 +210,23 @@ class Evaluate(Common):
 
 @dataclass(frozen=True, kw_only=True)
 class Sweep(Common):
+    """`python -m tdrs.sweep`.
+
+    Args:
+        search: the protocol and its settings.
+        preset: how many samples of each split.
+        workers: what measures: this process, several processes, or Ray.
+        tracking: where the runs are logged.
+        study: the study's name and storage.
+        dry_run: print the trials that would run, and an estimate of the time.
+    """
+
     search: dict[str, Any]
     preset: Preset
     workers: dict[str, Any]
     tracking: dict[str, Any]
-    study: StudySettings
-    dry_run: bool
+    study: StudySettings = StudySettings()
+    dry_run: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -173,9 +236,17 @@ class Sweep(Common):
 
 @dataclass(frozen=True, kw_only=True)
 class Doctor(Common):
+    """`python -m tdrs.doctor`.
+
+    Args:
+        search: the protocol whose time is estimated.
+        preset: how many samples of each split that study has.
+        samples: held-out samples on which the unedited model is compared with its published score.
+    """
+
     search: dict[str, Any]
     preset: Preset
-    samples: int
+    samples: int = 200
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -184,13 +255,25 @@ class Doctor(Common):
 
 @dataclass(frozen=True, kw_only=True)
 class Gallery:
+    """`python -m tdrs.analysis.gallery`.
+
+    Args:
+        backbone: whose prompts are shown.
+        datasets: names of `conf/dataset`; a page for each.
+        split: `tuning`, or `held_out`, which is for reporting and not for looking at.
+        samples: how many on a page.
+        gap: tokens of unrelated text; None is each data set's own gap.
+        filler: where this text stands: `between` image and question, or `before_image`.
+        output: the folder for all that is written.
+    """
+
     backbone: dict[str, Any]
-    datasets: list[Any]
-    split: str
-    samples: int
-    gap: int | None
-    filler: str
-    output: str
+    datasets: list[Any] = field(default_factory=lambda: ["mini_scienceqa", "mini_gqa", "mini_textvqa", "mini_pope"])
+    split: str = "tuning"
+    samples: int = 6
+    gap: int | None = 12
+    filler: str = "between"
+    output: str = "outputs"
 
     def __post_init__(self) -> None:
         check_number("samples", self.samples, 1, whole=True)
@@ -199,10 +282,19 @@ class Gallery:
 
 @dataclass(frozen=True, kw_only=True)
 class Train:
+    """`python -m tdrs.zoo.train`.
+
+    Args:
+        backbone: the embedded model that is trained again.
+        recipe: settings that differ from the model's own recipe; null is the model's own.
+        recipes: the recipes of the embedded models.
+        output: the folder for all that is written.
+    """
+
     backbone: dict[str, Any]
     recipe: dict[str, Any]
     recipes: dict[str, Any]
-    output: str
+    output: str = "outputs"
 
     def __post_init__(self) -> None:
         check_output(self.output)
@@ -218,7 +310,21 @@ COMMANDS: dict[str, type[Any]] = {
 
 
 def check(command: str, config: Mapping[str, Any]) -> None:
-    """Raises SettingError unless a plain configuration is one of a command: its name is that of a file in `conf`."""
+    """Raises SettingError unless a plain configuration is one of a command, whose name is that of a file in `conf`."""
     if not all(isinstance(key, str) for key in config):
         raise SettingError("command line", list(config), "settings are named by text")
+    check_complete(COMMANDS[command], config)
+    for group, kind in (("attention", AttentionSettings), ("study", StudySettings)):
+        if isinstance(config.get(group), Mapping):
+            _check_group(group, kind, config[group])
+    workers = config.get("workers")
+    if isinstance(workers, Mapping) and workers.get("name") in WORKERS:
+        _check_group("workers", WORKERS[workers["name"]], workers)
     build(COMMANDS[command], config)
+
+
+def _check_group(group: str, kind: type[Any], values: Mapping[str, Any]) -> None:
+    try:
+        check_complete(kind, values)
+    except SettingError as error:
+        raise error.under(group) from None

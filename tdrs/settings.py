@@ -1,5 +1,6 @@
 """Settings: checked values, and errors of one line that name the setting, its value and what is allowed."""
 
+import copy
 import math
 import re
 import types
@@ -114,6 +115,30 @@ def _build(kind: type[T], values: Mapping[str, Any]) -> T:
         elif field.default is MISSING and field.default_factory is MISSING:
             raise SettingError(field.name, None, "is required")
     return kind(**arguments)
+
+
+def defaults(kind: type[Any]) -> dict[str, Any]:
+    """The settings of a dataclass that have a default, as plain values. This is where the defaults of `conf` are."""
+    found: dict[str, Any] = {}
+    for field in fields(kind):
+        if field.default is not MISSING:
+            found[field.name] = _plain(field.default)
+        elif field.default_factory is not MISSING:
+            found[field.name] = _plain(field.default_factory())
+    return found
+
+
+def _plain(value: Any) -> Any:
+    if is_dataclass(value):
+        return {field.name: _plain(getattr(value, field.name)) for field in fields(value)}
+    return list(value) if isinstance(value, tuple) else copy.deepcopy(value)
+
+
+def check_complete(kind: type[Any], values: Mapping[str, Any]) -> None:
+    """Raises SettingError if a setting of a dataclass is missing, also one with a default: somebody deleted it."""
+    for field in fields(kind):
+        if field.name not in values:
+            raise SettingError(field.name, None, "is required")
 
 
 def build_named(group: str, kinds: Mapping[str, type[T]], values: Mapping[str, Any]) -> T:

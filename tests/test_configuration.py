@@ -2,19 +2,21 @@
 
 import shlex
 from dataclasses import fields
+from importlib import import_module
 from pathlib import Path
 
 import pytest
+import yaml
 from omegaconf import DictConfig
-from tdrs.sweeps import protocol
 
 from tdrs import environment, interventions
 from tdrs.backbones import BackboneSettings
 from tdrs.benchmarks import mini_textvqa
-from tdrs.configuration import compose, folder, plain, run
+from tdrs.configuration import compose, folder, kind_of, plain, run
 from tdrs.evaluation import plan
 from tdrs.interventions import METHODS
-from tdrs.settings import SettingError
+from tdrs.settings import SettingError, defaults
+from tdrs.sweeps import protocol
 
 GROUPS = sorted(path.relative_to(folder()) for path in folder().rglob("*.yaml") if path.parent != folder())
 
@@ -41,6 +43,26 @@ def test_a_methods_file_says_its_defaults(name: str) -> None:
     assert interventions.from_settings(values) == METHODS[name]()
     if name != "none":
         assert {"name", *(field.name for field in fields(METHODS[name]))} == set(values)
+
+
+def test_each_default_stands_once() -> None:
+    """In its dataclass; a file of `conf` says only what differs from it."""
+    for path in folder().rglob("*.yaml"):
+        group = "" if path.parent == folder() else path.parent.name
+        said = yaml.safe_load(path.read_text())
+        kind = kind_of(group, str(said.get("name", path.stem)))
+        own = defaults(kind) if kind else {}
+        assert [key for key, value in said.items() if key in own and value == own[key]] == [], path
+
+
+def test_every_file_of_a_search_has_its_protocols_defaults() -> None:
+    """Protocols stand above the configuration, which cannot ask them: their files repeat the defaults."""
+    changed = {"sampled": {"trials", "controls"}, "grid": {"controls"}, "coordinate": {"start", "controls"}}
+    for name in ("sampled", "grid", "coordinate", "compare"):
+        values = plain(compose("sweep", [f"search={name}"]))["search"]
+        own = defaults(getattr(import_module(f"tdrs.sweeps.{name}"), protocol.PROTOCOLS[name]))
+        differs = {key for key, value in values.items() if key in own and value != own[key]}
+        assert differs <= changed.get(name, set()), (name, differs)
 
 
 def test_every_experiment_says_how_to_run_it_and_what_to_expect() -> None:
