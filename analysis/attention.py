@@ -23,18 +23,18 @@ from typing import Any, NamedTuple
 import matplotlib.figure
 import numpy as np
 from PIL import Image
+
+from tdrs import escape
 from tdrs.analysis.attention_weights import Unedited, first_condition, record_weights
 from tdrs.analysis.evidence import condition_name
 from tdrs.analysis.figure import GivenAxes, axes_for, redraw, save, set_title, stored_measurement
 from tdrs.analysis.study_results import StudyResults
-from tdrs.sweeps.trial import Outcome
-
-from tdrs import escape
 from tdrs.commands import parse
 from tdrs.entry_point import run_command
 from tdrs.interventions import Method
 from tdrs.interventions.tdrs import TDRS
 from tdrs.settings import SettingError, check_choice
+from tdrs.sweeps.trial import Outcome
 
 LAYERS = 4  # rows beside the mean: the first layer, the last, and some between
 

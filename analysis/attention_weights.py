@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from tdrs.sweeps.trial import STOCK_SETTINGS, Outcome, Request
 
 from tdrs import backbones
 from tdrs.attention import core
@@ -18,6 +17,7 @@ from tdrs.configuration import with_settings
 from tdrs.evaluation import plan
 from tdrs.interventions import Method
 from tdrs.settings import SettingError
+from tdrs.sweeps.trial import STOCK_SETTINGS, Outcome, Request
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,12 +6,11 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from tdrs.analysis.evidence import Evidence
-from tdrs.sweeps.trial import STOCK, Outcome, Trial, check_same_samples
-
 from tdrs.benchmarks import Record, Sample
 from tdrs.configuration import with_settings
 from tdrs.evaluation import plan
 from tdrs.records import Records
+from tdrs.sweeps.trial import STOCK, Outcome, Trial, check_same_samples
 
 SHOWN = 3  # samples of a row that are shown, of each kind
 THUMBNAIL = 160  # pixels

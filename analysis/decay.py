@@ -22,17 +22,17 @@ from typing import Any, NamedTuple
 import matplotlib.figure
 import numpy as np
 import torch
+
+from tdrs import escape
 from tdrs.analysis.attention_weights import Unedited, first_condition, record_weights
 from tdrs.analysis.evidence import condition_name
 from tdrs.analysis.figure import STYLES, GivenAxes, axes_for, redraw, save, set_title, stored_measurement
 from tdrs.analysis.study_results import StudyResults
-from tdrs.sweeps.trial import Outcome
-
-from tdrs import escape
 from tdrs.attention.call import Call
 from tdrs.entry_point import run_command
 from tdrs.interventions import Method
 from tdrs.interventions.tdrs import DC, RE, TDRS
+from tdrs.sweeps.trial import Outcome
 
 SAMPLES, AT_ONCE = 16, 4
 BINS = 24

@@ -22,15 +22,15 @@ from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
+
+from tdrs import escape
 from tdrs.analysis.evidence import condition_names
 from tdrs.analysis.figure import STYLES, GivenAxes, axes_for, redraw, save, set_title, span
 from tdrs.analysis.study_results import StudyResults
-from tdrs.sweeps.trial import STOCK, Outcome
-
-from tdrs import escape
 from tdrs.configuration import with_settings
 from tdrs.entry_point import run_command
 from tdrs.settings import SettingError
+from tdrs.sweeps.trial import STOCK, Outcome
 
 TRAINED = 32  # tokens: the longest text the embedded models were trained with
 TEXT_SETTINGS = ("dataset.gap", "dataset.filler", "dataset.blank")  # what tells the points of one panel apart

@@ -7,12 +7,11 @@ row is called better or worse if the sign-flip test over images gives p < 5 % af
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from tdrs.sweeps.trial import COMPLETE, STOCK, Outcome, Trial, check_pair, spelled
-
 from tdrs.benchmarks import DATASETS, Record, pope
 from tdrs.configuration import with_settings
 from tdrs.records import Records
 from tdrs.statistics import Interval, McNemar, holm, mcnemar, paired_difference, sign_flip, smallest_difference
+from tdrs.sweeps.trial import COMPLETE, STOCK, Outcome, Trial, check_pair, spelled
 
 LEVEL = 0.05
 

@@ -13,13 +13,13 @@ from typing import Any
 import matplotlib.figure
 import numpy as np
 from matplotlib.axes import Axes
-from tdrs.analysis.study_results import StudyResults, load_study
-from tdrs.sweeps.trial import Outcome
 
 from tdrs import checked_file
+from tdrs.analysis.study_results import StudyResults, load_study
 from tdrs.checked_file import Damaged
 from tdrs.commands import parse
 from tdrs.settings import SettingError, check_choice
+from tdrs.sweeps.trial import Outcome
 
 # Okabe & Ito's palette: colour-blind readers can tell the colours apart, and in black and white the markers.
 STYLES = (

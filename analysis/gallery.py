@@ -14,9 +14,9 @@ from typing import NamedTuple
 import matplotlib.figure
 import numpy as np
 from omegaconf import DictConfig
-from tdrs.analysis.figure import Figure
 
 from tdrs import backbones, benchmarks, escape
+from tdrs.analysis.figure import Figure
 from tdrs.backbones import Backbone
 from tdrs.benchmarks import Benchmark, Sample, Samples
 from tdrs.configuration import compose, plain, run

@@ -17,19 +17,19 @@ from pathlib import Path
 
 import jinja2
 import yaml
+
+from tdrs import escape
 from tdrs.analysis import attention, comparison, decay, distance, sensitivity, tables
 from tdrs.analysis.changed_answers import ChangedAnswers, changed_answers, row_name
 from tdrs.analysis.evidence import LEVEL, compare_rows, condition_name
 from tdrs.analysis.figure import redraw, span, stored_measurement
-from tdrs.sweeps.trial import COMPLETE, FAILED, PRUNED, STOCK, Outcome
-
-from tdrs import escape
 from tdrs.commands import study_command
 from tdrs.configuration import with_settings
 from tdrs.entry_point import run_command
 from tdrs.environment import environment
 from tdrs.published import Comparison, checked, compare
 from tdrs.records import Records
+from tdrs.sweeps.trial import COMPLETE, FAILED, PRUNED, STOCK, Outcome
 
 NUMBERS = ("tdrs", "torch", "transformers", "tokenizers", "pillow", "numpy", "device")  # what may change the numbers
 

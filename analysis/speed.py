@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import matplotlib.figure
-from tdrs.analysis.figure import STYLES, GivenAxes, axes_for, save
 
 from tdrs import escape
+from tdrs.analysis.figure import STYLES, GivenAxes, axes_for, save
 
 
 class SpeedCurve(NamedTuple):

@@ -15,16 +15,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from tdrs import escape
 from tdrs.analysis.evidence import Evidence, compare_rows, show_p
 from tdrs.analysis.figure import redraw
 from tdrs.analysis.study_results import StudyResults
-from tdrs.sweeps.trial import Outcome, Request, Trial
-
-from tdrs import escape
 from tdrs.configuration import with_settings
 from tdrs.entry_point import run_command
 from tdrs.published import reported
 from tdrs.statistics import Interval, McNemar
+from tdrs.sweeps.trial import Outcome, Request, Trial
 
 
 class TableRow(NamedTuple):

@@ -17,13 +17,13 @@ from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 from omegaconf import OmegaConf
-from tdrs.sweeps.protocol import PROTOCOLS
 
 from tdrs import schema
 from tdrs.backbones.backbone_settings import BackboneSettings
 from tdrs.benchmarks import DATASETS
 from tdrs.configuration import choices, folder
 from tdrs.interventions import METHODS
+from tdrs.sweeps.protocol import PROTOCOLS
 
 ROOT_FILES = {"index.md": "README.md", "contributing.md": "CONTRIBUTING.md", "changelog.md": "CHANGELOG.md"}
 HEAD = ("| setting | type | default | meaning |", "|---|---|---|---|")

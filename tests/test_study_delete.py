@@ -5,15 +5,15 @@ import shutil
 from pathlib import Path
 
 import pytest
-from tdrs.analysis import tables
-from tdrs.sweeps.folder import TRIALS
-from tdrs.sweeps.trial import Outcome, Trial
 
 from tdrs import checked_file
+from tdrs.analysis import tables
 from tdrs.lease import lock
 from tdrs.records import Records
 from tdrs.settings import SettingError
 from tdrs.study import main
+from tdrs.sweeps.folder import TRIALS
+from tdrs.sweeps.trial import Outcome, Trial
 
 from .test_study import made
 

@@ -8,16 +8,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+
+from tdrs import DC, TDRS, __version__, backbones, benchmarks, checked_file
 from tdrs.analysis import attention, decay
 from tdrs.analysis.attention_weights import Unedited, record_weights
 from tdrs.analysis.figure import stored_measurement
-from tdrs.sweeps.folder import study_key
-from tdrs.sweeps.trial import Outcome, Trial
-
-from tdrs import DC, TDRS, __version__, backbones, benchmarks, checked_file
 from tdrs.configuration import compose, plain, with_settings
 from tdrs.evaluation import plan
 from tdrs.settings import SettingError
+from tdrs.sweeps.folder import study_key
+from tdrs.sweeps.trial import Outcome, Trial
 
 MODELS = ["mini_llava", "mini_internvl", "mini_qwen2_5_vl"]
 

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tdrs.analysis import gallery
 
 from tdrs import benchmarks
+from tdrs.analysis import gallery
 from tdrs.backbones import Backbone
 from tdrs.configuration import run
 

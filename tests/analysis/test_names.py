@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 from markdown_it import MarkdownIt
 from mlflow.tracking import MlflowClient
-from tdrs.analysis import comparison, distance, report, sensitivity
-from tdrs.sweeps.study import Study
 
 from tdrs import escape
+from tdrs.analysis import comparison, distance, report, sensitivity
+from tdrs.sweeps.study import Study
 from tdrs.tracking import Tracker
 from tests.sweeps.pretend import configuration
 

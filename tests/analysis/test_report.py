@@ -8,16 +8,16 @@ from typing import Any
 
 import pytest
 from mlflow.tracking import MlflowClient
-from tdrs.analysis import distance, evidence, report, tables
-from tdrs.sweeps.study import Study
-from tdrs.sweeps.trial import FAILED, Outcome
 
 from tdrs import backbones, published
 from tdrs import evaluation as evaluation_module
+from tdrs.analysis import distance, evidence, report, tables
 from tdrs.benchmarks import mini_textvqa, pope
 from tdrs.configuration import compose, plain
 from tdrs.records import Records
 from tdrs.statistics import holm, mcnemar, sign_flip
+from tdrs.sweeps.study import Study
+from tdrs.sweeps.trial import FAILED, Outcome
 from tdrs.tracking import Tracker
 
 from ..sweeps import pretend
@@ -65,9 +65,8 @@ def test_evidence_is_what_the_tests_say_of_the_records(tmp_path: Path, pretended
 
 
 def _one(low: float, high: float, p: float) -> evidence.Evidence:
-    from tdrs.sweeps.trial import Trial
-
     from tdrs.statistics import Interval
+    from tdrs.sweeps.trial import Trial
 
     nothing = Interval(0.5, 0.4, 0.6)
     trial = Trial("x", "held_out", {}, {}, "0", 2000)

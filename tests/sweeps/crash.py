@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from mlflow.tracking import MlflowClient
+
 from tdrs.sweeps.storage import load_optuna
 
 STUDY = [

@@ -4,13 +4,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+from tdrs.configuration import compose, plain
+from tdrs.settings import SettingError
 from tdrs.sweeps import protocol
 from tdrs.sweeps.coordinate import Coordinate, chosen
 from tdrs.sweeps.study import Study
 from tdrs.sweeps.trial import FAILED, Outcome, Request, Trial
-
-from tdrs.configuration import compose, plain
-from tdrs.settings import SettingError
 from tdrs.tracking import Tracker
 
 from .pretend import configuration

@@ -9,13 +9,13 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from tdrs.sweeps.study import Study
-from tdrs.sweeps.trial import Outcome
 
 from tdrs import checked_file
 from tdrs.checked_file import ASIDE, Damaged
 from tdrs.records import Records
 from tdrs.study import main as study_command
+from tdrs.sweeps.study import Study
+from tdrs.sweeps.trial import Outcome
 from tdrs.tracking import Tracker
 
 from . import pretend

@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 import torch
-from tdrs.sweeps.study import Study
 
 from tdrs.configuration import run
 from tdrs.settings import SettingError
 from tdrs.sweep import main_sweep
+from tdrs.sweeps.study import Study
 from tdrs.worker_pool import WorkerPool
 
 from .pretend import configuration

@@ -8,14 +8,14 @@ from typing import Any
 import pytest
 from mlflow.tracking import MlflowClient
 from optuna.storages import InMemoryStorage
-from tdrs.sweeps.store import Board, Store
-from tdrs.sweeps.study import Study
 
 from tdrs import evaluation as evaluation_module
 from tdrs.configuration import run
 from tdrs.lease import LostLease
 from tdrs.records import Records
 from tdrs.sweep import main_sweep
+from tdrs.sweeps.store import Board, Store
+from tdrs.sweeps.study import Study
 from tdrs.tracking import Tracker
 
 from . import pretend

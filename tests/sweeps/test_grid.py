@@ -4,12 +4,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tdrs.sweeps.storage import load_optuna
-from tdrs.sweeps.study import Study
-from tdrs.sweeps.trial import FAILED
 
 from tdrs import evaluation as evaluation_module
 from tdrs.settings import SettingError
+from tdrs.sweeps.storage import load_optuna
+from tdrs.sweeps.study import Study
+from tdrs.sweeps.trial import FAILED
 from tdrs.tracking import Tracker
 
 from . import pretend

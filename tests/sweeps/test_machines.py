@@ -19,10 +19,10 @@ from typing import Any
 
 import pytest
 import torch
-from tdrs.sweeps.storage import load_optuna, open_storage
 
 from tdrs.configuration import run
 from tdrs.sweep import main_sweep
+from tdrs.sweeps.storage import load_optuna, open_storage
 
 from . import servers
 from .crash import _timeless, running

@@ -5,10 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tdrs.sweeps.sampled import STARTUP, should_prune
-from tdrs.sweeps.storage import load_optuna
-from tdrs.sweeps.study import Study
-from tdrs.sweeps.trial import PRUNED
 
 from tdrs import evaluation as evaluation_module
 from tdrs.benchmarks import Record
@@ -16,6 +12,10 @@ from tdrs.records import Records
 from tdrs.results import Batch
 from tdrs.settings import SettingError
 from tdrs.stopping import Stop
+from tdrs.sweeps.sampled import STARTUP, should_prune
+from tdrs.sweeps.storage import load_optuna
+from tdrs.sweeps.study import Study
+from tdrs.sweeps.trial import PRUNED
 from tdrs.tracking import Tracker
 
 from .pretend import configuration, run_batches

@@ -4,9 +4,9 @@ from typing import Any
 
 import optuna
 import pytest
-from tdrs.sweeps.space import Range, Space
 
 from tdrs.settings import SettingError
+from tdrs.sweeps.space import Range, Space
 
 VALUES = {
     "a": [1, "x", [0, 2]],

@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 from optuna.storages import InMemoryStorage
 from optuna.trial import TrialState
-from tdrs.sweeps import store as store_module
-from tdrs.sweeps.store import Board, Claim, Store
 
 from tdrs.records import Records
 from tdrs.results import Evaluation, of_rows
+from tdrs.sweeps import store as store_module
+from tdrs.sweeps.store import Board, Claim, Store
 from tests.test_records import A, B, batch
 
 

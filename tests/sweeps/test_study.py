@@ -10,15 +10,10 @@ from typing import Any
 import optuna
 import pytest
 from mlflow.tracking import MlflowClient
-from tdrs.analysis import report, sensitivity
-from tdrs.sweeps.folder import read_outcome, read_trials
-from tdrs.sweeps.sinks import sync
-from tdrs.sweeps.storage import load_optuna
-from tdrs.sweeps.study import Study
-from tdrs.sweeps.trial import FAILED, Outcome
 
 from tdrs import backbones, checked_file
 from tdrs import evaluation as evaluation_module
+from tdrs.analysis import report, sensitivity
 from tdrs.benchmarks import mini_textvqa
 from tdrs.configuration import compose, plain, run, with_settings
 from tdrs.environment import environment
@@ -27,6 +22,11 @@ from tdrs.results import Batch
 from tdrs.settings import SettingError
 from tdrs.stopping import Stop
 from tdrs.sweep import main_sweep
+from tdrs.sweeps.folder import read_outcome, read_trials
+from tdrs.sweeps.sinks import sync
+from tdrs.sweeps.storage import load_optuna
+from tdrs.sweeps.study import Study
+from tdrs.sweeps.trial import FAILED, Outcome
 from tdrs.tracking import Tracker
 
 from . import pretend
