@@ -1,4 +1,4 @@
-"""Which layers or heads an edit is put on: `all`, a list, a range, or a share of the depth."""
+"""Which layers or heads are edited: `all`, a list, a range, or a share of the depth."""
 
 import re
 from collections.abc import Sequence
@@ -10,7 +10,11 @@ ALLOWED = "must be 'all', a list of numbers from 0, a range like '4-17', or a sh
 
 
 def check_selection(name: str, value: Selection) -> Selection:
-    """The selection, a list as a tuple of numbers; raises SettingError if it selects nothing or does not parse."""
+    """Check a selection. Returns it, with a list turned into a tuple.
+
+    Raises:
+        SettingError: it selects nothing, or cannot be parsed.
+    """
     if isinstance(value, str):
         ends = re.fullmatch(r"(\d+)(%?)-(\d+)(%?)", value)
         ordered = ends is not None and ends[2] == ends[4] and int(ends[1]) <= int(ends[3])
@@ -24,15 +28,15 @@ def check_selection(name: str, value: Selection) -> Selection:
 
 
 def names_numbers(value: Selection) -> bool:
-    """Whether a checked selection names numbers, which a model may not have; `all` and shares of the depth do not."""
+    """Whether a checked selection names numbers that a model may not have; `all` and shares of the depth do not."""
     return not isinstance(value, str) or (value != "all" and "%" not in value)
 
 
 def resolve(name: str, value: Selection, count: int) -> frozenset[int]:
-    """The numbers, of 0 to count − 1, that a checked selection names.
+    """The numbers from 0 to count − 1 that a checked selection names.
 
-    A range includes both ends. A share such as "28%-46%" holds each layer n whose middle, (n + ½) / count, lies in it,
-    and at least the one nearest to its centre: so one setting means the same depth in models of 4 and of 32 layers.
+    A range includes both ends. A share such as "28%-46%" contains each layer n whose middle, (n + ½) / count, lies in
+    it, and at least the layer nearest to its centre. So one setting means the same depth in models of 4 and 32 layers.
 
     Raises:
         SettingError: a number is not below `count`.

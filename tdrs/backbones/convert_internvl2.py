@@ -1,13 +1,13 @@
-"""InternVL2 as its authors published it, into transformers' native form, without running the code that comes with it.
+"""Convert InternVL2's original checkpoint to transformers' native form, without running the code that comes with it.
 
     python -m tdrs.backbones.convert_internvl2 /path/to/InternVL2-8B /path/to/InternVL2-8B-native
     python -m tdrs.evaluate backbone=internvl2_8b backbone.source=/path/to/InternVL2-8B-native dataset=scienceqa
 
-The checkpoint's language model is an InternLM2: a Llama whose query, key and value matrices are one, `wqkv`, group by
-group (a group's query heads, then its key head, then its value head). Its vision tower is the native one with query,
-key and value in one matrix. All else are other names. Every name and shape is checked before anything is written;
-weights pass through memory a shard at a time. The tokenizer, which in the original is code of its own, is the native
-one of the successor (`tokenizer=`, a folder or a hub id), its special tokens checked against the original's.
+The checkpoint's language model is an InternLM2: a Llama with one matrix `wqkv` for query, key and value, ordered by
+groups (the query heads of a group, then its key head, then its value head). The vision tower is the native one, with
+query, key and value in one matrix. Everything else differs only in name. All names and shapes are checked before
+anything is written, and weights pass through memory one shard at a time. The tokenizer is the native one of the
+successor model (`tokenizer=`, a folder or a hub id); its special tokens must be those of the original.
 """
 
 import json
@@ -39,11 +39,11 @@ from tdrs.entry_point import run_command
 from tdrs.settings import SettingError
 
 TOKENIZER = "OpenGVLab/InternVL2_5-8B-MPO-hf"  # same vocabulary; its weights are not needed
-SHARD_BYTES = 1 << 30  # written at a time
+SHARD_BYTES = 1 << 30  # the largest file
 IMAGE, END = "<IMG_CONTEXT>", "<|im_end|>"
 MEAN, DEVIATION = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
 
-# The conversation that InternVL2's own evaluation holds: its system sentence, and no line break after a turn's end.
+# The conversation of InternVL2's own evaluation: its system sentence, and no line break after the end of a turn.
 SYSTEM = "你是由上海人工智能实验室联合商汤科技开发的书生多模态大模型，英文名叫InternVL, 是一个有用无害的人工智能助手。"
 CHAT_TEMPLATE = (
     "{% if messages[0]['role'] != 'system' %}<|im_start|>system\n" + SYSTEM + "<|im_end|>{% endif %}"
@@ -58,13 +58,13 @@ Split = Callable[[torch.Tensor], torch.Tensor]
 
 
 class Part(NamedTuple):
-    """A native weight: its name, and how it is cut out of the original one."""
+    """A native weight: its name, and the function that cuts it out of the original weight."""
 
     name: str
     cut: Split
 
 
-# Original names and native ones; {} is a layer's number, * is weight or bias. The fused matrices are below.
+# Original names and native names; {} is the number of a layer, * is weight or bias. The fused matrices are below.
 VISION, TEXT = "model.vision_tower", "model.language_model"
 RENAMES = {
     "vision_model.embeddings.class_embedding": f"{VISION}.embeddings.cls_token",
@@ -97,7 +97,7 @@ TEXT_FUSED = "language_model.model.layers.{}.attention.wqkv.*", f"{TEXT}.layers.
 
 
 def _matches(pattern: str, name: str) -> tuple[str, str] | None:
-    """The layer's number and weight or bias, where a pattern fits a name."""
+    """The layer's number, and weight or bias, if a pattern fits a name; else None."""
     text = re.escape(pattern).replace(r"\{\}", r"(?P<layer>\d+)").replace(r"\*", r"(?P<kind>weight|bias)")
     found = re.fullmatch(text, name)
     groups = found.groupdict() if found else {}
@@ -105,17 +105,17 @@ def _matches(pattern: str, name: str) -> tuple[str, str] | None:
 
 
 def parts_of(name: str, config: InternVLConfig) -> list[Part]:
-    """The native weights that an original one holds; none if its name is not known."""
+    """The native weights that an original weight contains; none if its name is unknown."""
     for pattern, native in RENAMES.items():
         if (found := _matches(pattern, name)) is not None:
             layer, kind = found
             return [Part(native.replace("{}", layer).replace("*", kind), lambda weight: weight)]
     if (found := _matches(VISION_FUSED[0], name)) is not None:
 
-        def third(place: int) -> Split:
-            return lambda weight: weight.chunk(3)[place]
+        def third(number: int) -> Split:
+            return lambda weight: weight.chunk(3)[number]
 
-        return _attention(VISION_FUSED[1], *found, [third(place) for place in range(3)])
+        return _attention(VISION_FUSED[1], *found, [third(number) for number in range(3)])
     if (found := _matches(TEXT_FUSED[0], name)) is not None:
         text: Any = config.text_config
         shared = text.num_attention_heads // text.num_key_value_heads
@@ -138,18 +138,18 @@ def _attention(native: str, layer: str, kind: str, cuts: Sequence[Split]) -> lis
 
 
 def _expect(where: str, values: Mapping[str, Any], allowed: Mapping[str, Sequence[Any]]) -> None:
-    """Raises SettingError where a setting of the original has a value that is not known to mean the same natively."""
+    """Raises SettingError if a setting of the original has a value that may mean something else natively."""
     for name, choices in allowed.items():
         if name in values and values[name] not in choices:
             known = " or ".join(json.dumps(choice) for choice in choices)
-            raise SettingError(f"{where}{name}", values[name], f"can be converted where it is {known}")
+            raise SettingError(f"{where}{name}", values[name], f"can be converted if it is {known}")
 
 
 def native_config(original: Mapping[str, Any], image_token: int, end_token: int) -> InternVLConfig:
     """The native configuration of an original `config.json`.
 
     Raises:
-        SettingError: a setting is missing, or has a value that the native classes do not know.
+        SettingError: a setting is missing, or the native classes do not know its value.
     """
     _expect("", original, {"model_type": ["internvl_chat"], "ps_version": ["v2"], "select_layer": [-1]})
     _expect("", original, {"use_thumbnail": [True], "dynamic_image_size": [True], "pad2square": [False]})
@@ -205,7 +205,7 @@ def native_config(original: Mapping[str, Any], image_token: int, end_token: int)
 
 
 class Original:
-    """The weights of a folder of safetensors, read one at a time: no file stays mapped into memory."""
+    """The weights of a folder of safetensors, read one at a time, so that no file stays mapped into memory."""
 
     def __init__(self, folder: Path) -> None:
         index = folder / "model.safetensors.index.json"
@@ -226,16 +226,16 @@ class Original:
             yield from ((path, name) for name in names)
 
     def weights(self) -> Iterator[tuple[str, torch.Tensor]]:
-        """Every weight, file by file."""
+        """All weights, file by file."""
         for path, name in self._names():
             with safe_open(path, "pt") as file:
                 yield name, file.get_tensor(name)
 
     def shapes(self) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
-        """Shapes and dtypes, read off the files' heads.
+        """Shapes and dtypes, from the files' headers.
 
         Raises:
-            SettingError: a dtype is none of the three that models are published in.
+            SettingError: a dtype is not one of the three in which models are published.
         """
         found = {}
         for path, name in self._names():
@@ -254,7 +254,7 @@ def check_weights(original: Original, config: InternVLConfig) -> dict[str, int]:
     """The native weights and their sizes in bytes.
 
     Raises:
-        SettingError: a weight is not known, is missing, or has another shape than the configuration says.
+        SettingError: a weight is unknown or missing, or its shape differs from the configuration.
     """
     with torch.device("meta"):
         model = InternVLForConditionalGeneration(config)
@@ -271,7 +271,7 @@ def check_weights(original: Original, config: InternVLConfig) -> dict[str, int]:
                 except RuntimeError:
                     cut = whole
                 if tuple(cut.shape) != expected.get(part.name):
-                    raise SettingError("SOURCE", name, f"has shape {list(shape)}, which config.json does not make")
+                    raise SettingError("SOURCE", name, f"has shape {list(shape)}, and config.json asks for another one")
                 found[part.name] = cut.numel() * dtype.itemsize
     missing = sorted(expected.keys() - found.keys())
     if missing:
@@ -280,7 +280,7 @@ def check_weights(original: Original, config: InternVLConfig) -> dict[str, int]:
 
 
 def check_tokenizer(tokenizer: Any, source: Path) -> None:
-    """Raises SettingError unless the tokenizer gives every special token of the original the original's number."""
+    """Raises SettingError unless every special token of the original has the same number in the tokenizer."""
     try:
         known = json.loads((source / "tokenizer_config.json").read_text(encoding="utf-8"))["added_tokens_decoder"]
     except (OSError, KeyError) as error:
@@ -295,20 +295,20 @@ def check_tokenizer(tokenizer: Any, source: Path) -> None:
 
 
 def convert(source: Path, target: Path, tokenizer: str = TOKENIZER) -> Path:
-    """Write the native folder of an original one; all of it or nothing.
+    """Convert the original folder `source` to the native folder `target`. Either all of it is written or nothing.
 
     Raises:
-        SettingError: something is unexpected; its name is said, and nothing is written.
+        SettingError: something is unexpected, and is named; nothing is written.
     """
     if target.exists():
-        raise SettingError("TARGET", str(target), "is there already")
+        raise SettingError("TARGET", str(target), "exists already")
     if not (source / "config.json").exists():
         raise SettingError("SOURCE", str(source), "has no config.json")
     try:
         made = AutoTokenizer.from_pretrained(tokenizer, trust_remote_code=False, add_prefix_space=False)
     except (OSError, ValueError) as error:
         fetch = f"hf download {TOKENIZER} --include '*token*'"
-        todo = f"must be a folder, or a hub id that can be had: `{fetch}`"
+        todo = f"must be a folder, or a hub id that is available: `{fetch}`"
         raise SettingError("tokenizer", tokenizer, todo) from error
     check_tokenizer(made, source)
     original = json.loads((source / "config.json").read_text(encoding="utf-8"))
@@ -352,8 +352,8 @@ def _write_processor(original: Mapping[str, Any], config: InternVLConfig, tokeni
 
 
 def _write_weights(weights: Original, config: InternVLConfig, sizes: Mapping[str, int], folder: Path) -> None:
-    """In shards of at most `SHARD_BYTES`, or one weight, with their index."""
-    places: dict[str, str] = {}
+    """Write shards of at most `SHARD_BYTES`, or of one weight, and their index."""
+    files: dict[str, str] = {}
     shard: dict[str, torch.Tensor] = {}
     count = 0
 
@@ -362,7 +362,7 @@ def _write_weights(weights: Original, config: InternVLConfig, sizes: Mapping[str
         count += 1
         name = f"model-{count:05d}.safetensors"
         save_file(shard, folder / name, metadata={"format": "pt"})
-        places.update(dict.fromkeys(shard, name))
+        files.update(dict.fromkeys(shard, name))
         shard.clear()
 
     with tqdm(total=sum(sizes.values()), desc="weights", unit="B", unit_scale=True, disable=None) as bar:
@@ -373,12 +373,12 @@ def _write_weights(weights: Original, config: InternVLConfig, sizes: Mapping[str
                 shard[part.name] = part.cut(weight).clone(memory_format=torch.contiguous_format)
                 bar.update(sizes[part.name])
         flush()
-    index = {"metadata": {"total_size": sum(sizes.values())}, "weight_map": dict(sorted(places.items()))}
+    index = {"metadata": {"total_size": sum(sizes.values())}, "weight_map": dict(sorted(files.items()))}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
 
 
 def main(arguments: Sequence[str]) -> int:
-    """The command; returns the exit code: 2 if something is unexpected."""
+    """The command. Returns the exit code, which is 2 if something is unexpected."""
     folders, given = commands.parse(arguments, ("tokenizer",))
     if len(folders) != 2 or {"--help", "-h"} & set(arguments):
         print((__doc__ or "").strip())

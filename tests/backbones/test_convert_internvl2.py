@@ -254,8 +254,8 @@ OUTPUT, WQKV = "language_model.output.weight", "language_model.model.layers.1.at
          r"q_norm.weight': is a weight that this conversion does not know"),
         (lambda f, w: alter(f, {k: v for k, v in w.items() if k != OUTPUT}), "SOURCE = 'lm_head.weight': is made of"),
         (lambda f, w: alter(f, w | {WQKV: w[WQKV][:-8]}), f"SOURCE = '{WQKV}': has shape"),
-        (lambda f, w: alter(f, ps_version="v1"), "ps_version = 'v1': can be converted where it is \"v2\""),
-        (lambda f, w: alter(f, llm_config__bias=True), "llm_config.bias = True: can be converted where it is false"),
+        (lambda f, w: alter(f, ps_version="v1"), "ps_version = 'v1': can be converted if it is \"v2\""),
+        (lambda f, w: alter(f, llm_config__bias=True), "llm_config.bias = True: can be converted if it is false"),
         (lambda f, w: alter(f, llm_config__architectures=["Qwen2ForCausalLM"]), "llm_config.architectures = "),
         (lambda f, w: (f / "model-00002-of-00002.safetensors").unlink(), "lacks model-00002-of-00002.safetensors"),
         (lambda f, w: (f / "tokenizer_config.json").write_text(
