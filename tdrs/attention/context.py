@@ -91,7 +91,7 @@ class Context:
     def _check_cache(self, cache: Any) -> None:
         if self._known != self.past:
             raise ValueError(
-                f"the cache holds {self.past} tokens, {self._known} of which passed through this intervene block: "
+                f"the cache holds {self.past} tokens, but only {self._known} passed through this intervene block: "
                 "fill the cache inside the block, and do not crop it"
             )
         same = self._cache is None or self._cache() is _first_keys(cache)

@@ -41,7 +41,7 @@ def check_files(folder: Path, whole: bool = True) -> None:
     for path in sorted(path for path in folder.iterdir() if path.is_file() and not path.name.startswith(".")):
         with path.open("rb") as file:
             if file.read(len(LFS)) == LFS:
-                raise Incomplete(f"{path.name} is a git-lfs pointer, not the file: `git lfs pull` brings it")
+                raise Incomplete(f"{path.name} is a git-lfs pointer, not the file: `git lfs pull` downloads it")
         if path.name in READ:
             _json(path)
     if (folder / "adapter_config.json").exists():
@@ -70,9 +70,9 @@ def _json(path: Path) -> dict[str, Any]:
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
-        raise Incomplete(f"{path.name} is no JSON ({first_line(error)})") from error
+        raise Incomplete(f"{path.name} is not JSON ({first_line(error)})") from error
     if not isinstance(found, dict):
-        raise Incomplete(f"{path.name} holds no JSON object")
+        raise Incomplete(f"{path.name} contains no JSON object")
     return found
 
 
@@ -83,7 +83,7 @@ def _tensors(path: Path) -> set[str]:
         start = file.read(8)
         length = struct.unpack("<Q", start)[0] if len(start) == 8 else 0
         if not 0 < length <= size - 8:
-            raise Incomplete(f"{path.name} is cut off or garbled: {size} bytes without a whole header")
+            raise Incomplete(f"{path.name} is cut off or garbled: {size} bytes without a complete header")
         try:
             header = json.loads(file.read(length))
             names = set(header) - {"__metadata__"}
@@ -121,10 +121,11 @@ def check_tensors(info: Any) -> None:
     Args:
         info: the loading info of `from_pretrained(output_loading_info=True)`.
     """
+    unknown = {key for key in info["unexpected_keys"] if not COMPUTED.search(key)}
     wrong = [
         ("lacks", set(info["missing_keys"])),
         ("has another shape of", {key[0] if isinstance(key, tuple) else key for key in info["mismatched_keys"]}),
-        ("has beside what the model knows", {key for key in info["unexpected_keys"] if not COMPUTED.search(key)}),
+        ("has tensors that the model does not know:", unknown),
         ("cannot give", set(info.get("error_msgs", ()))),
     ]
     said = "; ".join(f"{what} {named(keys)}" for what, keys in wrong if keys)

@@ -79,9 +79,9 @@ def _with_answer(processor: Any, answer: str) -> tuple[str, str]:
     """
     asked = _asked(processor)
     told = _told(processor, answer)
-    behind = told.removeprefix(asked)
-    if told.startswith(asked) and behind.lstrip().startswith(answer):
-        return asked, asked + behind[: behind.index(answer)] + answer
+    rest = told.removeprefix(asked)
+    if told.startswith(asked) and rest.lstrip().startswith(answer):
+        return asked, asked + rest[: rest.index(answer)] + answer
     return asked, f"{asked}{'' if asked[-1:].isspace() else ' '}{answer}"
 
 
@@ -99,7 +99,7 @@ def first_tokens(processor: Any, answer: str, blanks: bool = True) -> list[int]:
     found: list[int] = []
     for spelling in dict.fromkeys((text, text[:1].upper() + text[1:])):
         asked, told = _with_answer(processor, spelling)
-        ids = _behind(tokenizer, asked, told)
+        ids = _added_tokens(tokenizer, asked, told)
         found += [i for i in ids if i != tokenizer.unk_token_id and (blanks or tokenizer.decode([i]).strip())][:1]
     return list(dict.fromkeys(found)) or [tokenizer.eos_token_id]
 
@@ -126,14 +126,14 @@ def ends(processor: Any) -> list[int]:
     tokenizer = processor.tokenizer
     asked, told = _asked(processor), _told(processor, ANSWER)
     if told.startswith(asked):
-        behind = told.removeprefix(asked).lstrip().removeprefix(ANSWER).lstrip()
-        found = tokenizer.encode(behind, add_special_tokens=False)[:1]
+        rest = told.removeprefix(asked).lstrip().removeprefix(ANSWER).lstrip()
+        found = tokenizer.encode(rest, add_special_tokens=False)[:1]
         if set(found) & _special(tokenizer):
             return list(found)
     return [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
 
 
-def _behind(tokenizer: Any, asked: str, told: str) -> Sequence[int]:
+def _added_tokens(tokenizer: Any, asked: str, told: str) -> Sequence[int]:
     """The tokens of an answered prompt after those of the prompt.
 
     If the two do not begin alike, one token reaches over the border. The model has already read the prompt's own
@@ -141,12 +141,12 @@ def _behind(tokenizer: Any, asked: str, told: str) -> Sequence[int]:
     tokenizer from adding a space, as it does at the beginning of a text.
     """
 
-    def behind(begin: str, whole: str) -> list[int] | None:
+    def added(begin: str, whole: str) -> list[int] | None:
         before, after = (tokenizer.encode(text, add_special_tokens=False) for text in (begin, whole))
         return list(after[len(before) :]) if after[: len(before)] == before else None
 
     rest = told[len(asked) :]
-    for found in (behind(asked, told), behind("\n", f"\n{rest}")):
+    for found in (added(asked, told), added("\n", f"\n{rest}")):
         if found is not None:
             return found
     return list(tokenizer.encode(rest, add_special_tokens=False))

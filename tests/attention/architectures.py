@@ -31,7 +31,7 @@ TOKENS = 16  # of one image, in all three
 
 
 def _text(special: dict[str, int]) -> dict[str, Any]:
-    """The decoder's settings, with the size and the end of a tokenizer that was made for it."""
+    """The decoder's settings, with the vocabulary size and the end token of its tokenizer."""
     found = {"vocab_size": special.get("size", 50)}
     if "end" in special:
         found |= {"eos_token_id": special["end"], "pad_token_id": special["pad"]}
@@ -101,7 +101,7 @@ def build(name: str) -> tuple[Any, dict[str, torch.Tensor]]:
     ids[:, 33] = 5
     inputs = {"input_ids": ids, "attention_mask": mask}
     if name == "qwen2_5_vl":
-        # 8 × 8 patches, of which the model merges 2 × 2 into a token
+        # 8 × 8 patches; the model merges 2 × 2 of them into a token
         inputs["pixel_values"] = torch.randn(2 * 64, 3 * 2 * 4 * 4, generator=generator)
         inputs["image_grid_thw"] = torch.tensor([[1, 8, 8], [1, 8, 8]])
         inputs["mm_token_type_ids"] = (ids == IMAGE_TOKEN).long()

@@ -48,7 +48,7 @@ def test_off_is_stock_bit_for_bit_and_on_is_not(name: str, attention: str) -> No
 @pytest.mark.parametrize("method", [METHODS["none"](), TDRS(**STAGES), TDRS(**STAGES, layers=[0]), METHODS["pai"]()])
 @torch.no_grad()
 def test_the_next_token_needs_one_row_of_the_last_layer(name: str, attention: str, method: Any) -> None:
-    """Its logits, and those of the tokens decoded after it, are as where all rows are computed; the others are not."""
+    """Its logits, and those of later decoded tokens, are as if all rows were computed; other logits are not."""
     model, inputs = build(name)
     model.set_attn_implementation(attention)
     asked = {"max_new_tokens": 4, "do_sample": False, "eos_token_id": -1, "pad_token_id": 0}

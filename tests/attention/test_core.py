@@ -1,4 +1,4 @@
-"""The core itself: how much memory an edit takes, blocks, and what it refuses to guess."""
+"""The core itself: the memory of an edit, its blocks, and what it refuses to guess."""
 
 from dataclasses import replace
 
@@ -37,7 +37,7 @@ HEAVY = {
 
 @pytest.mark.parametrize("name", HEAVY)
 def test_extra_memory_stays_below_64_mib(name: str) -> None:
-    """At 4096 tokens and 8 heads, where the whole map alone is 512 MiB; the output's 8 MiB are in it."""
+    """At 4096 tokens and 8 heads, where the whole map takes 512 MiB. The output's 8 MiB are included."""
     call = large(padded=name != "middle_layers")
     assert 4 < peak_mib(lambda: blocked(call, HEAVY[name])) <= 64
 
@@ -64,7 +64,7 @@ def test_blocks_cover_all_rows_once(past: int, size: int) -> None:
 @pytest.mark.parametrize("wanted", [1, 11, 28])
 @pytest.mark.parametrize("name", [*sorted(METHODS), "tdrs, row"])
 def test_rows_that_are_not_wanted_are_0_and_change_no_other(name: str, wanted: int, past: int) -> None:
-    """The statistics are still of the whole map; rows of padding, at the left, are 0 in any case."""
+    """The statistics still cover the whole map. Rows of padding, on the left, are always 0."""
     method = TDRS(stats_scope="row") if name == "tdrs, row" else METHODS[name]()
     call = replace(make(29, past, padding="left").call, block_elements=700)
     whole, part = reference(call, method), blocked(replace(call, wanted=wanted), method)

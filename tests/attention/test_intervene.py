@@ -28,7 +28,7 @@ from tdrs.settings import SettingError
 from tests.conftest import tiny_llama
 
 IDS = torch.randint(3, 50, (2, 37), generator=torch.Generator().manual_seed(1))
-# w_min absolute: |A|_min is near rounding, so a multiple of it is not the same to 1e-4 in two orders of summation
+# w_min is absolute: |A|_min is near rounding, so a multiple of it differs by more than 1e-4 between two orders of sums
 STAGES = {"dc": DC(0.3, 0.7, "absolute"), "re": RE(0.4, 1.3, "absolute")}
 STRONG = TDRS(**STAGES)
 OFF = TDRS(sd=False, dc=None, re=None)
@@ -287,7 +287,7 @@ def test_refusals_leave_the_model_as_it_was(llama: LlamaForCausalLM) -> None:
 
 def test_foreign_and_fixed_size_caches_are_refused(llama: LlamaForCausalLM) -> None:
     out = llama(IDS[:, :20], use_cache=True)
-    with tdrs.intervene(llama, STRONG), pytest.raises(ValueError, match="holds 20 tokens, 0 of which"):
+    with tdrs.intervene(llama, STRONG), pytest.raises(ValueError, match="holds 20 tokens, but only 0 passed"):
         llama(IDS[:, 20:21], past_key_values=out.past_key_values)
     with tdrs.intervene(llama, STRONG):
         out = llama(IDS[:, :20], use_cache=True)
@@ -318,7 +318,7 @@ def test_a_reordered_cache_is_refused_where_samples_differ(llama: LlamaForCausal
 def test_layers_that_are_not_given_the_rotation_are_refused(
     llama: LlamaForCausalLM, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """At entering where the signature shows it, at the first call where it is None."""
+    """On entering, if the signature shows it; at the first call, if the rotation is None."""
     monkeypatch.setattr(type(llama.model.layers[0].self_attn), "forward", lambda self, hidden_states, **kwargs: None)
     with pytest.raises(ValueError, match="not given position_embeddings"), tdrs.intervene(llama, STRONG):
         pass
@@ -331,13 +331,13 @@ def test_layers_that_are_not_given_the_rotation_are_refused(
 
 @pytest.mark.parametrize("name", sorted(METHODS))
 def test_every_method_decodes_from_a_cache_as_in_the_full_pass(mini_llava: Backbone, name: str) -> None:
-    """Pointwise methods and row statistics see the same row, whether its past is in the cache or in the call."""
+    """Pointwise methods and row statistics edit a row alike, whether its past is in the cache or in the call."""
     from tdrs import benchmarks
 
     settings: dict[str, Any] = {
         "tdrs": {**STAGES, "stats_scope": "row", "pairs": "text_to_image"},
-        "pai": {"layers": [3]},  # the last row of each call is edited: below the last layer the prompt's last row
-        "middle_layers": {"layers": [3]},  # would pass that on, as their formulas want
+        "pai": {"layers": [3]},  # these two edit the last row of each call; below the last layer, the edit
+        "middle_layers": {"layers": [3]},  # of the prompt's last row would reach the next token through the cache
     }
     method = METHODS[name](**settings.get(name, {}))
     samples = benchmarks.load(benchmarks.from_settings({"name": "mini_scienceqa", "gap": 0}), "tuning", 3)
@@ -365,7 +365,7 @@ def test_roles_need_input_ids(mini_llava: Backbone) -> None:
 
 
 def test_roles_of_tokens(mini_llava: Backbone, calls: list[Call]) -> None:
-    """System before the image, then image, then text; known while decoding too, left padding included."""
+    """System before the image, then image, then text; also during decoding, and with left padding."""
     from tdrs import benchmarks
 
     samples = benchmarks.load(benchmarks.from_settings({"name": "mini_scienceqa", "gap": 0}), "tuning", 3)

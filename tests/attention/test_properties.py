@@ -25,7 +25,7 @@ READINGS: dict[str, st.SearchStrategy[Any]] = {
     "heads": st.sampled_from(["all", [1], "2-3"]),
 }
 SCOPE = st.sampled_from(["call", "row"])
-# w_min absolute: |A|_min itself is only known to its rounding, which other shapes of a product change
+# w_min is absolute: |A|_min is near rounding, and other shapes of a matrix product round differently
 STRONG = {"dc": st.none() | st.just(DC(0.3, 0.7, "absolute")), "re": st.just(RE(0.4, 0.9, "absolute"))}
 W_MIN = st.sampled_from([0.5, 3.0, 1e5])
 
@@ -61,7 +61,7 @@ def test_weight_zero_is_the_stage_off(readings: dict[str, Any], scope: str, w_mi
 def test_row_statistics_make_cached_decoding_equal_to_the_full_pass(
     readings: dict[str, Any], stages: dict[str, Any], first: int, sd: bool
 ) -> None:
-    """However the tokens are cut into calls."""
+    """For any cut of the tokens into calls."""
     method = TDRS(sd=sd, stats_scope="row", **stages, **readings)
     with tdrs.intervene(MODEL, method), torch.no_grad():
         whole = logits(IDS)

@@ -15,7 +15,7 @@ from tdrs.settings import SettingError
         ("1-2", 3, {1, 2}),
         ("0%-50%", 4, {0, 1}),
         ("28%-46%", 4, {1}),
-        ("28%-46%", 2, {0}),  # none has its middle there: the nearest
+        ("28%-46%", 2, {0}),  # no layer has its middle there, so the nearest one
         ("0%-100%", 5, {0, 1, 2, 3, 4}),
     ],
 )

@@ -30,7 +30,7 @@ def test_every_benchmark_runs(backbone: Backbone, name: str) -> None:
 
 
 def image_tokens(backbone: Backbone, size: tuple[int, int]) -> tuple[int, int]:
-    """How many the processor puts into a prompt for a picture, and how many features the model makes of it."""
+    """How many image tokens the processor puts into a prompt, and how many embeddings the model computes."""
     text = backbone.processor.apply_chat_template(
         [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "What color is the circle?"}]}],
         add_generation_prompt=True,
@@ -38,23 +38,23 @@ def image_tokens(backbone: Backbone, size: tuple[int, int]) -> tuple[int, int]:
     inputs = backbone.processor(text=[text], images=[Image.new("RGB", size)], return_tensors="pt")
     model = backbone.model
     given = {k: v for k, v in inputs.items() if k in ("pixel_values", "image_grid_thw")}
-    features = model.get_image_features(**given).pooler_output  # type: ignore[operator]
-    count = sum(part.flatten(0, -2).shape[0] for part in features)
+    embeddings = model.get_image_features(**given).pooler_output  # type: ignore[operator]
+    count = sum(part.flatten(0, -2).shape[0] for part in embeddings)
     return int((inputs["input_ids"] == model.config.image_token_id).sum()), count
 
 
 @pytest.mark.parametrize(
     "size", [(64, 64), (64, 32), (32, 64), (100, 40), (40, 100), (8, 8), (17, 31), (63, 65), (128, 16), (200, 200)]
 )
-def test_image_tokens_are_as_many_as_the_features(backbone: Backbone, size: tuple[int, int]) -> None:
+def test_image_tokens_are_as_many_as_the_embeddings(backbone: Backbone, size: tuple[int, int]) -> None:
     with torch.inference_mode():
-        expanded, features = image_tokens(backbone, size)
-    assert expanded == features
+        expanded, embeddings = image_tokens(backbone, size)
+    assert expanded == embeddings
     if backbone.settings.name == "llava":
         assert expanded == 16
     else:
         counted = backbone.processor._get_num_multimodal_tokens([(size[1], size[0])])["num_image_tokens"][0]
-        assert expanded == counted - (2 if backbone.settings.name == "internvl" else 0)  # its marks before and after
+        assert expanded == counted - (2 if backbone.settings.name == "internvl" else 0)  # its marks around the image
 
 
 def test_batches_are_padded_on_the_left_and_carry_what_the_model_needs(backbone: Backbone) -> None:
@@ -67,7 +67,7 @@ def test_batches_are_padded_on_the_left_and_carry_what_the_model_needs(backbone:
 
 
 def test_text_before_the_image_stands_right_before_it(backbone: Backbone) -> None:
-    """In front of the mark that opens the image, in the user's turn, whatever order the template keeps."""
+    """Before the token that opens the image, in the user's turn, whatever the order of the template."""
     benchmark = benchmarks.from_settings({"name": "mini_gqa", "gap": 7, "filler": "before_image"})
     (sample,) = benchmarks.load(benchmark, "tuning", 1)
     ids = backbone.inputs([sample])["input_ids"][0]

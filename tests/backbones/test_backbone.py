@@ -1,4 +1,4 @@
-"""Loading from a local folder, as a hub model on disk would be, and what is said when it cannot be."""
+"""Loading from a local folder in the hub's layout, and the messages if that fails."""
 
 import shutil
 from importlib.util import find_spec
@@ -23,7 +23,7 @@ def test_a_local_folder_is_the_same_model(tmp_path: Path, mini_llava: Backbone) 
 
 @pytest.mark.skipif(find_spec("accelerate") is None, reason="accelerate is not installed")
 def test_layers_spread_over_devices_are_the_same_model(mini_llava: Backbone) -> None:
-    """Where there is no GPU all layers come to the CPU, through the same loading."""
+    """Without a GPU, the same loading puts all layers on the CPU."""
     twin = benchmarks.from_settings({"name": "mini_scienceqa", "gap": 60})
     samples = benchmarks.load(twin, "tuning", 6)
     spread = backbones.load(BackboneSettings("mini_llava", "embedded:mini_llava", device="spread", dtype="float32"))

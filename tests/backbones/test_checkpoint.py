@@ -1,4 +1,4 @@
-"""A folder that is not whole is one line that says what is missing; no tensor is ever filled with random numbers."""
+"""For an incomplete folder, one line says what is missing; no tensor is ever filled with random numbers."""
 
 import json
 import os
@@ -40,7 +40,7 @@ def cut(folder: Path, size: int) -> None:
 
 
 def shards(folder: Path, change: Callable[[dict[str, str]], object]) -> None:
-    """The weights in two files with an index, which is changed."""
+    """The weights in two files with a changed index."""
     tensors = load_file(folder / WEIGHTS)
     (folder / WEIGHTS).unlink()
     places = {name: f"model-0000{1 + number % 2}.safetensors" for number, name in enumerate(tensors)}
@@ -67,7 +67,7 @@ FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "unexpected": (
         lambda f: weights(f, lambda w: w.update({"model.extra.weight": torch.zeros(2)})),
-        "has beside what the model knows model.extra.weight",
+        "has tensors that the model does not know: model.extra.weight",
     ),
     "misshapen": (
         lambda f: weights(f, lambda w: w.update({named(w, QUERY): w[named(w, QUERY)][:-1].contiguous()})),
@@ -110,7 +110,10 @@ FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "zeros behind": (lambda f: weights(f, lambda w: w[named(w, QUERY)].zero_()), r"all zero in \S*layers.2.self_attn"),
     "adapter": (lambda f: (f / "adapter_config.json").write_text("{}"), "this is an adapter; merge it"),
-    "list": (lambda f: (f / "generation_config.json").write_text("[]"), "generation_config.json holds no JSON object"),
+    "list": (
+        lambda f: (f / "generation_config.json").write_text("[]"),
+        "generation_config.json contains no JSON object",
+    ),
     "config of another kind": (lambda f: setting(f, "config.json", text_config=3), "cannot be loaded"),
     "another image token": (
         lambda f: setting(f, "config.json", image_token_index=7, image_token_id=7),
@@ -127,7 +130,7 @@ FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "no tokenizer": (lambda f: (f / "tokenizer.json").unlink(), "no tokenizer.json or tokenizer.model or vocab.json"),
     "no tokenizer's settings": (lambda f: (f / "tokenizer_config.json").unlink(), "no tokenizer_config.json: copy"),
-    "bad processor": (lambda f: (f / "processor_config.json").write_text("{"), "processor_config.json is no JSON"),
+    "bad processor": (lambda f: (f / "processor_config.json").write_text("{"), "processor_config.json is not JSON"),
     "bad tokenizer": (lambda f: (f / "tokenizer.json").write_text('{"version": "1.0"}'), "cannot be loaded"),
     "bad config": (lambda f: (f / "config.json").write_text('{"model_type": "llava",'), r"config.json"),
 }
@@ -172,7 +175,7 @@ except ValueError as error:
 
 @pytest.mark.parametrize(("fault", "said"), [(None, "loaded"), ("cut", "it is cut off"), ("missing", "lacks")])
 def test_a_hubs_folder_in_the_cache_is_looked_at_too(fault: str | None, said: str, tmp_path: Path) -> None:
-    """In the hub's cache, which is not downloaded anew; all is read of the commit that the fingerprint names."""
+    """The hub's cache is not downloaded again; all files come from the commit that the fingerprint names."""
     commit = "0123456789abcdef0123456789abcdef01234567"
     place = tmp_path / "models--owner--name"
     shutil.copytree(EMBEDDED / "mini_llava", place / "snapshots" / commit)
@@ -188,7 +191,7 @@ def test_a_hubs_folder_in_the_cache_is_looked_at_too(fault: str | None, said: st
 
 
 def test_files_that_are_not_read_do_no_harm(tmp_path: Path) -> None:
-    """A file manager's, a trainer's, and an index that was left beside a whole file."""
+    """Files of a file manager and of a trainer, and an index beside a single file."""
     folder = tmp_path / "model"
     shutil.copytree(EMBEDDED / "mini_llava", folder)
     (folder / "._config.json").write_bytes(b"\x00\x05\x16\x07\xff")
@@ -235,7 +238,7 @@ def test_a_folder_with_the_hubs_names_is_the_same_model(kind: str, tmp_path: Pat
 
 
 def test_an_answer_ends_where_the_template_ends_a_turn(tmp_path: Path) -> None:
-    """Whatever end config.json names; InternVL2's text model names one that it never says."""
+    """Whatever end token config.json names; InternVL2's text model names one that it never generates."""
     folder = tmp_path / "model"
     shutil.copytree(EMBEDDED / "mini_internvl", folder)
     settings = BackboneSettings("mine", str(folder), device="cpu", dtype="float32")

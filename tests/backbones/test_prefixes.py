@@ -1,4 +1,4 @@
-"""What prompts of a batch begin with alike is read once, and the answers are those of the whole prompts."""
+"""The common beginning of a batch's prompts is read once, and the answers are those of whole prompts."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -17,7 +17,7 @@ from tdrs.interventions import METHODS
 from tdrs.interventions.key_bias import KeyBias
 
 MODELS = ("mini_llava", "mini_internvl", "mini_qwen2_5_vl")
-FAR = {"w_min": 0.02, "w_min_as": "absolute"}  # |A|_min differs by tens of per cent between two ways to round it
+FAR = {"w_min": 0.02, "w_min_as": "absolute"}  # rounding can change |A|_min by tens of per cent
 SHARING: dict[str, Method] = {
     "stock": Stock(),
     "tdrs, row": TDRS(stats_scope="row", dc=DC(**FAR), re=RE(**FAR)),
@@ -56,7 +56,7 @@ def shapes(backbone: Backbone) -> Iterator[list[tuple[int, int]]]:
 
 
 def answers(backbone: Backbone, name: str, method: Method, gap: int, place: str) -> tuple[list[Any], list[Any], Any]:
-    """Answers to whole prompts and with shared beginnings, and the forward passes of the latter."""
+    """Answers to whole prompts, answers with shared beginnings, and the forward passes of the second kind."""
     benchmark = benchmarks.from_settings({"name": name, "gap": gap, "filler": place})
     samples = benchmarks.load(benchmark, "tuning", 24, backbone.settings.prompt_style)[:11]
     found = []
@@ -73,7 +73,7 @@ def check(whole: list[Any], shared: list[Any]) -> None:
 
 @pytest.mark.parametrize("method", SHARING)
 def test_answers_are_those_of_whole_prompts(backbone: Backbone, method: str) -> None:
-    """The text stands in front of the picture, so that in shorter prompts the cut goes through the picture."""
+    """The text is before the picture, so that in shorter prompts the cut goes through the picture."""
     whole, shared, passes = answers(backbone, "mini_scienceqa", SHARING[method], 40, "before_image")
     check(whole, shared)
     assert [count for count, _ in passes[:2]] == [3, 11]  # 11 questions about 3 pictures
@@ -105,7 +105,7 @@ def test_a_method_with_statistics_of_its_own_must_say_that_it_is_row_local() -> 
 
 
 def test_the_cut_lies_where_all_prompts_of_a_picture_still_agree() -> None:
-    """Tokens 9 are the picture; prompts of one picture differ in length, by left padding."""
+    """Token 9 is the picture. Prompts about one picture differ in length, so they are left-padded."""
     ids = torch.tensor(
         [
             [1, 9, 9, 2, 3, 4, 5, 6],

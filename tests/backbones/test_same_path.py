@@ -59,7 +59,7 @@ ENDS = {"scienceqa": OPTION_LETTER, "gqa": SINGLE_WORD, "textvqa": SINGLE_WORD, 
 
 @pytest.mark.parametrize("name", ["scienceqa", "gqa", "textvqa", "pope"])
 def test_every_real_benchmark_runs(backbone: Backbone, name: str, tmp_path: Path) -> None:
-    """In the model's own style, samples of unequal length in a batch; off is stock to the record."""
+    """In the model's own style, with samples of unequal length. With all stages off, records are the stock model's."""
     benchmark, samples = rows(name, tmp_path, backbone.settings.prompt_style)
     qwen = backbone.settings.name == "qwen2_5_vl"
     own = qwen and name in ("scienceqa", "pope")
@@ -74,7 +74,7 @@ def test_every_real_benchmark_runs(backbone: Backbone, name: str, tmp_path: Path
 
 
 def test_key_positions_of_the_image_follow_the_input_ids(backbone: Backbone, calls: list[Call]) -> None:
-    """Left padding included; a decoded token is no image token. With the pictures' features given, as in a study."""
+    """Also with left padding; a decoded token is not an image token. With image embeddings, as in a study."""
     samples = benchmarks.load(benchmarks.from_settings({"name": "mini_scienceqa", "gap": 9}), "tuning", 4)
     inputs = backbone.model_inputs(samples)
     ids, mask = inputs["input_ids"], inputs["attention_mask"]
@@ -122,7 +122,7 @@ def test_an_answer_ends_at_the_stop_token(backbone: Backbone) -> None:
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_what_a_hubs_folder_says_of_generation_does_not_count(name: str, tmp_path: Path) -> None:
-    """Qwen's has sampling and a repetition penalty, which would forbid an answer that the prompt's words hold."""
+    """Qwen's has sampling and a repetition penalty, which would suppress an answer that is in the prompt."""
     folder = write(name, tmp_path / name)
     samples = benchmarks.load(benchmarks.from_settings({"name": "mini_gqa"}), "tuning", 4)
     said = []

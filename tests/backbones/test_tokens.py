@@ -60,7 +60,7 @@ def processor(core: Tokenizer, template: str) -> Any:
 
 
 def sentencepiece(scheme: str) -> Tokenizer:
-    """Like Llama's: words with and without a mark for the blank before them, single characters, bytes for the rest."""
+    """Like Llama's: words with and without a mark for the space before them, single characters, bytes for the rest."""
     pieces = ["<unk>", *(f"<0x{byte:02X}>" for byte in range(256)), "▁", "\n"]
     pieces += [f"▁{word}" for word in WORDS] + WORDS + [chr(code) for code in range(33, 127)]
     vocabulary = {piece: number for number, piece in enumerate(dict.fromkeys(pieces))}
@@ -77,7 +77,7 @@ def sentencepiece(scheme: str) -> Tokenizer:
 
 
 def byte_level() -> Tokenizer:
-    """Like Qwen's: a blank belongs to the word behind it."""
+    """Like Qwen's: a space belongs to the next word."""
     vocabulary = {token: number for number, token in enumerate(["<unk>", *sorted(pre_tokenizers.ByteLevel.alphabet())])}
     merges: list[tuple[str, str]] = []
     for word in WORDS:
@@ -94,7 +94,7 @@ def byte_level() -> Tokenizer:
 
 @pytest.mark.parametrize("scheme", ["first", "always", "never"])
 def test_sentencepiece_behind_a_colon_and_behind_a_line(scheme: str) -> None:
-    """LLaVA says `▁A` behind "ASSISTANT:", InternVL2 `A` behind a line, whatever an answer alone begins with."""
+    """LLaVA says `▁A` after "ASSISTANT:", InternVL2 `A` after a line break, whatever an answer alone begins with."""
     for template, expected in ((LLAVA, "▁{}"), (CHATML, "{}"), (USER_ONLY, "▁{}")):
         made = processor(sentencepiece(scheme), template)
 
@@ -124,7 +124,7 @@ def test_a_blank_that_all_answers_begin_with_is_passed_over() -> None:
 
 
 def test_a_number_begins_with_the_blank_that_the_model_says() -> None:
-    """Llama's tokenizer has no piece for a blank and a digit, so LLaVA's first token of 42 is the blank."""
+    """Llama's tokenizer has no piece for a space and a digit, so LLaVA's first token of 42 is the space."""
     made = processor(sentencepiece("first"), LLAVA)
     assert made.tokenizer.convert_ids_to_tokens(first_tokens(made, "42")) == ["▁"]
     made = processor(sentencepiece("first"), CHATML)
@@ -143,7 +143,7 @@ def test_options_that_begin_with_one_blank_are_told_apart_behind_it() -> None:
 
 
 def test_a_token_over_the_border_is_not_read() -> None:
-    """A prompt that ends in a blank: the model has read it, and says the word without one."""
+    """A prompt that ends in a space: the model has read it, and says the word without one."""
     spaced = CHATML.replace("assistant\n", "assistant: ")
     for core in (sentencepiece("first"), sentencepiece("always"), sentencepiece("never"), byte_level()):
         made = processor(core, spaced)
@@ -220,7 +220,7 @@ MARKS = {
 
 @pytest.mark.parametrize("name", MARKS)
 def test_special_tokens_in_a_samples_text_are_read_as_text(name: str) -> None:
-    """In the question and in front of the image, alone, nested and doubled; other samples' tokens stay as they are."""
+    """In the question and before the image, alone, nested and doubled. The tokens of other samples stay the same."""
     backbone = load(name)
     benchmark = benchmarks.from_settings({"name": "mini_scienceqa"})
     samples = benchmarks.load(benchmark, "tuning", 4, backbone.settings.prompt_style)
@@ -305,7 +305,7 @@ def test_a_nan_counts_at_every_step_that_decides_a_token() -> None:
 
 @pytest.mark.parametrize("name", MARKS)
 def test_every_family_takes_or_refuses_pictures_of_any_size(name: str) -> None:
-    """What `accepts` takes, the model answers; what it refuses is said."""
+    """The model answers about each size that `accepts` allows; for the others, a message says why not."""
     from PIL import Image
 
     from tdrs.benchmarks.benchmark import Picture

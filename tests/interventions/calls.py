@@ -41,7 +41,7 @@ class Sample:
 
 
 def make(length: int, past: int = 0, padding: str | None = None, batch: int = 2, seed: int = 0) -> Sample:
-    """Random vectors, three-axis positions and roles (system, image, text); padding shortens sample 0 by a third."""
+    """Random vectors, positions of three axes, roles (system, image, text). Padding shortens sample 0 by a third."""
     generator = torch.Generator().manual_seed(seed * 10_000 + length * 7 + past)
     keys = past + length
     q0 = torch.randn(batch, HEADS, length, WIDTH, generator=generator)
@@ -66,7 +66,7 @@ def make(length: int, past: int = 0, padding: str | None = None, batch: int = 2,
 
 
 def found_a_min(call: Call, method: TDRS) -> np.ndarray:
-    """|A|_min as the software finds it in this call, (B, H, 1) or, for row statistics, (B, H, Q)."""
+    """|A|_min as the software computes it for this call, (B, H, 1); for row statistics, (B, H, Q)."""
     rows = torch.cat([method._smallest(block) for block in call.blocks()], dim=2)
     found = rows.amin(dim=2, keepdim=True) if method.stats_scope == "call" else rows
     return found.expand(-1, HEADS, -1, -1)[..., 0].double().numpy()
@@ -113,5 +113,5 @@ def deviation(name: str, method: Any, sample: Sample, heads: frozenset[int] = fr
 
 
 def each_padding(length: int) -> list[Sample]:
-    """One call unpadded, left- and right-padded, and one with a filled cache."""
+    """Four calls: unpadded, left-padded, right-padded, and with a filled cache."""
     return [make(length, padding=padding) for padding in (None, "left", "right")] + [make(3, past=length)]

@@ -118,7 +118,7 @@ def peer(name: str, method: Any, a: np.ndarray, visible: np.ndarray, roles: np.n
 
 
 def softmax(logits: np.ndarray) -> np.ndarray:
-    """Weights over the visible keys (not nan) of each row; a row without any is all 0."""
+    """Weights over the visible keys (not nan) of each row; 0 in a row without visible keys."""
     weights = np.zeros_like(logits)
     for i, row in enumerate(logits):
         seen = ~np.isnan(row)

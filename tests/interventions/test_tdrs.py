@@ -77,7 +77,7 @@ def test_one_query_token_on_a_cache(past: int, stats_scope: str) -> None:
 
 
 def test_smallest_logit_matches_float64() -> None:
-    """|A|_min is an extreme value near rounding: compared absolutely, within the error of the products."""
+    """|A|_min is an extreme value near rounding, so the comparison is absolute, within the error of the products."""
     for padding in (None, "left", "right"):
         sample = make(65, padding=padding)
         call = sample.call
@@ -148,7 +148,7 @@ def test_finite_at_large_logits(dtype: torch.dtype, gain: str, a_min_of: str) ->
 
 
 def test_uninitialised_memory_is_never_read() -> None:
-    """PyTorch fills new memory with NaN here; any element read before it is written would show."""
+    """PyTorch fills new memory with NaN here, so an element that is read before it is written would show."""
     before = torch.utils.deterministic.fill_uninitialized_memory
     torch.use_deterministic_algorithms(True)
     torch.utils.deterministic.fill_uninitialized_memory = True
