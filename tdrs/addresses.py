@@ -1,4 +1,4 @@
-"""Addresses of stores: a password in one would be shown by files and messages, so it is refused and never printed."""
+"""Addresses of stores. One with a password is refused and never printed: files and messages would show it."""
 
 import re
 from importlib.metadata import entry_points
@@ -14,10 +14,10 @@ SCHEMES = ("http", "https", *DATABASES, "file", "databricks", "databricks-uc", "
 
 
 def check_password(name: str, value: str, instead: str) -> None:
-    """Raises SettingError if an address has a password, also percent-encoded or in its query.
+    """Raises SettingError if an address has a password, even percent-encoded or in the query.
 
     Args:
-        instead: the environment variables that can hold it.
+        instead: the environment variables that can hold the password.
     """
     shown = hidden(value)
     if shown == value and "://" not in value and re.search(r":.*@", unquote(value)):  # such as file:user:word@host
@@ -27,7 +27,7 @@ def check_password(name: str, value: str, instead: str) -> None:
 
 
 def check_tracking(value: object) -> None:
-    """Raises SettingError unless `value` is null or an address that MLflow may know; nothing is opened."""
+    """Raises SettingError unless `value` is null or the address of a store for MLflow. Nothing is opened."""
     name = "tracking.uri"
     if value is None:
         return
@@ -70,5 +70,5 @@ def _check_database(name: str, value: str) -> None:
         raise SettingError(name, value, "must be a database's address, such as postgresql://HOST/NAME") from None
     except ImportError as error:
         raise SettingError(name, value, f"needs a package that is not installed: {error.name}") from None
-    except Exception as error:  # SQLAlchemy has an error of its own for a driver it does not know
+    except Exception as error:  # SQLAlchemy has its own error for an unknown driver
         raise SettingError(name, value, f"must be a database's address: {error}") from None

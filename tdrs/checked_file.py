@@ -1,8 +1,8 @@
-"""Files that say whether they are whole: a checksum, and the key of what they belong to.
+"""Files with a checksum and the key of their owner.
 
-A JSON object is kept with `key`, for example an evaluation's cache key, and `sha256`, a hash of all else. So a file
-that is cut off, garbled, edited, or of another owner is told from what was written. YAML files, which people read, have
-the hash in their first line. A file is written under another name, flushed to the disk, and moved into place.
+A JSON object has `key`, for example an evaluation's cache key, and `sha256`, a hash of everything else. A file that was
+cut, garbled or edited, or that belongs to another owner, is therefore detected. YAML files, which people read, have the
+hash in their first line. A file is written under another name, flushed to the disk, and moved into place.
 """
 
 import errno
@@ -20,11 +20,11 @@ import yaml
 _DUMPER = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _HEAD = "# sha256 "
-ASIDE = ".damaged"  # what the name of a damaged file ends with, before a number
+ASIDE = ".damaged"  # the end of a damaged file's name, before a number
 
 
 class Damaged(ValueError):
-    """A file is not what was written. The message says which file, and how it differs, in one line."""
+    """A file differs from what was written. The message, one line, names the file and the difference."""
 
 
 def sha256(content: bytes) -> str:
@@ -32,10 +32,10 @@ def sha256(content: bytes) -> str:
 
 
 def write(path: Path, content: bytes) -> None:
-    """Write a file whole: under a name of this process's own, flushed to the disk, then moved into place.
+    """Write a file in one step: under another name, flushed to the disk, then moved into place.
 
     Raises:
-        OSError: it cannot be written; what was there is left.
+        OSError: it cannot be written; the old file is unchanged.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     free(path)
@@ -52,7 +52,7 @@ def write(path: Path, content: bytes) -> None:
 
 
 def _flush_folder(folder: Path) -> None:
-    """Flush a folder's names to the disk, where the system can."""
+    """Flush the names in a folder to the disk, where the system supports it."""
     try:
         descriptor = os.open(folder, os.O_RDONLY)
     except OSError:
@@ -66,19 +66,19 @@ def _flush_folder(folder: Path) -> None:
 
 
 def seal(values: Mapping[str, Any], key: str) -> str:
-    """One line of JSON: the values, whose they are, and the checksum of both."""
+    """One line of JSON: the values, the key of their owner, and a checksum of both."""
     text = json.dumps({**values, "key": key}, sort_keys=True)
     return json.dumps({**values, "key": key, "sha256": sha256(text.encode())})
 
 
 def unseal(line: bytes, key: str, name: str) -> dict[str, Any]:
-    """The values of what `seal` made.
+    """The values of a line that `seal` made.
 
     Args:
-        name: of the file, for the error.
+        name: the file's name, for the error.
 
     Raises:
-        Damaged: it is anything else, or has another key.
+        Damaged: the line is damaged, or has another key.
     """
     try:
         values = json.loads(line)
@@ -95,16 +95,16 @@ def unseal(line: bytes, key: str, name: str) -> dict[str, Any]:
 
 
 def write_json(path: Path, values: Mapping[str, Any], key: str) -> None:
-    """Write values as a sealed JSON file; raises as `write`."""
+    """Write values as a sealed JSON file. Raises the errors of `write`."""
     write(path, (seal(values, key) + "\n").encode())
 
 
 def read_json(path: Path, key: str) -> dict[str, Any]:
-    """What `write_json` wrote.
+    """Read what `write_json` wrote.
 
     Raises:
         FileNotFoundError: there is no file.
-        Damaged: it is damaged, or has another key.
+        Damaged: the file is damaged, or has another key.
     """
     return unseal(_content(path), key, path.name)
 
@@ -121,7 +121,7 @@ def _content(path: Path) -> bytes:
 
 
 def write_yaml(path: Path, values: Mapping[str, Any]) -> str:
-    """Write values as YAML under a line with their checksum; returns the checksum of the whole file."""
+    """Write a line with a checksum, and the values as YAML. Returns the checksum of the whole file."""
     text = yaml.dump(dict(values), Dumper=_DUMPER, sort_keys=False, allow_unicode=True).encode()
     content = f"{_HEAD}{sha256(text)}\n".encode() + text
     write(path, content)
@@ -129,7 +129,7 @@ def write_yaml(path: Path, values: Mapping[str, Any]) -> str:
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """What `write_yaml` wrote; raises as `read_json`."""
+    """Read what `write_yaml` wrote. Raises the errors of `read_json`."""
     head, _, text = _content(path).partition(b"\n")
     if head != f"{_HEAD}{sha256(text)}".encode():
         raise Damaged(f"{path.name} has another content than its checksum says")
@@ -137,10 +137,10 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 
 def append_line(path: Path, line: str) -> None:
-    """Add a line to a file, which then has it whole or not at all; a torn line at the end is cut before.
+    """Add a line to a file, completely or not at all. An incomplete line at the end of the file is removed first.
 
     Raises:
-        OSError: it cannot be written; what was there is left.
+        OSError: it cannot be written; the lines before are unchanged.
     """
     text = line.encode() + b"\n"
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -158,7 +158,7 @@ def append_line(path: Path, line: str) -> None:
 
 
 def cut_torn_line(path: Path) -> None:
-    """Take away what a kill has left of a line of JSON at the end of a file, where there is one."""
+    """Remove an incomplete line of JSON at the end of a file, which a killed process has left."""
     try:
         torn = path.read_bytes().rpartition(b"\n")[2]
         if torn.startswith(b"{"):
@@ -169,7 +169,7 @@ def cut_torn_line(path: Path) -> None:
 
 
 def _cut_torn_line(file: RawIOBase) -> None:
-    """Leave whole lines only, and stand at their end."""
+    """Keep complete lines only, and seek to the end."""
     size = file.seek(0, os.SEEK_END)
     file.seek(max(0, size - 1))
     if size and file.read(1) != b"\n":
@@ -179,9 +179,9 @@ def _cut_torn_line(file: RawIOBase) -> None:
 
 
 def read_lines(path: Path, key: str) -> tuple[list[dict[str, Any]], list[str]]:
-    """The sealed lines of a file, and what is wrong with those that are damaged; nothing where there is no file.
+    """The values of the good lines of a file, and the faults of the damaged ones; both empty if there is no file.
 
-    A line without an end at the end of the file, which a kill has torn, is left out and not counted as damage.
+    An incomplete last line, which a killed process has left, is skipped and is no fault.
     """
     try:
         content = _content(path)
@@ -196,34 +196,34 @@ def read_lines(path: Path, key: str) -> tuple[list[dict[str, Any]], list[str]]:
         except Damaged as error:
             faults.append(str(error))
     torn = content.rpartition(b"\n")[2]
-    if torn and not torn.startswith(b"{"):  # a torn line begins as every line does
+    if torn and not torn.startswith(b"{"):  # an incomplete line begins like every line
         faults.append(f"{path.name} ends in {len(torn)} bytes that are no line")
     return found, faults
 
 
 def keep_lines(path: Path, lines: list[dict[str, Any]], key: str) -> Path:
-    """Set a damaged file of lines aside and leave the good ones in its place; returns where the damaged one is."""
+    """Set a damaged file of lines aside and write its good lines in its place; returns the damaged file's new path."""
     aside = set_aside(path)
     write(path, "".join(seal(line, key) + "\n" for line in lines).encode())
     return aside
 
 
 def is_no_file(path: Path) -> bool:
-    """Whether something stands in the place of a file that is none, such as a link or a folder."""
+    """Whether a path is something other than a file, such as a link or a folder."""
     return path.is_symlink() or (path.exists() and not path.is_file())
 
 
 def free(path: Path) -> None:
-    """Set aside what stands in the place of a file and is none, such as a link, whose target is left alone; say so."""
+    """If a path is a link or a folder, set that aside and print a line. A link's target stays as it is."""
     if is_no_file(path):
         print(f"{path} is no file; it is now {set_aside(path).name}", file=sys.stderr)
 
 
 def set_aside(path: Path) -> Path:
-    """Move a damaged file to a name that says so, and return it.
+    """Move a damaged file to a name that says so, and return the new path.
 
     Raises:
-        FileNotFoundError: somebody else did.
+        FileNotFoundError: another process has moved it.
     """
     number = 1
     while os.path.lexists(aside := path.with_name(f"{path.name}{ASIDE}-{number}")):

@@ -1,6 +1,7 @@
-"""From the command line to a checked configuration: Hydra composes it, errors become one line.
+"""From the command line to a checked configuration. Hydra composes it; every error is one line.
 
-The folder `conf/` is installed as `tdrs/conf`; entry modules compose `evaluate.yaml` or `sweep.yaml` from it.
+The folder `conf/` is installed as `tdrs/conf`. A file of it says what differs from the defaults, which are in the
+dataclass behind it (`kind_of`).
 """
 
 import copy
@@ -38,15 +39,15 @@ _MAPPINGS = ("axes", "controls", "methods", "space")  # of `search`: null is non
 
 
 def folder() -> Path:
-    """The folder of the configuration groups, in a checkout or installed."""
+    """The folder `conf`, in a checkout or installed."""
     return Path(str(files("tdrs.conf")))
 
 
 def compose(entry: str, overrides: Sequence[str]) -> DictConfig:
-    """The configuration of an entry module under command-line overrides.
+    """The configuration of a command under command-line overrides.
 
     Args:
-        entry: `evaluate` or `sweep`.
+        entry: the name of a file in `conf`, such as `evaluate` or `sweep`.
         overrides: in Hydra's grammar, e.g. `backbone=mini_llava`, `dataset.gap=64`, `+experiment=sqa_ablation`.
 
     Raises:
@@ -68,14 +69,14 @@ def compose(entry: str, overrides: Sequence[str]) -> DictConfig:
 
 
 def _quoted(override: str) -> str:
-    """An override whose value begins with `~`, in quotes, without which Hydra does not take it."""
+    """An override with quotes around a value that begins with `~`; Hydra refuses it without them."""
     name, is_, value = override.partition("=")
     escaped = value.replace("'", "\\'")
     return f"{name}{is_}'{escaped}'" if value.startswith("~") else override
 
 
 def _check_addresses(name: str, value: object) -> None:
-    """Raises SettingError for a password in any setting, and for an unknown form of `tracking.uri`."""
+    """Raises SettingError if any setting has a password, or if `tracking.uri` has an unknown form."""
     if isinstance(value, dict):
         for key, inner in value.items():
             _check_addresses(f"{name}.{key}" if name else str(key), inner)
@@ -86,10 +87,10 @@ def _check_addresses(name: str, value: object) -> None:
 
 
 def _replacing(overrides: Sequence[str]) -> list[str]:
-    """The overrides, with which a mapping of `search` replaces the one that is there; Hydra would merge the two.
+    """The overrides, changed so that a mapping of `search` replaces the old one; Hydra would merge the two.
 
     Raises:
-        SettingError: an empty mapping would be merged into another one, and so change nothing.
+        SettingError: an empty mapping, which Hydra would merge, so that it would change nothing.
     """
     found: list[str] = []
     groups = {path.name for path in folder().iterdir() if path.is_dir()}
@@ -110,7 +111,7 @@ def _replacing(overrides: Sequence[str]) -> list[str]:
 
 
 def _parsed(text: str) -> Override:
-    """One override; raises SettingError if it is none, with the quotes that would make it one."""
+    """Parse one override. The error for a bad one shows the quotes that would make it valid."""
     why = ""
     try:
         found = OverridesParser.create().parse_override(text)
@@ -126,7 +127,7 @@ def _parsed(text: str) -> Override:
         is_ = ""
     if not is_ or not key.strip("+~"):
         raise SettingError("command line", text, "must be SETTING=VALUE, without blanks around the sign, or ~SETTING")
-    if value.startswith(("{", "[")) and not found:  # it was meant as it stands
+    if value.startswith(("{", "[")) and not found:  # it is meant literally
         raise SettingError(key.lstrip("+~"), value, f"is no mapping or list in Hydra's grammar: {why}")
     what = "is a list of runs" if found else "does not stand for itself"
     raise SettingError(key.lstrip("+~"), value, f"{what} in Hydra's grammar; quoted it does:  {shlex.quote(quoted)}")
@@ -138,7 +139,7 @@ def choices(group: str) -> list[str]:
 
 
 def choice(group: str, name: str) -> dict[str, Any]:
-    """The settings of one choice of a group, e.g. of `dataset`: `mini_pope`.
+    """The settings of one choice of a group, such as `mini_pope` of `dataset`.
 
     Raises:
         SettingError: the group has no such choice.
@@ -181,7 +182,7 @@ def _settings(group: str, path: Path) -> dict[str, Any]:
 
 @lru_cache(maxsize=1)
 def _repository() -> dict[str, Any]:
-    """All files of `conf` in the form in which Hydra takes them from a program."""
+    """All files of `conf`, in the form that Hydra's ConfigStore has."""
     store = ConfigStore.instance()
     before, store.repo = store.repo, {}
     try:
@@ -196,7 +197,7 @@ def _repository() -> dict[str, Any]:
 
 @contextmanager
 def _registered() -> Iterator[None]:
-    """While it lasts, Hydra knows the files of `conf`; a program that has Hydra for itself does not see them."""
+    """Register the files of `conf` with Hydra for a while: a program with a Hydra application must not see them."""
     store = ConfigStore.instance()
     before, store.repo = store.repo, {**store.repo, **_repository()}
     try:
@@ -206,7 +207,7 @@ def _registered() -> Iterator[None]:
 
 
 def with_settings(config: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:
-    """A copy of a plain configuration with dotted keys set; a group (`backbone`) is set by the name of its choice.
+    """A copy of a plain configuration with some dotted keys set. A group (`backbone`) is set by the name of a choice.
 
     Raises:
         SettingError: the configuration has no such key, or the group no such choice.
@@ -227,7 +228,7 @@ def with_settings(config: Mapping[str, Any], settings: Mapping[str, Any]) -> dic
 
 
 def _one_line(message: str, overrides: Sequence[str]) -> SettingError:
-    """Hydra's error as ours: which override it was about, and what would have been allowed."""
+    """Hydra's error as a SettingError: which override is wrong, and what is allowed."""
     given = {text.lstrip("+~").partition("=")[0]: text.partition("=")[2] for text in overrides}
     found = re.search(r"Could not find '([\w/]+)/([^/']+)'", message)
     if found:
@@ -251,9 +252,9 @@ def plain(config: DictConfig) -> Any:
 
 
 def check(entry: str, values: Mapping[str, Any]) -> None:
-    """Raises SettingError unless a plain configuration is whole: each key there, known, of its type and in its range.
+    """Raises SettingError unless a plain configuration has every key, and each is known, of its type and in its range.
 
-    What backbone, data set, method and protocol are checked for themselves is not looked at.
+    The values of the backbone, the data set, the method and the protocol are checked elsewhere.
     """
     schema.check(entry, values)
     for group in ("backbone", "dataset", "intervention"):
@@ -262,14 +263,17 @@ def check(entry: str, values: Mapping[str, Any]) -> None:
             for key in _choice(group, given["name"]):
                 if key not in given:
                     raise SettingError(f"{group}.{key}", None, "is required")
-        elif given is not None and group != "backbone":  # whose name is for people: the source decides
+        elif given is not None and group != "backbone":  # a backbone's name is a label; its source decides
             check_choice(f"{group}.name", given.get("name"), choices(group))
 
 
 def run(
     entry: str, function: Callable[[DictConfig], int | None], usage: str, arguments: Sequence[str] | None = None
 ) -> int:
-    """Compose, then call `function`; returns the exit code, as `run_command` does. `--help` and `--cfg` print."""
+    """Compose a configuration and call `function` with it; returns the exit code of `run_command`.
+
+    `--help` and `--cfg` print, and call nothing.
+    """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     typed[:] = arguments
 

@@ -1,7 +1,7 @@
-"""What all commands have in common: how they start, where their words go, and how they end.
+"""How every command starts, prints and ends.
 
-`tdrs/__init__.py` imports this module before any other, so that a command can set what libraries read once, when they
-are loaded. Nothing is set where tdrs is imported as a library.
+`tdrs/__init__.py` imports this module first: a command must set some values before libraries are loaded, which read
+them only once. When tdrs is imported as a library, nothing is set.
 """
 
 import errno
@@ -23,19 +23,19 @@ _WAITING = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
 
 
 def is_command() -> bool:
-    """Whether Python was started as `python -m tdrs.…` and is still looking for that module.
+    """Whether Python was started as `python -m tdrs.…` and has not run that module yet.
 
-    Until the module is found, sys.argv[0] is "-m", and the module's name is the word before the arguments.
+    Until then sys.argv[0] is "-m", and the module's name stands before the arguments.
     """
     word = sys.orig_argv[-len(sys.argv)] if sys.argv[:1] == ["-m"] else ""
     return re.fullmatch(r"(-\w*m)?tdrs(\.[\w.]+)?", word) is not None
 
 
 def prepare() -> None:
-    """Set what has to be set before torch is imported; child processes inherit it.
+    """Set what must be set before torch is imported. Child processes inherit it.
 
     Raises:
-        SystemExit: the current folder was deleted: paths lead nowhere, and libraries cannot be loaded.
+        SystemExit: the current folder was deleted; libraries cannot be loaded.
     """
     _open_streams()
     try:
@@ -44,7 +44,7 @@ def prepare() -> None:
         _say(sys.stderr, "error: the current folder was deleted; change to one that exists")
         raise SystemExit(2) from None
     if os.path.expanduser("~") == "~":
-        os.environ["HOME"] = "/nonexistent"  # libraries ask for it when they are imported
+        os.environ["HOME"] = "/nonexistent"  # libraries read it when they are imported
     try:
         getpass.getuser()
     except (KeyError, OSError):
@@ -52,15 +52,15 @@ def prepare() -> None:
     for name in ("HF_HUB_VERBOSITY", "DATASETS_VERBOSITY"):
         os.environ.setdefault(name, "critical")  # an error names the reason in one line; they log it up to six times
     if not any(name in os.environ for name in _WAITING):
-        # By default a thread without work spins for milliseconds, on a core that other programs could use.
+        # By default an idle thread spins for milliseconds on a core that other programs need.
         os.environ["OMP_WAIT_POLICY"] = "PASSIVE"  # GNU and LLVM read it
         os.environ["KMP_BLOCKTIME"] = "0"  # Intel's
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-        signal.signal(signal.SIGINT, signal.SIG_DFL)  # nothing is begun yet that a traceback could be about
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # no work has begun, so Ctrl-C needs no traceback
 
 
 class _Output(io.FileIO):
-    """An output whose reader may go away: from then on words go nowhere, and the work goes on."""
+    """An output whose reader may go away. Later output is then discarded, and the work continues."""
 
     def write(self, data: object) -> int:
         try:
@@ -69,13 +69,13 @@ class _Output(io.FileIO):
             nothing = os.open(os.devnull, os.O_WRONLY)
             os.dup2(nothing, self.fileno())
             os.close(nothing)
-            if error.errno == errno.ENOSPC and self.fileno() == 1:  # a file that lacks lines: said once, on stderr
+            if error.errno == errno.ENOSPC and self.fileno() == 1:  # a file that lacks lines is an error
                 raise
         return memoryview(data).nbytes  # type: ignore[arg-type]
 
 
 def _open_streams() -> None:
-    """Let stdout and stderr take every letter, and outlive their readers; one that is closed goes nowhere."""
+    """Make stdout and stderr accept every letter and survive the loss of their readers; replace a closed one."""
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
         if stream is None:
@@ -94,7 +94,7 @@ def _open_streams() -> None:
 
 
 def _say(stream: TextIO, text: str) -> None:
-    """Print a last line; a stream that cannot be written is no error here."""
+    """Print a last line; it is no error here if that fails."""
     try:
         print(text, file=stream, flush=True)
     except OSError:
@@ -102,10 +102,10 @@ def _say(stream: TextIO, text: str) -> None:
 
 
 def run_command(work: Callable[[], int | None]) -> int:
-    """Do a command's work; returns the exit code. Errors that a user can do something about are one line.
+    """Do a command's work and return the exit code. Errors that a user can correct are one line.
 
-    0 done, or what `work` returns; 1 a file cannot be read or written, is damaged, a logit is NaN, or another process
-    leads the study now; 2 a setting is not allowed; 130 stopped by Ctrl-C.
+    The code is 0 or what `work` returns; 1 if a file cannot be read or written or is damaged, if a logit is NaN, or if
+    another process leads the study now; 2 if a setting is not allowed; 130 after Ctrl-C.
     """
     kept = "what was finished is kept, and the same command continues from there"
     _open_streams()

@@ -1,4 +1,4 @@
-"""Where something was measured: versions, machine, commit."""
+"""The versions, the machine and the commit of a measurement; and settings of this process."""
 
 import ctypes
 import logging
@@ -21,7 +21,7 @@ _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # names in malloc.h
 
 @lru_cache
 def environment() -> dict[str, str]:
-    """Versions of what decides numbers, the machine, and the commit ("" outside a checkout; + where files differ)."""
+    """Versions of the libraries, the machine, and the commit: "" outside a checkout, with + if files differ from it."""
     libraries = versions() | {name: version(name) for name in ("optuna", "mlflow", "numpy")}
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else _processor()
     return {
@@ -37,7 +37,7 @@ def environment() -> dict[str, str]:
 
 
 def versions() -> dict[str, str]:
-    """The versions of the packages that decide a model's answers."""
+    """The versions of the libraries that decide a model's answers."""
     return {name: version(name) for name in ("torch", "transformers", "tokenizers", "pillow")}
 
 
@@ -60,16 +60,16 @@ def shows_progress() -> bool:
 
 
 def keep_memory() -> None:
-    """Let this process keep memory that it frees, for its next array; with glibc, else nothing happens.
+    """Let this process reuse memory that it frees. Needs glibc; elsewhere nothing happens.
 
-    An edit makes arrays of a few MiB, block after block. By default glibc hands each back to the system and is given it
-    anew, page by page: a quarter of the time of T-DRS at 2048 tokens. Only commands do this; a library must not.
+    An edit allocates arrays of a few MiB, block after block. By default glibc returns each of them to the system and
+    gets it back page by page: a quarter of the time of T-DRS at 2048 tokens. Only commands call this.
     """
     try:
         mallopt = ctypes.CDLL("libc.so.6").mallopt
     except (OSError, AttributeError):
         return
-    mallopt(_M_MMAP_THRESHOLD, 32 << 20)  # the most that glibc takes
+    mallopt(_M_MMAP_THRESHOLD, 32 << 20)  # the largest value that glibc accepts
     mallopt(_M_TRIM_THRESHOLD, 1 << 30)
 
 

@@ -1,4 +1,4 @@
-"""Names and texts from data as Markdown, LaTeX and matplotlib show them as they are. HTML is its template's matter."""
+"""Escape names and texts from data for Markdown, LaTeX and matplotlib. The HTML template escapes for itself."""
 
 import re
 
@@ -31,33 +31,33 @@ _GREEK = dict(
 
 
 def one_line(text: str) -> str:
-    """A text without line breaks, tabs and other characters that are not shown; of several blanks one is left."""
+    """A text in one line: line breaks, tabs and invisible characters become blanks, several blanks become one."""
     return " ".join(printable(text).split())
 
 
 def printable(text: str) -> str:
-    """A text with a blank for each character that is not shown."""
+    """A text with a blank for each invisible character."""
     return "".join(letter if letter.isprintable() else " " for letter in text)
 
 
 def markdown(text: str) -> str:
-    """A text that Markdown shows as it is, in a paragraph, a heading, a list or a table's cell."""
+    """A text escaped for Markdown: for a paragraph, a heading, a list or a table's cell."""
     return _STARTS.sub(r"\1\\\2", _MARKDOWN.sub(lambda found: "\\" + found[0], one_line(text)))
 
 
 def code(text: str) -> str:
-    """A name in Markdown's backticks, or as a text where it has some."""
+    """A name in Markdown's backticks; as escaped text if it has other characters than names have."""
     return f"`{text}`" if re.fullmatch(r"[\w.=, :/-]+", text) else markdown(text)
 
 
 def fenced(text: str, kind: str = "") -> str:
-    """A block of code in Markdown, whatever the text has."""
+    """A block of code in Markdown; the text may contain backticks."""
     fence = "`" * max(3, 1 + max((len(run) for run in re.findall("`+", text)), default=0))
     return f"{fence}{kind}\n{text.rstrip()}\n{fence}"
 
 
 def latex(text: str) -> str:
-    """A text that LaTeX shows as it is, in a table's cell; letters of other scripts than Latin and Greek are left."""
+    """A text escaped for a table's cell in LaTeX. Letters that are not Latin or Greek stay as they are."""
     letters = [_LATEX.get(letter) or _greek(letter) for letter in one_line(text)]
     if letters and letters[0] in ("[", "*"):  # `\\` at the end of the row before would take it for its own
         letters[0] = f"{{{letters[0]}}}"
@@ -74,7 +74,7 @@ def pdflatex_lacks(text: str) -> str:
 
 
 def label(text: str, most: int = 60) -> str:
-    """A text that matplotlib shows as it is, in a legend, too; the middle of a longer one is left out."""
+    """A text escaped for matplotlib, also for its legends. The middle of a text longer than `most` is left out."""
     text = one_line(text)
     if len(text) > most:
         text = f"{text[: most * 2 // 3]}…{text[-(most // 3) :]}"
@@ -83,7 +83,7 @@ def label(text: str, most: int = 60) -> str:
 
 
 def formula(text: str) -> str:
-    """A text with formulas between `$`; where matplotlib cannot read them, as it is."""
+    """A text with formulas between `$`; escaped if matplotlib cannot read the formulas."""
     try:
         MathTextParser("agg").parse(text)
     except ValueError:

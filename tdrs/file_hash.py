@@ -1,7 +1,7 @@
-"""Hashes of whole files, remembered: two checkpoints that differ anywhere are told apart, and neither is read twice.
+"""Hashes of whole files, with a cache: any difference between two checkpoints is found, and no file is read twice.
 
-A large file's hash is remembered in the user's cache folder, under all that changes when somebody changes the file: its
-path, size, inode, and the times of its last change and of its inode's, to the nanosecond.
+The hash of a large file is kept in the user's cache folder. Its name there depends on all that changes with the file:
+path, size, inode, and the times of the last change of the file and of its inode, to the nanosecond.
 """
 
 import hashlib
@@ -10,8 +10,8 @@ import os
 import time
 from pathlib import Path
 
-LARGE = 1 << 24  # bytes from which on a hash is worth remembering
-SETTLED = 2.0  # seconds: a file that changed more recently may change again within one tick of the file system's clock
+LARGE = 1 << 24  # bytes from which a hash is cached
+SETTLED = 2.0  # seconds; a newer file may change again within one tick of the file system's clock
 
 
 def file_hash(path: Path) -> str:
@@ -29,7 +29,7 @@ def file_hash(path: Path) -> str:
     known = _remembered(kept / key, key) if kept else None
     if known:
         return known
-    # judged before the file is read: reading takes longer than a change needs to settle
+    # checked before reading, which takes longer than SETTLED
     settled = time.time() - max(status.st_mtime, status.st_ctime) > SETTLED
     with path.open("rb") as file:
         found = hashlib.file_digest(file, "sha256").hexdigest()
@@ -39,19 +39,19 @@ def file_hash(path: Path) -> str:
 
 
 def _folder() -> Path | None:
-    """Where hashes are remembered, whether or not it exists; None for a user without a home."""
+    """The folder of the cache; it need not exist. None for a user without a home."""
     given = os.environ.get("XDG_CACHE_HOME", "")
     home = Path(given) if given.startswith("/") else Path(os.path.expanduser("~")) / ".cache"
     return home / "tdrs" / "hashes" if home.is_absolute() else None
 
 
 def _line(key: str, found: str) -> str:
-    """A hash as it is written, with a checksum of it and of what it belongs to."""
+    """A hash as it is written, with a checksum of the hash and its key."""
     return f"{found} {hashlib.sha256(f'{key} {found}'.encode()).hexdigest()}"
 
 
 def _remembered(kept: Path, key: str) -> str | None:
-    """The hash that a file of the cache holds; None if there is none, or it is damaged."""
+    """The hash in a file of the cache; None if there is none or it is damaged."""
     try:
         text = kept.read_text(encoding="utf-8")
     except (OSError, ValueError):
@@ -61,7 +61,7 @@ def _remembered(kept: Path, key: str) -> str | None:
 
 
 def _remember(kept: Path, found: str) -> None:
-    """Write a hash; a cache folder that cannot be written is no error."""
+    """Write a hash. It is no error if the cache folder cannot be written."""
     partial = kept.with_name(f"{kept.name}.{os.getpid()}.partial")
     try:
         kept.parent.mkdir(parents=True, exist_ok=True)

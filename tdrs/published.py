@@ -1,7 +1,7 @@
-"""What others have published: the paper's numbers, and of a backbone without an edit a score that ours can be held to.
+"""Published numbers: the paper's results, and scores of unedited models with which ours can be compared.
 
-A stock score that is far from the published one says that something on the way differs (prompt, preparation of
-pictures, precision, rule, weights), and then so may everything that is measured on top of it.
+If a measured stock score is far from the published one, something differs: the prompt, the preparation of images, the
+precision, the rule or the weights. Then everything that is measured with this set-up may be wrong.
 """
 
 from collections.abc import Mapping, Sequence
@@ -31,15 +31,15 @@ REPORTED = {
     ("qwen", "textvqa"): {0: 84.5, 3: 85.0},
     ("qwen", "pope"): {0: 86.4, 1: 86.6, 2: 86.9, 3: 87.3},
 }
-# Where the paper's stock score is another model's, and what that model's authors report: 79.1 is InternVL2.5-8B's.
+# Where the paper's stock score belongs to another model: its own authors' score. 79.1 is InternVL2.5-8B's.
 STOCK = {("internvl", "textvqa"): (77.4, "InternVL2-8B's own report")}
 REAL = {"llava_1_5_7b": "llava", "internvl2_8b": "internvl", "qwen2_5_vl_7b": "qwen"}
 RE_WEIGHT = {"pope": 1.0, "other": 0.8}  # the paper's λ_re
-POINTS = 3.0  # further off than this is said
+POINTS = 3.0  # a larger difference is reported
 
 
 class Published(NamedTuple):
-    """A published score of a backbone without an edit: `value` from 0 to 1, of `metric`, and where it stands."""
+    """A published score of an unedited model: `value`, from 0 to 1, of `metric`, and where it is published."""
 
     value: float
     metric: str
@@ -50,8 +50,8 @@ class Comparison(NamedTuple):
     """A measured stock score beside the published one.
 
     Attributes:
-        measured: with its 95 % limits, from 0 to 1.
-        n: how many samples that was.
+        measured: the measured score, from 0 to 1, with its 95 % limits.
+        n: how many samples it is of.
     """
 
     published: Published
@@ -60,18 +60,18 @@ class Comparison(NamedTuple):
 
     @property
     def points(self) -> tuple[float, float, float]:
-        """How many points the measured score is above (below: negative) the published one, with 95 % limits."""
+        """The measured score minus the published one, in points, with 95 % limits."""
         value, low, high = (100 * (number - self.published.value) for number in self.measured)
         return value, low, high
 
     @property
     def far(self) -> bool:
-        """Whether it is further away than is usual between two evaluations of one model."""
+        """Whether the difference is larger than usual between two evaluations of one model."""
         return abs(self.points[0]) > POINTS + 1e-9
 
     @property
     def off(self) -> bool:
-        """Whether it is that far away, and not by chance: the published score lies outside of the 95 % interval."""
+        """Whether the difference is that large and not by chance: the published score is outside the 95 % interval."""
         return self.far and not self.points[1] <= 0 <= self.points[2]
 
     @property
@@ -87,9 +87,9 @@ class Comparison(NamedTuple):
 
 
 def published(backbone: Mapping[str, Any], dataset: Mapping[str, Any]) -> Published | str:
-    """The published score of a backbone on a held-out split, both by their configurations; or why there is none.
+    """The published score of a backbone on a held-out split, from their configurations; or why there is none.
 
-    Of an embedded backbone it is the card's, at the card's distances; of a real one, the paper's stock model.
+    For an embedded model it is the score in its card, at the card's distances; for a real one, the paper's.
     """
     name, kind = str(backbone["name"]), str(dataset["name"])
     embedded = str(backbone["source"]).startswith("embedded:")
@@ -113,7 +113,7 @@ def published(backbone: Mapping[str, Any], dataset: Mapping[str, Any]) -> Publis
 
 
 def compare(config: Mapping[str, Any], records: Sequence[Record]) -> Comparison | str:
-    """The stock model's records beside the published score of their configuration; or why there is none."""
+    """The comparison of the stock model's records with the published score; or why there is none."""
     known = published(config["backbone"], config["dataset"])
     if isinstance(known, str):
         return known
@@ -132,11 +132,11 @@ def checked(compared: Sequence[Comparison | str]) -> str:
 
 
 def reported(config: Mapping[str, Any]) -> tuple[float, str] | None:
-    """What the paper reports, in per cent, of a configuration, and of which model.
+    """What the paper reports for a configuration, in per cent, and for which model; None if it reports nothing.
 
-    An embedded model and a twin have the number of the model and the set that they are named after, at any distance. A
-    real model has it under the conditions of a published stock score (`published`). The method must be none, or T-DRS
-    at the paper's settings under either reading of `gain`.
+    An embedded model and a twin have the number of the real model and set whose names they bear, at any distance. A
+    real model has it under the conditions of `published`. The method must be none, or T-DRS at the paper's settings
+    under either reading of `gain`.
     """
     backbone, dataset, method = config["backbone"], config["dataset"], config["intervention"]
     real = DATASETS[dataset["name"]].real
@@ -153,7 +153,7 @@ def reported(config: Mapping[str, Any]) -> tuple[float, str] | None:
 
 
 def _stage(method: Mapping[str, Any], real: str) -> int | None:
-    """Which row of the paper's Table 2 a method's settings are, on a benchmark; None if they are none of it."""
+    """The row of the paper's Table 2 that a method's settings are, on a benchmark; None if they are no row of it."""
     if method["name"] == "none":
         return 0
     if method["name"] != "tdrs":
@@ -166,7 +166,7 @@ def _stage(method: Mapping[str, Any], real: str) -> int | None:
     return None
 
 
-# What decides a stock score, beside the model and the data: other values than a choice's own make it another score.
+# Settings that decide a stock score, beside the model and the data: with another value it is another score.
 _DECISIVE = {
     "backbone": ("prompt_style", "max_new_tokens", "system", "transparency", "image"),
     "dataset": ("rule", "prompt", "seed", "ocr_tokens", "held_out"),
@@ -174,14 +174,14 @@ _DECISIVE = {
 
 
 def _unlike(group: str, values: Mapping[str, Any]) -> list[str]:
-    """The settings of a choice that are not the choice's own and decide a score, as `group.name=value`."""
+    """The settings that decide a score and differ from the choice's own, as `group.name=value`."""
     try:
         own = choice(group, str(values["name"]))
     except SettingError:
         return [f"{group}.name={values['name']}"]
     names = [name for name in _DECISIVE[group] if name in own and values.get(name, own[name]) != own[name]]
     source = str(values.get("source", ""))
-    # a local folder of a real model is taken for what it is said to be; another hub id is another model
+    # a local folder may hold the same model; another hub id is another model
     if group == "backbone" and source != own["source"] and not Path(source).expanduser().is_dir():
         names.append("source")
     return [f"{group}.{name}={values[name]}" for name in names]

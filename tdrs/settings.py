@@ -35,13 +35,13 @@ _SECRET = r"(?i)(\w*(?:password|passwd|passphrase|pwd|secret|token|api_?key|keyp
 
 
 def hidden(text: str) -> str:
-    """A text without the passwords of the addresses in it, however they are encoded."""
+    """A text without the passwords in its addresses, whatever their encoding."""
 
     def shown(found: re.Match[str]) -> str:
         plain = found[0]
         for _ in range(3):
             plain = unquote(plain)
-        user = r"(?i)(https?|grpc)://.*@|//.*:.*@"  # all up to the last @, as the libraries of databases read it
+        user = r"(?i)(https?|grpc)://.*@|//.*:.*@"  # up to the last @, as database libraries read it
         return f"{found[1]}://***" if re.search(user, plain) or re.search(_SECRET, plain) else found[0]
 
     text = re.sub(r"(?i)([\w+.-]+)(?::|%3a)(?:/|%2f){2}[^\s'\"]*", shown, text)
@@ -49,7 +49,7 @@ def hidden(text: str) -> str:
 
 
 def first_line(error: BaseException) -> str:
-    """What an error says, in one line of at most 200 characters; its type where it says nothing."""
+    """The first line of an error's message, at most 200 characters; its type if it has no message."""
     return hidden((str(error).strip() or type(error).__name__).splitlines()[0])[:200]
 
 
@@ -57,7 +57,7 @@ def folder_named(name: str, value: object) -> Path:
     """The folder that a setting names; `~` is the user's home.
 
     Raises:
-        SettingError: it is no text, or there is no such home.
+        SettingError: the value is not text, or there is no such home.
     """
     if not isinstance(value, str) or not value:
         raise SettingError(name, value, "must be a folder")
@@ -86,10 +86,10 @@ def check_number(
 
 
 def build(kind: type[T], values: Mapping[str, Any], group: str = "") -> T:
-    """A settings dataclass from plain values, nested dataclasses included; it checks itself in `__post_init__`.
+    """A settings dataclass, with nested ones, from plain values. The dataclass checks itself in `__post_init__`.
 
     Args:
-        group: the name of the enclosing setting, which errors put in front of theirs.
+        group: the name of the enclosing setting, which errors put in front of the setting's name.
 
     Raises:
         SettingError: a name is unknown or missing, or a value has the wrong type or is out of range.
@@ -142,10 +142,10 @@ def check_complete(kind: type[Any], values: Mapping[str, Any]) -> None:
 
 
 def build_named(group: str, kinds: Mapping[str, type[T]], values: Mapping[str, Any]) -> T:
-    """The dataclass of `kinds` that `values["name"]` names, from the other values; errors name the group.
+    """The dataclass that `values["name"]` names, from the other values. Errors name the group.
 
     Raises:
-        SettingError: the name is unknown, or as `build` raises.
+        SettingError: the name is unknown, or an error of `build`.
     """
     if not isinstance(values, Mapping):
         raise SettingError(group, values, "must be a group of settings")

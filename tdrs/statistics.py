@@ -1,4 +1,4 @@
-"""Intervals and tests for scores and for paired differences; the image is the cluster, since questions share images."""
+"""Intervals and tests for scores and paired differences. Questions share images, so the image is the cluster."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -23,7 +23,7 @@ def _weights(weights: Sequence[float] | None, n: int) -> np.ndarray:
 
 
 def _per_cluster(values: np.ndarray, weights: np.ndarray, clusters: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-    """Sum of the weighted values, and of the weights, in each cluster."""
+    """The sum of the weighted values and the sum of the weights of each cluster."""
     _, index = np.unique(np.asarray(clusters), return_inverse=True)
     return np.bincount(index, weights=values * weights), np.bincount(index, weights=weights)
 
@@ -31,7 +31,7 @@ def _per_cluster(values: np.ndarray, weights: np.ndarray, clusters: Sequence[str
 def paired_sums(
     first: Sequence[float], second: Sequence[float], clusters: Sequence[str], weights: Sequence[float] | None
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Of paired samples: second − first, and weights; in each cluster their weighted sum, and the sum of weights.
+    """For paired samples: second − first and the weights; for each cluster their weighted sum and the sum of weights.
 
     Raises:
         ValueError: the sequences differ in length.
@@ -44,7 +44,7 @@ def paired_sums(
 
 
 def _variance(sums: np.ndarray, counts: np.ndarray, mean: float, total: float) -> float:
-    """Of a weighted mean over clusters; `total` is the sum of weights."""
+    """The variance of a weighted mean over clusters; `total` is the sum of weights."""
     k = len(sums)
     return float(k / max(k - 1, 1) * np.sum((sums - mean * counts) ** 2) / total**2)
 
@@ -169,7 +169,7 @@ def sign_flip(
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """p-values adjusted for their number, in their order. S. Holm, Scand. J. Statist. 6 (1979)."""
+    """p-values adjusted for multiple tests, in the given order. S. Holm, Scand. J. Statist. 6 (1979)."""
     order = np.argsort(p_values, kind="stable")
     adjusted = np.empty(len(order))
     highest = 0.0
@@ -185,7 +185,7 @@ def smallest_difference(
     clusters: Sequence[str],
     weights: Sequence[float] | None = None,
 ) -> float:
-    """The difference that a comparison with this spread shows at 5 % four times in five.
+    """The difference that a comparison with this spread finds at the 5 % level with a power of 80 %.
 
     2.80 (that is z.975 + z.80) standard errors of the paired mean, images as clusters; at least six samples of n, fewer
     than which McNemar's test never calls significant. nan without a sample.
@@ -224,7 +224,7 @@ def cluster_draws(clusters: Sequence[str], seed: int = 0, resamples: int = 2000)
 
 
 def percentiles(value: float, resampled: np.ndarray) -> Interval:
-    """A value with the middle 95 % of its resampled values; nan where none is defined."""
+    """A value with the middle 95 % of its resampled values; nan if no resampled value is defined."""
     known = resampled[np.isfinite(resampled)]
     if len(known) == 0:
         return Interval(value, float("nan"), float("nan"))

@@ -1,4 +1,4 @@
-"""Stopping: the first Ctrl-C (or SIGTERM) lets the batch end and be kept, the second stops at once."""
+"""Stopping: after the first Ctrl-C (or SIGTERM) the batch is finished and kept; the second stops at once."""
 
 import signal
 import sys
@@ -10,13 +10,13 @@ from typing import Any
 
 
 class Stop:
-    """Whether somebody asked to stop."""
+    """Whether the user has asked to stop."""
 
     def __init__(self) -> None:
         self.requested = False
 
     def check(self) -> None:
-        """Raises KeyboardInterrupt if somebody asked to stop."""
+        """Raises KeyboardInterrupt if the user has asked to stop."""
         if self.requested:
             raise KeyboardInterrupt
 
@@ -30,7 +30,7 @@ class Stop:
 
 @contextmanager
 def stoppable() -> Iterator[Stop]:
-    """While it lasts, SIGINT and SIGTERM ask to stop; on leaving, the handlers are put back.
+    """Let SIGINT and SIGTERM ask to stop for a while; the old handlers are restored at the end.
 
     Outside of the main thread, which alone may set handlers, nothing asks to stop.
     """
@@ -48,7 +48,7 @@ def stoppable() -> Iterator[Stop]:
 
 @contextmanager
 def uninterrupted() -> Iterator[None]:
-    """While it lasts, SIGINT and SIGTERM wait; on leaving, they are handled."""
+    """Hold SIGINT and SIGTERM back for a while; they are handled at the end."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

@@ -1,7 +1,7 @@
-"""Benchmarks: where samples come from, how they are asked, how answers are scored.
+"""Benchmarks: where samples come from, how they are asked, and how answers are scored.
 
-`DATASETS` maps the names used in `conf/dataset` to their settings; each of them can `load` a split, `score` a
-prediction, and turn records into `metrics`.
+`DATASETS` maps the names in `conf/dataset` to classes. Each one loads a split (`load`), scores a prediction (`score`)
+and computes metrics from records (`metrics`).
 """
 
 from collections.abc import Mapping
@@ -50,14 +50,15 @@ def load(
     limit_name: str = "limit",
     accepts: Accepts = anything,
 ) -> Samples:
-    """The `tuning` or `held_out` split, in the order of its rows; or with a limit, a fair draw of it.
+    """Load the `tuning` or `held_out` split in the order of its rows, or with a limit a fair draw of it.
 
-    That has whole images and at most `limit` samples, or where the first image has more questions, its first ones. A
-    smaller draw is the beginning of a larger one. Both depend on the rows alone; see `draw.py`.
+    A draw has whole images and at most `limit` samples; if the first image has more questions, it has the first ones of
+    them. A smaller draw is the beginning of a larger one. It depends on the rows alone; see `draw.py`.
 
     Args:
-        style: the prompt style of the model that is asked; the dataset's own `prompt` goes before it.
-        accepts: says why the model cannot take a picture of a width and height; "" where it can.
+        style: the prompt style of the model; the data set's own `prompt` has priority.
+        limit_name: the setting that errors about the limit name.
+        accepts: says why the model cannot take a picture of a width and height; "" if it can.
 
     Raises:
         SettingError: the source or a column is missing, a row is unusable, or an embedded split has fewer samples.

@@ -1,10 +1,10 @@
-"""A fair draw: an order of a split's images in which the first n questions stand for all of them, whatever n is.
+"""A fair draw: an order of a split's images in which, for every n, the first n questions represent the whole split.
 
-A file may be sorted by category, answer, subject or image, so its first rows stand for nothing. Here a hash of their
-names puts the images into an order. Then images are taken one by one: of the next `WINDOW` images the one after which
-the questions so far are most like the whole split, by the share of each category, answer, kind of question and stratum.
-The order depends on the rows' contents alone: not on their order in the file, nor on prompt, gap, model or method. A
-smaller draw is the beginning of a larger one.
+A file may be sorted by category, answer, subject or image, so its first rows represent nothing. Here the images are
+first ordered by a hash of their names. Then they are taken one by one: among the next `WINDOW` images, the one after
+which the questions so far are most similar to the whole split, by the share of each category, answer, kind of question
+and stratum. The order depends only on the contents of the rows: not on their order in the file, nor on prompt, gap,
+model or method. A smaller draw is the beginning of a larger one.
 """
 
 import hashlib
@@ -15,12 +15,12 @@ import numpy as np
 
 from tdrs.benchmarks.benchmark import Sample
 
-WINDOW = 64  # images one is chosen from; few, so that none waits for long: an image unlike the others must come, too
-COMMON = 0.02  # values that fewer questions have are one value, "other"
+WINDOW = 64  # few, so that an image that differs from the others does not wait for long
+COMMON = 0.02  # values that a smaller share of the questions have are counted as one value, "other"
 
 
 def traits(sample: Sample) -> list[tuple[str, str]]:
-    """What a draw is balanced over: pairs of a dimension and the sample's value in it."""
+    """The traits over which a draw is balanced: pairs of a dimension and the sample's value in it."""
     word = sample.question.split(maxsplit=1)[0].lower() if sample.question.strip() else ""
     found = [("kind", word), ("answer", sample.gold), ("options", str(len(sample.options)))]
     found += [("category", f"{name}: {sample.gold}" if sample.options else name) for name in sample.categories]
@@ -56,7 +56,7 @@ def fair_order(samples: Sequence[Sample]) -> list[str]:
 
 
 def _table(images: Sequence[Sequence[Sample]]) -> tuple[np.ndarray, np.ndarray]:
-    """How often each trait occurs among an image's questions, (images, traits), and how many these are, (images,)."""
+    """How often each trait occurs in an image's questions, (images, traits), and how many these are, (images,)."""
     each = [Counter(trait for sample in some for trait in traits(sample)) for some in images]
     sizes = np.array([len(some) for some in images], dtype=float)
     totals: Counter[tuple[str, str]] = Counter()

@@ -1,8 +1,8 @@
-"""The EvalAI answer processor: how VQA and TextVQA bring answers into one form before they are compared.
+"""The EvalAI answer processor: how VQA and TextVQA normalize answers before they compare them.
 
-Steps as in the evaluation server's code (mmf's `EvalAIAnswerProcessor`, which LLaVA's `m4c_evaluator.py` carries), its
-oddities included: a punctuation mark that touches a space anywhere is deleted everywhere, any other becomes a space;
-only the first 32 full stops are looked at; an article alone leaves nothing.
+The steps are those of the evaluation server's code (mmf's `EvalAIAnswerProcessor`, a copy is in LLaVA's
+`m4c_evaluator.py`), with its peculiarities: a punctuation mark that touches a space anywhere is deleted everywhere, any
+other becomes a space; only the first 32 full stops are examined; an answer that is only an article becomes empty.
 """
 
 import re

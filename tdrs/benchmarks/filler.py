@@ -1,7 +1,7 @@
 """Unrelated but fluent text of an exact length: the distance between image and question.
 
-A grammar of plain sentences about a countryside where nothing is coloured and nothing is a geometric shape. Length is
-counted in words and full stops, each of which is one token of the embedded models' tokenizer.
+A grammar makes plain sentences about a countryside without colours and geometric shapes. The length is the number of
+words and full stops; each is one token of the embedded models' tokenizer.
 """
 
 import hashlib
@@ -39,7 +39,7 @@ def _sentence(rng: np.random.Generator) -> list[str]:
 
 
 def filler(length: int, rng: np.random.Generator) -> str:
-    """Sentences of `length` words and full stops in all, ending in a full stop ("" for length 0).
+    """Sentences with `length` words and full stops together, ending in a full stop; "" for length 0.
 
     Raises:
         ValueError: `length` is negative.
@@ -55,6 +55,6 @@ def filler(length: int, rng: np.random.Generator) -> str:
 
 
 def filler_of(image: str, length: int, split: int, seed: int) -> str:
-    """The filler that belongs to an image of a split, by the image's name: the same in all questions about it."""
+    """The filler of an image of a split, decided by the image's name: the same for all questions about it."""
     name = int.from_bytes(hashlib.sha256(image.encode()).digest()[:8])
     return filler(length, np.random.default_rng([split, seed, name, 2]))

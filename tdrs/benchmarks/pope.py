@@ -2,8 +2,8 @@
 
 Data: Y. Li et al., "Evaluating Object Hallucination in Large Vision-Language Models", EMNLP 2023; MIT, images of COCO.
 
-The three categories ask the same positives, so a pair of image and question may stand for several rows: it is asked
-once, and counts in each of its categories.
+The three categories have the same positive questions. A pair of image and question may therefore stand for several
+rows: it is asked once and counts in each of its categories.
 """
 
 import hashlib
@@ -69,16 +69,16 @@ RULES = {
 
 
 def _positives(record: Record, rule: str) -> tuple[bool, bool, bool]:
-    """Whether a record counts as a yes that was said, as one that is right, and as one that ought to be said.
+    """Whether a record is a predicted yes, a correct yes, and a gold yes.
 
-    Where an answer is neither yes nor no, lmms-eval does not count its gold yes: it is in neither recall nor F1.
+    If an answer is neither yes nor no, lmms-eval does not count its gold yes: it is in neither recall nor F1.
     """
     said, gold = record.answer == "yes", record.gold == "yes"
     return said, said and gold, gold and not (rule == "lmms_eval" and not record.answer)
 
 
 def _counts(records: Sequence[Record], rule: str) -> dict[str, float]:
-    """Metrics of one category, positive = yes; an answer that is neither is wrong, and not a yes."""
+    """Metrics of one category, with yes as positive. An answer that is neither yes nor no is wrong and no yes."""
     nan = float("nan")
     n = len(records)
     yes, right, gold = np.array([_positives(r, rule) for r in records], dtype=int).reshape(n, 3).sum(axis=0).tolist()
@@ -152,14 +152,14 @@ def f1_difference(before: Sequence[Record], after: Sequence[Record], rule: str =
 
 
 def pair_id(row: Any) -> str:
-    """The same for all rows that ask the same question about the same image."""
+    """An id for a pair of image and question: equal for all rows that have both in common."""
     return hashlib.sha1(f"{name_of(row, 'image_source')}\n{text(row, 'question')}".encode()).hexdigest()[:12]
 
 
 def merge(samples: Sequence[Sample]) -> list[Sample]:
-    """Each pair of image and question once, with all its categories, in the order of first appearance.
+    """One sample for each pair of image and question, with all its categories, in the order of first appearance.
 
-    Its weight is its share of the mean of the categories' accuracies, scaled to an average of 1.
+    The weights make the weighted mean score equal to the mean of the categories' accuracies; their average is 1.
     """
     unique: dict[str, Sample] = {}
     for one in samples:
@@ -173,7 +173,7 @@ def merge(samples: Sequence[Sample]) -> list[Sample]:
 
 
 def form(samples: Sequence[Sample]) -> str:
-    """How many rows and pairs there are, and which form the random part has."""
+    """A sentence with the numbers of rows and pairs, and the form of the random part."""
     counts = {name: sum(name in one.categories for one in samples) for name in CATEGORIES}
     parts = [f"{count} {name}" for name, count in counts.items() if count]
     known = FORMS.get(counts["random"])

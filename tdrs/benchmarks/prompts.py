@@ -1,10 +1,10 @@
 """Prompts: how a row becomes the text of the user's turn.
 
-Styles are named after the toolkit that uses them, the text is theirs to the letter, since wording changes scores:
+A style is named after the toolkit that uses it. The text is exactly the toolkit's, since wording changes scores:
 `llava`, LLaVA's own evaluation; `lmms_eval`; `internvl`, InternVL's own evaluation (VLMEvalKit asks ScienceQA of LLaVA
 and InternVL so too); `vlmevalkit`, VLMEvalKit, with its ScienceQA prompt for Qwen.
 
-`context` is text that stands between the image and the question (a gap's filler); "" is none.
+`context` is text between the image and the question (a gap's filler); "" is none.
 """
 
 from collections.abc import Sequence
@@ -17,30 +17,30 @@ SINGLE_WORD = "Answer the question using a single word or phrase."
 OPTION_LETTER = "Answer with the option's letter from the given choices directly."
 STYLES = ("llava", "lmms_eval", "internvl", "vlmevalkit")
 
-# The longest answer each toolkit lets a model give, in tokens, by benchmark; None is any other.
+# The longest answer that each toolkit allows, in tokens, by benchmark; None is any other benchmark.
 _LONGEST: dict[str, dict[str | None, int]] = {
     "llava": {"scienceqa": 1024, None: 128},
     "internvl": {"gqa": 10, "textvqa": 10, None: 100},
     "lmms_eval": {"gqa": 16, "scienceqa": 16, "textvqa": 1024, None: 128},
     "vlmevalkit": {None: 2048},
 }
-_SHORTEST = {"internvl": 1}  # its evaluation asks for a token at least; the others take an empty answer
+_SHORTEST = {"internvl": 1}  # its evaluation asks for at least one token; the others accept an empty answer
 
 
 class AnswerLength(NamedTuple):
-    """How many tokens an answer has at least and at most, the one that ends it among them."""
+    """The least and the most tokens of an answer, including the token that ends it."""
 
     least: int
     most: int
 
 
 def answer_length(style: str, benchmark: str, most: int | None = None) -> AnswerLength:
-    """How many tokens a toolkit lets an answer have.
+    """The length of answers that a toolkit allows.
 
     Args:
-        style: whose prompt is asked.
-        benchmark: the real set's name, e.g. `gqa`.
-        most: goes before the toolkit's own.
+        style: the toolkit, by its style of prompt.
+        benchmark: the real set's name, such as `gqa`.
+        most: replaces the toolkit's own maximum.
     """
     check_choice("prompt", style, STYLES)
     longest = most or _LONGEST[style].get(benchmark, _LONGEST[style][None])
@@ -48,7 +48,7 @@ def answer_length(style: str, benchmark: str, most: int | None = None) -> Answer
 
 
 def scienceqa(style: str, question: str, choices: Sequence[str], hint: str = "", context: str = "") -> str:
-    """A multiple-choice question; the hint's line only where there is a hint. A context is read as part of the hint."""
+    """A multiple-choice question, with a line for the hint if there is one. A context becomes part of the hint."""
     check_choice("prompt", style, STYLES)
     hint = " ".join(part for part in (context, hint) if part)
     options = "".join(f"{letter}. {choice}\n" for letter, choice in zip(LETTERS, choices, strict=False))
@@ -65,14 +65,14 @@ def _in_front(context: str) -> str:
 
 
 def gqa(style: str, question: str, context: str = "") -> str:
-    """An open question to be answered in a word."""
+    """An open question whose answer is one word."""
     check_choice("prompt", style, STYLES)
     between = " " if style == "internvl" else "\n"
     return f"{_in_front(context)}{question}{between}{SINGLE_WORD}"
 
 
 def textvqa(style: str, question: str, ocr_tokens: Sequence[str] | None = None, context: str = "") -> str:
-    """A question about text in the picture; with `ocr_tokens` a line that lists what an OCR engine read."""
+    """A question about text in the picture; `ocr_tokens` adds a line with what an OCR engine read."""
     check_choice("prompt", style, STYLES)
     if style == "lmms_eval":
         question = question.capitalize()
@@ -83,7 +83,7 @@ def textvqa(style: str, question: str, ocr_tokens: Sequence[str] | None = None, 
 
 
 def pope(style: str, question: str, context: str = "") -> str:
-    """A question to be answered by yes or no."""
+    """A question whose answer is yes or no."""
     check_choice("prompt", style, STYLES)
     if style == "vlmevalkit":
         return f"{_in_front(context)}{question}"

@@ -1,6 +1,6 @@
-"""Where rows come from: a hub id, a folder in the hub's layout, a Parquet file, a saved `datasets` directory.
+"""Reading rows from a hub id, a folder in the hub's layout, a Parquet file, or a saved `datasets` directory.
 
-Rows that cannot be used are named and counted, and refused or left out as the settings say; never silently.
+Rows that cannot be used are named and counted; the settings say whether they are refused or left out.
 """
 
 import base64
@@ -25,16 +25,16 @@ Make = Callable[[int, Any, Context], Sample]  # number of a row, its columns wit
 
 
 class BadRow(Exception):
-    """A row that cannot become a sample; the message says why."""
+    """A row cannot become a sample. The message says why."""
 
 
 def open_rows(source: str, config: str | None, split: str, revision: str | None = None) -> datasets.Dataset:
-    """The rows of one split, pictures left encoded.
+    """The rows of one split. Pictures stay encoded.
 
     Args:
         source: a hub id (owner/name); a folder in the hub's layout, `config` being a folder of Parquet files in it or a
             configuration of its card; a Parquet file; a folder that `save_to_disk` wrote, one set or a dict of splits.
-        config: the configuration; of no matter where a source has none.
+        config: the configuration; ignored if the source has none.
 
     Raises:
         SettingError: `source` cannot be found or read.
@@ -43,7 +43,7 @@ def open_rows(source: str, config: str | None, split: str, revision: str | None 
         rows = _open(source, config, split, revision)
     except SettingError:
         raise
-    except Exception as error:  # the library's errors name neither the setting nor what to do
+    except Exception as error:  # the library's errors do not name the setting
         raise SettingError("source", source, f"cannot be read as split {split!r} ({first_line(error)})") from error
     for name, feature in rows.features.items():
         if isinstance(feature, datasets.Image):
@@ -67,7 +67,7 @@ def _open(source: str, config: str | None, split: str, revision: str | None) -> 
             return datasets.load_from_disk(str(folder))[split]
         if (folder / "state.json").exists():
             return datasets.load_from_disk(str(folder))
-    if not (path / "README.md").exists():  # no card that says where a configuration's files are
+    if not (path / "README.md").exists():  # no card says where a configuration's files are
         for folder in [*within, path / "data"]:
             files = sorted(folder.glob(f"{split}-*.parquet")) or sorted(folder.glob(f"{split}.parquet"))
             if files:
@@ -79,27 +79,27 @@ def _open(source: str, config: str | None, split: str, revision: str | None) -> 
 
 
 def _parquet(files: Sequence[Path], split: str) -> datasets.Dataset:
-    """Files by their names, kept under their contents' hash.
+    """Load Parquet files; the library caches them under a hash of their contents.
 
-    The library keeps what it has read. It finds that again by a folder's last name, or by a file's size and time, which
-    another folder or a later file may have, too.
+    By default it finds cached files by the last name of a folder, or by size and time of a file; another folder or a
+    later file may have the same.
     """
     content = hashlib.sha256("".join(file_hash(file) for file in files).encode()).hexdigest()[:24]
     return datasets.load_dataset("parquet", content, data_files={split: [str(file) for file in files]}, split=split)
 
 
 def check_columns(rows: datasets.Dataset, needed: Sequence[str], source: str) -> None:
-    """Raises SettingError unless the rows have all columns that are needed."""
+    """Raises SettingError unless the rows have all needed columns."""
     missing = [name for name in needed if name not in rows.column_names]
     if missing:
         raise SettingError("source", source, f"lacks the column {', '.join(missing)}; needed are {', '.join(needed)}")
 
 
 def text(row: Mapping[str, Any], name: str, *, optional: bool = False) -> str:
-    """A field's text; "" where it is null and optional.
+    """A field's text; "" if it is null and optional.
 
     Raises:
-        BadRow: it is null, blank, no text, or a missing value that was written as the text "nan".
+        BadRow: the field is null, blank, not text, or the text "nan", which stands for a missing value.
     """
     value = row.get(name)
     if value is None and optional:
@@ -116,7 +116,7 @@ def text(row: Mapping[str, Any], name: str, *, optional: bool = False) -> str:
 
 
 def texts(row: Mapping[str, Any], name: str) -> tuple[str, ...]:
-    """A field's list of texts; raises BadRow if it is no list, or an item is null or no text."""
+    """A field's list of texts. Raises BadRow if it is not a list, or if an item is not text."""
     values = row.get(name)
     if values is None:
         raise BadRow(f"no {name}")
@@ -129,7 +129,7 @@ def texts(row: Mapping[str, Any], name: str) -> tuple[str, ...]:
 
 
 def name_of(row: Mapping[str, Any], name: str) -> str:
-    """A field that names a row or an image, as text; raises BadRow unless it is a text or a whole number."""
+    """The name of a row or an image, as text. Raises BadRow unless the field is text or a whole number."""
     value = row.get(name)
     if isinstance(value, int) and not isinstance(value, bool):
         return str(value)
@@ -137,7 +137,7 @@ def name_of(row: Mapping[str, Any], name: str) -> str:
 
 
 class Unique:
-    """Names that no two rows of a split may share."""
+    """Names that must be different in each row of a split."""
 
     def __init__(self) -> None:
         self._rows: dict[str, int] = {}
@@ -149,10 +149,10 @@ class Unique:
 
 
 class Pictures:
-    """The pictures of a table, by the numbers of their rows, read when they are looked at.
+    """The pictures of a table by the numbers of their rows. Each is read when it is needed.
 
     Args:
-        source: where the table is from: a relative path in it begins at the folder, or at the file's folder.
+        source: the table's source. Relative paths in the table begin at this folder, or at the folder of this file.
     """
 
     def __init__(self, rows: datasets.Dataset, source: str) -> None:
@@ -168,7 +168,7 @@ class Pictures:
 
 
 def digest(found: Picture) -> str:
-    """A hash of an encoded picture; raises BadRow if there is none."""
+    """A hash of an encoded picture. Raises BadRow if there is no picture."""
     try:
         return found.digest
     except OSError as error:
@@ -176,11 +176,11 @@ def digest(found: Picture) -> str:
 
 
 def _encoded(value: Any, folder: Path) -> bytes:
-    """The encoded picture that a table's cell holds: bytes, base64 text, a path, a mapping of these, or a list of one.
+    """The encoded picture in a table's cell: bytes, base64 text, a path, a mapping with one of these, or a list of one.
 
     Raises:
-        FileNotFoundError: there is none, or its file is missing.
-        OSError: the value is nothing of these.
+        FileNotFoundError: there is no picture, or its file is missing.
+        OSError: the value has another form.
     """
     if isinstance(value, list) and len(value) == 1:
         value = value[0]
@@ -203,11 +203,11 @@ def _encoded(value: Any, folder: Path) -> bytes:
         raise FileNotFoundError(f"no image: {value[:80]!r} is no file in {folder}, and not base64") from None
 
 
-_SIZES: dict[str, tuple[int, int] | str] = {}  # by a picture's digest: its width and height, or why it does not decode
+_SIZES: dict[str, tuple[int, int] | str] = {}  # by a picture's digest: its width and height, or why it is corrupt
 
 
 def check_picture(found: Picture, accepts: Accepts) -> None:
-    """Raises BadRow if the picture is missing, does not decode, or has a size that the model cannot take."""
+    """Raises BadRow if the picture is missing or corrupt, or if the model cannot take its size."""
     key = digest(found)
     if key not in _SIZES:
         try:
@@ -228,7 +228,7 @@ class Sourced(Benchmark):
 
     Args:
         source: hub id, local folder in the hub's layout, Parquet file, or a saved `datasets` directory.
-        revision: the hub commit; None is the newest.
+        revision: the hub commit; None is the newest one.
         rows: how many rows the held-out split must have; None is any number.
         bad_rows: a row that cannot be used, for example without an image, is an error (`refuse`), or is left out and
             counted (`skip`).
@@ -270,7 +270,7 @@ class Sourced(Benchmark):
         return self.gather(rows, make, split, limit, accepts)
 
     def check_count(self, count: int, split: str) -> None:
-        """Raises SettingError if the held-out split has other than `rows` rows."""
+        """Raises SettingError unless the held-out split has `rows` rows."""
         if split == "held_out" and self.rows is not None and count != self.rows:
             allowed = f"{self.source} has {count} rows in the held-out split; null takes any number"
             raise SettingError("rows", self.rows, allowed)
@@ -284,12 +284,12 @@ class Sourced(Benchmark):
         accepts: Accepts,
         numbers: Sequence[int] | None = None,
     ) -> Samples:
-        """Good rows as samples; with a limit a fair draw of whole images; bad rows are refused or counted.
+        """Turn the good rows into samples, with a limit a fair draw of whole images. Bad rows are refused or counted.
 
-        All rows' texts are looked at, and of the pictures those that are drawn.
+        The texts of all rows are checked, and the pictures of the drawn ones.
 
         Args:
-            make: from a row's number, its columns but the image, and the texts around an image to a sample.
+            make: turns a row into a sample: its number, its columns without the image, and the texts around an image.
             numbers: the rows that belong to the split; None is all.
             accepts: as in `Benchmark.load`.
 
@@ -326,7 +326,7 @@ class Sourced(Benchmark):
         context = lru_cache(maxsize=None)(lambda image: self.context(split, image))
         found = sorted(found) if limit is None else found
         samples = self.merged([make(number, texts_only[number], context) for number in found])
-        if limit is not None and len(samples) > limit:  # a single image has more questions
+        if limit is not None and len(samples) > limit:  # the first image alone has more questions
             samples = self.merged(samples[:limit])
         if not samples:
             raise SettingError("source", self.source, f"has no usable row ({_shown(faults) or 'it is empty'})")
@@ -344,7 +344,7 @@ def _shown(faults: Mapping[int, str]) -> str:
 
 
 def _bad_pictures(pictures: Mapping[int, Picture], accepts: Accepts) -> dict[int, str]:
-    """What is wrong with the pictures of rows about one image: unusable, or not the one that the first row shows."""
+    """The bad rows about one image: their picture cannot be used, or differs from the first row's picture."""
     bad: dict[int, str] = {}
     first: int | None = None
     for number, found in pictures.items():

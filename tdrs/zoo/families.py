@@ -1,4 +1,4 @@
-"""The embedded models by name, and the three architectures they are of: what training needs to know of each."""
+"""The embedded models by name, and what training needs to know about their three architectures."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
