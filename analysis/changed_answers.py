@@ -10,7 +10,8 @@ from tdrs.benchmarks import Record, Sample
 from tdrs.configuration import with_settings
 from tdrs.evaluation import plan
 from tdrs.records import Records
-from tdrs.sweeps.trial import STOCK, Outcome, Trial, check_same_samples
+from tdrs.results import check_same_samples
+from tdrs.sweeps.trial import STOCK, Outcome, Trial
 
 SHOWN = 3  # samples of a row that are shown, of each kind
 THUMBNAIL = 160  # pixels

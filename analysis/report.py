@@ -184,7 +184,7 @@ def study_report(outcome: Outcome, records: Records, folder: Path, figures: Sequ
         figures=list(figures),
         changed=changed_answers(outcome, found, records),
         cost=_cost(outcome),
-        clamped=outcome.clamps(),
+        clamped=_clamped(outcome),
         failures=[
             f"{t.name} ({t.split}, {condition_name(outcome, t.condition)}): {t.reason}" for t in outcome.failures
         ],
@@ -333,3 +333,15 @@ def main(arguments: list[str]) -> int:
 
 if __name__ == "__main__":
     sys.exit(run_command(lambda: main(sys.argv[1:])))
+
+
+def _clamped(outcome: Outcome) -> list[str]:
+    """The shares of kernels whose w_min was clamped into (0, 1), for held-out rows with at least one per cent."""
+    lines = []
+    for row in outcome.rows:
+        shares = {name: count / max(of, 1) for name, (count, of) in row.clamped.items()}
+        parts = [f"{name} {share:.0%}" for name, share in shares.items() if share >= 0.01]
+        if parts:
+            where = " ".join(str(value) for value in row.condition.values())
+            lines.append(f"  {' '.join(filter(None, [where, row.name]))}: {', '.join(parts)}")
+    return ["w_min clamped into (0, 1), share of kernels:", *lines] if lines else []

@@ -7,6 +7,7 @@ workers need nothing in common but the store; if one dies, the others take over 
 import math
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, Protocol
 
 from tqdm import tqdm
@@ -74,12 +75,8 @@ class Executor(Protocol):
     """Runs jobs."""
 
     def run(self, job: Job) -> Trial | None:
-        """Run a job, or have a worker run it.
-
-        Returns:
-            The trial; None if it is not over: a worker runs it, another process has claimed it, no worker is free, or
-            it failed and may be tried again.
-        """
+        """Run a job, or have a worker run it; returns its trial. None if it is not over: a worker runs it, another
+        process has claimed it, no worker is free, or it failed and may be tried again."""
 
     def wait(self) -> None:
         """Wait a moment for other processes or workers."""
@@ -147,15 +144,9 @@ class Inline:
                 return found
             self._progress.begin(job)
             try:
-                evaluation = complete(
-                    job.plan,
-                    job.samples,
-                    lambda: self._model(job.plan.backbone),
-                    self._results.store.records,
-                    job.cache_key,
-                    self._after,
-                    self._results.should_prune(job),
-                )
+                load = partial(self._model, job.plan.backbone)
+                where, prune = self._results.store.records, self._results.should_prune(job)
+                evaluation = complete(job.plan, job.samples, load, where, job.cache_key, self._after, prune)
             except SettingError:
                 raise
             except Exception as error:

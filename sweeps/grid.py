@@ -6,7 +6,7 @@ stock model and a best cell of its own.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from tdrs.settings import SettingError
@@ -36,8 +36,7 @@ class Grid(Spaced):
 
     def possible(self, condition: Settings, dataset: str) -> Iterator[Request]:
         for request in self.cells(condition):
-            yield request
-            yield Request(request.name, "held_out", request.settings, condition)
+            yield from (request, replace(request, split="held_out"))
         for row in self.reported():
             yield from row.possible(condition, dataset)
 

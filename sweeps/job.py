@@ -4,7 +4,9 @@ import json
 import sys
 import traceback
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from tqdm import tqdm
@@ -58,8 +60,7 @@ class Jobs:
         key = planned.dataset, split, planned.limit, planned.backbone.prompt_style
         if key not in self.samples:
             self.samples[key] = planned.load(f"preset.{split}")
-        samples = self.samples[key]
-        return Job(request, planned, samples, planned.cache_key(samples))
+        return Job(request, planned, self.samples[key], planned.cache_key(self.samples[key]))
 
     @property
     def notes(self) -> list[str]:
@@ -91,7 +92,7 @@ class Results:
         self._begun = begun
         self._complete: dict[str, tuple[object, dict[str, Any]]] = {}  # by cache key: the files' state, the results
         self._failed: dict[str, tuple[int, str]] = {}  # attempts and reason, also if they could not be written
-        self._incumbent: tuple[str, list[Record]] = ("", [])
+        self._incumbent: tuple[str, list[Record]] = ("", [])  # its cache key and its records
 
     def find(self, job: Job) -> Trial | None:
         """The trial if it is over: complete, pruned, or failed often enough since the study was started."""
@@ -151,12 +152,11 @@ class Results:
     def should_prune(self, job: Job) -> Callable[[Sequence[Record]], float | None] | None:
         """The rule by which a job may end early, as `complete` takes it; None if it may not."""
         incumbent = job.request.incumbent
-        return None if incumbent is None else lambda records: should_prune(self._records_of(incumbent), records)
-
-    def _records_of(self, incumbent: Trial) -> list[Record]:
+        if incumbent is None:
+            return None
         if self._incumbent[0] != incumbent.cache_key:
             self._incumbent = incumbent.cache_key, self.records(incumbent)
-        return self._incumbent[1]
+        return partial(should_prune, self._incumbent[1])
 
     def records(self, trial: Trial) -> list[Record]:
         """The records of a trial; of one that was pruned, as many as there are."""
@@ -169,13 +169,8 @@ class Results:
     def paired(self, trials: Sequence[Trial]) -> list[Trial]:
         """The trials, with differences to the stock model's trial at the same condition, if that is one of them."""
         stock = {json.dumps(trial.condition): trial for trial in trials if trial.name == STOCK}
-        found = []
-        for trial in trials:
-            before = stock.get(json.dumps(trial.condition))
-            if before is not None and trial.name != STOCK:
-                trial = replace(trial, difference=self.difference(before, trial))
-            found.append(trial)
-        return found
+        pairs = [(trial, stock.get(json.dumps(trial.condition), trial)) for trial in trials]
+        return [t if before == t else replace(t, difference=self.difference(before, t)) for t, before in pairs]
 
     def difference(self, stock: Trial, edited: Trial) -> tuple[float, float, float] | None:
         """The paired difference of two trials, images as clusters; None if one is not complete.
@@ -201,10 +196,7 @@ class Results:
         reason = f"{type(error).__name__}: {first_line(error)}"
         attempts = self._failed.get(job.cache_key, (0, ""))[0] + 1
         self._failed[job.cache_key] = attempts, reason
-        text = f"{job.request.label} failed, attempt {attempts} of {ATTEMPTS}: {reason}"
-        tqdm.write(text, file=sys.stderr)
-        try:
+        tqdm.write(f"{job.request.label} failed, attempt {attempts} of {ATTEMPTS}: {reason}", file=sys.stderr)
+        with suppress(OSError):  # a full disk; the reason is in the study's table
             trace = "".join(traceback.format_exception(error))
             self.store.records.fail(job.cache_key, reason, attempts, trace)
-        except OSError:  # a full disk; the reason is in the study's table
-            pass

@@ -198,7 +198,7 @@ class Protocol:
         sampler, seed: what chooses the other trials.
     """
 
-    objective = "accuracy"  # the metric that Optuna's trials have as their value
+    objective = "accuracy"  # the metric that settings are chosen by, and the value of Optuna's trials
     protocol: str
     axes: dict = field(default_factory=dict)  # type: ignore[type-arg]
     budget: int = 8

@@ -123,8 +123,8 @@ class RayExecutor:
         ray, count, gpus, threads = self._ray, self._settings["count"], self._settings["num_gpus"], self._threads
         where = {"address": self._settings["address"] or "local"}
         if where["address"] == "local":
-            where |= {"num_cpus": count * threads, "object_store_memory": OBJECTS, "_node_ip_address": "127.0.0.1"}
-            where |= {"include_dashboard": False}
+            where |= {"num_cpus": count * threads, "object_store_memory": OBJECTS, "include_dashboard": False}
+            where |= {"_node_ip_address": "127.0.0.1"}
         ray.init(**where, log_to_driver=False, logging_level="ERROR")
         there = ray.cluster_resources()
         for name, each, key in (("GPU", gpus, "num_gpus"), ("CPU", threads, "count")):
@@ -138,9 +138,8 @@ class RayExecutor:
         """Add a worker; its first job waits until it has started."""
         config = {**self._config, "output": str(Path(self._config["output"]).resolve())}
         # two calls at a time: one measures, the other asks for its progress, or stops it
-        gpus = self._settings["num_gpus"]
-        actor = self._ray.remote(num_cpus=self._threads, num_gpus=gpus, max_concurrency=2)(Worker)
-        worker = actor.remote(config, self._threads)
+        needs = {"num_cpus": self._threads, "num_gpus": self._settings["num_gpus"], "max_concurrency": 2}
+        worker = self._ray.remote(**needs)(Worker).remote(config, self._threads)
         self._workers.append(worker)
         self._free.append(worker)
 
@@ -166,7 +165,7 @@ class RayExecutor:
         if claim is None:
             return
         if self._results.find(job):  # another process has just finished it
-            claim.release()
+            claim.close()
             return
         records = self._results.store.records
         unlike = lambda evaluation: other_metrics(job.plan.dataset, evaluation)  # noqa: E731

@@ -25,12 +25,12 @@ from optuna.trial import TrialState
 from tdrs.benchmarks import Record
 from tdrs.configuration import with_settings
 from tdrs.environment import quiet
-from tdrs.results import of_rows
+from tdrs.results import check_same_samples, of_rows
 from tdrs.settings import SettingError, check_choice, check_number
 from tdrs.statistics import chance_not_below_zero, paired_sums
 
 from .protocol import SAMPLERS, MethodRow, Protocol, Spaced, Steps, best, stock
-from .trial import COMPLETE, PRUNED, Outcome, Request, Settings, Trial, check_same_samples
+from .trial import COMPLETE, PRUNED, Outcome, Request, Settings, Trial
 
 OBJECTIVES = ("accuracy", "margin")
 # Images before a trial may be pruned, and the chance below which it is. For 37 complete trials of `search`, in 150
@@ -82,8 +82,8 @@ class Sampled(Spaced):
         baseline = yield [stock("tuning", condition)]
         incumbent = baseline[0] if self.prune else None
         first = [start, *({**start, **one} for one in self.start)]
-        trials = yield from sample(self, row, condition, self.trials, self.at_once, first, self.objective, incumbent)
-        controls, tried = yield from tune(self, condition, outcome.config, self.objective, incumbent)
+        trials = yield from sample(self, row, condition, self.trials, first, incumbent, self.at_once)
+        controls, tried = yield from tune(self, condition, outcome.config, incumbent)
         chosen = best(trials, self.objective).settings
         rows = yield [
             stock("held_out", condition),
@@ -112,15 +112,14 @@ def sample(
     row: MethodRow,
     condition: Settings,
     trials: int,
+    start: Sequence[Settings],
+    incumbent: Trial | None,
     at_once: int = 4,
-    start: Sequence[Settings] = (),
-    objective: str = "accuracy",
-    incumbent: Trial | None = None,
 ) -> Steps[list[Trial]]:
     """Ask for trials of a method row's space on the tuning split; returns them in the order of asking.
 
     Args:
-        search: whose sampler and seed choose.
+        search: whose sampler, seed and objective choose.
         start: whole settings of the space to begin with; those outside the space are left out.
         incumbent: the trial to beat at first. With it, trials that have little chance to beat the best so far are
             pruned.
@@ -136,23 +135,21 @@ def sample(
             study.enqueue_trial(params)
 
     def goal(trial: Trial) -> float:
-        return trial.metrics[objective] if trial.status == COMPLETE else -math.inf
+        return trial.metrics[search.objective] if trial.status == COMPLETE else -math.inf
 
     found: list[Trial] = []
     while len(found) < trials:
-        asked = [space.ask(study) for _ in range(min(at_once, trials - len(found)))]
+        asked = [study.ask(space.distributions()) for _ in range(min(at_once, trials - len(found)))]
         beat = incumbent if incumbent and incumbent.status == COMPLETE else None
-        measured = yield [
-            Request(row.name, "tuning", {**row.settings, **settings}, condition, incumbent=beat)
-            for _, settings in asked
-        ]
-        for (waiting, _), trial in zip(asked, measured, strict=True):
+        points = [{**row.settings, **space.settings(one.params)} for one in asked]
+        measured = yield [Request(row.name, "tuning", point, condition, incumbent=beat) for point in points]
+        for waiting, trial in zip(asked, measured, strict=True):
             if trial.status in (COMPLETE, PRUNED):
-                study.tell(waiting, trial.value(objective))
+                study.tell(waiting, trial.value(search.objective))
             else:
                 study.tell(waiting, state=TrialState.FAIL)
             found.append(trial)
-            if incumbent and trial.status == COMPLETE and trial.metrics[objective] > goal(incumbent):
+            if incumbent and goal(trial) > goal(incumbent):
                 incumbent = trial
     return found
 
@@ -181,17 +178,12 @@ def should_prune(incumbent: Sequence[Record], records: Sequence[Record]) -> floa
 
 
 def tune(
-    search: Protocol,
-    condition: Settings,
-    config: Mapping[str, Any],
-    objective: str = "accuracy",
-    incumbent: Trial | None = None,
+    search: Protocol, condition: Settings, config: Mapping[str, Any], incumbent: Trial | None = None
 ) -> Steps[tuple[list[Request], list[Trial]]]:
     """Ask for the tuning trials of the reported method rows; returns the rows' held-out requests, and these trials.
 
     Args:
         config: the study's plain configuration.
-        objective: the metric that settings are chosen by.
         incumbent: as in `sample`.
     """
     requests: list[Request] = []
@@ -202,10 +194,8 @@ def tune(
         if here.space is not None:
             merged = Request("", "", settings, condition).merged
             start = [configured(config, merged, list(here.space.parts))]
-            trials = yield from sample(
-                search, here, condition, search.budget, start=start, objective=objective, incumbent=incumbent
-            )
-            settings = best(trials, objective).settings
+            trials = yield from sample(search, here, condition, search.budget, start, incumbent)
+            settings = best(trials, search.objective).settings
         requests.append(Request(row.name, "held_out", settings, condition, budget=len(trials)))
         tried += trials
     return requests, tried

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -15,6 +16,7 @@ from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from tdrs import checked_file, escape
+from tdrs.addresses import JOURNAL
 from tdrs.checked_file import Damaged
 from tdrs.configuration import with_settings
 from tdrs.interventions.tdrs import READINGS
@@ -25,7 +27,7 @@ from tdrs.tracking import LoggedSamples, Run, Tracker, metric_name
 
 from . import protocol
 from .folder import NO_TRIAL, TRIALS, move_other_study, new_replaced_folder, read_outcome, read_trials, study_key
-from .storage import JOURNAL, load_optuna, open_storage
+from .storage import load_optuna, open_storage
 from .store import Claim
 from .trial import COMPLETE, FAILED, PRUNED, STOCK, Outcome, Request, Trial
 
@@ -64,8 +66,7 @@ class JsonLines:
             faults.append(f"{TRIALS} has {len(lines) - len(trials)} lines that are no trials of this version")
         if faults:
             aside = checked_file.keep_lines(self._path, trials, self._key)
-            said = f"{self._path}: {faults[0]}; it is now {aside.name}, {len(trials)} trials are kept"
-            print(said, file=sys.stderr)
+            print(f"{self._path}: {faults[0]}; it is now {aside.name}, {len(trials)} trials are kept", file=sys.stderr)
         self.trials = {trial.key: trial for trial in map(Trial.of, trials)}
 
     def add(self, trial: Trial) -> None:
@@ -96,28 +97,19 @@ def _is_trial(line: Mapping[str, Any]) -> bool:
 
 
 class OptunaTrials:
-    """The trials on the tuning split as an Optuna study, in `study.journal` or in a storage.
+    """The trials on the tuning split as an Optuna study, in `study.journal`, or in a storage if there is one.
 
     Args:
-        search: the protocol.
-        storage: None for the journal.
-        lines: the trials by key, which a damaged journal is made again from.
+        lines: the same trials, which must be those of the journal.
     """
 
     def __init__(
-        self,
-        folder: Path,
-        name: str,
-        key: str,
-        search: protocol.Protocol,
-        storage: BaseStorage | None,
-        lines: Callable[[], Mapping[str, Trial]],
+        self, folder: Path, config: Mapping[str, Any], lines: JsonLines, storage: BaseStorage | None = None
     ) -> None:
         self._folder = folder
         self._journal = folder / "study.journal"
-        self._name = name
-        self._key = key
-        self._search = search
+        self._name, self._key = str(config["study"]["name"]), study_key(config)
+        self._search = protocol.from_settings(config["search"])
         self._storage = storage
         self._lines = lines
         self._study: optuna.Study | None = None
@@ -137,8 +129,7 @@ class OptunaTrials:
                 if attempt or self._storage:
                     raise
                 aside = checked_file.set_aside(self._journal)
-                said = f"{self._journal}: {first_line(error)}; it is now {aside.name}, and made again"
-                print(said, file=sys.stderr)
+                print(f"{self._journal}: {first_line(error)}; it is now {aside.name}, and made again", file=sys.stderr)
 
     def fault(self) -> str:
         """What is wrong with the journal; "" if nothing is, or if there is none. Writes nothing."""
@@ -157,9 +148,8 @@ class OptunaTrials:
             return keys
         if len(keys) < len(told):
             raise Damaged("a trial stands there twice")
-        lines = self._lines()
         for trial in told:
-            known = lines.get(trial.user_attrs["key"])
+            known = self._lines.trials.get(trial.user_attrs["key"])
             # a trial without a line was added before its line was written, or its line was damaged
             if known is not None and not self._same(known, trial):
                 raise Damaged(f"trial {trial.number} is not the one of {TRIALS}")
@@ -204,15 +194,8 @@ class OptunaTrials:
 
 def _attributes(trial: Trial) -> dict[str, Any]:
     """The attributes of an Optuna trial, beside its parameters and its value."""
-    return {
-        "key": trial.key,
-        "cache_key": trial.cache_key,
-        "name": trial.name,
-        "condition": trial.condition,
-        "settings": trial.settings,
-        "pruned": trial.status == PRUNED,
-        "reason": trial.reason,
-    }
+    names = ("key", "cache_key", "name", "condition", "settings", "reason")
+    return {name: getattr(trial, name) for name in names} | {"pruned": trial.status == PRUNED}
 
 
 def journal_fault(folder: Path, config: Mapping[str, Any]) -> str:
@@ -221,9 +204,10 @@ def journal_fault(folder: Path, config: Mapping[str, Any]) -> str:
     Raises:
         SettingError: the configuration, or a line of `trials.jsonl`, is of another version.
     """
-    name, key = str(config["study"]["name"]), study_key(config)
-    lines = read_trials(folder, key) if (folder / "study.journal").exists() else {}
-    return OptunaTrials(folder, name, key, protocol.from_settings(config["search"]), None, lambda: lines).fault()
+    lines = JsonLines(folder, study_key(config))
+    if (folder / "study.journal").exists():
+        lines.trials = read_trials(folder, study_key(config))
+    return OptunaTrials(folder, config, lines).fault()
 
 
 class MlflowRuns:
@@ -300,9 +284,8 @@ def _summary(outcome: Outcome, records: Records) -> list[str]:
     rows = [row for row in outcome.rows if row.difference]
     tuned = sum(row.budget > 0 for row in rows)
     lines = [outcome.warning] if outcome.warning else []
-    lines += [
-        f"{len(rows)} rows beside the stock model on the held-out split, {tuned} of them tuned on the tuning split"
-    ]
+    split = "on the held-out split"
+    lines += [f"{len(rows)} rows beside the stock model {split}, {tuned} of them tuned on the tuning split"]
     for word, pick in (("highest", max), ("lowest", min)) if rows else ():
         row = pick(rows, key=lambda row: row.difference or (0, 0, 0))
         assert row.difference
@@ -334,22 +317,15 @@ class Log:
     """
 
     def __init__(
-        self,
-        folder: Path,
-        config: Mapping[str, Any],
-        tracker: Tracker,
-        records: Records,
-        storage: BaseStorage | None = None,
+        self, folder: Path, config: Mapping[str, Any], tracker: Tracker, records: Records, storage: BaseStorage | None
     ) -> None:
         self.key = study_key(config)
         self._folder = folder
         self._config = dict(config)
         self._name = str(config["study"]["name"])
-        search = protocol.from_settings(config["search"])
         self.lines = JsonLines(folder, self.key)
         self.runs = MlflowRuns(tracker, config, records)
-        trials = OptunaTrials(folder, self._name, self.key, search, storage, lambda: self.lines.trials)
-        self._sinks: list[Sink] = [self.lines, trials, self.runs]
+        self._sinks: list[Sink] = [self.lines, OptunaTrials(folder, config, self.lines, storage), self.runs]
         self._claim: Claim | None = None
         self._asked: dict[str, Trial] = {}
 
@@ -391,27 +367,19 @@ class Log:
         self._check()
         outcome.save(self._folder / "study.json")
         self._check()
-        others = set(self.lines.trials) - set(self._asked)
-        found: list[Path] = []
-
-        def aside() -> Path:
-            if not found:
-                found.append(new_replaced_folder(self._folder, self.key))
-            return found[0]
-
+        others = len(set(self.lines.trials) - set(self._asked))
+        aside = lru_cache(lambda: new_replaced_folder(self._folder, self.key))
         for sink in self._sinks:
             sink.keep(self._asked, aside)
-        if found:
-            said = f"{self._name}: {len(others)} trials that are no longer asked for are now in {found[0]}"
-            print(said, file=sys.stderr)
+        if aside.cache_info().misses:
+            print(f"{self._name}: {others} trials that are no longer asked for are now in {aside()}", file=sys.stderr)
         self.runs.describe(outcome)
 
 
 def sync(folder: Path, tracker: Tracker, records: Records) -> int:
     """Write a study's trials wherever they are missing, from its files; returns how many trials it has."""
     config = checked_file.read_yaml(folder / "config.yaml")
-    where = config["study"].get("storage", JOURNAL)
-    log = Log(folder, config, tracker, records, None if where == JOURNAL else open_storage(where))
+    log = Log(folder, config, tracker, records, open_storage(config["study"].get("storage", JOURNAL)))
     with log.open({}):
         trials = list(log.lines.trials.values())
         for trial in trials:

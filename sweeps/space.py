@@ -1,11 +1,11 @@
-"""A search space: for each configuration key the values it may have, as an experiment's YAML says them.
+"""A search space: the values that each configuration key may have, as an experiment's YAML lists them.
 
     space:
       intervention.gain: [logits, weights]                              # one of these
       intervention.dc.weight: {low: 0.01, high: 5, log: true, off_at: 0}   # a number between two, or switched off
 
-`off_at` makes whether the key has that value a choice of its own, beside the number: so stages go on and off while
-every trial has the same parameters, which samplers that look at several parameters at once need.
+With `off_at`, a parameter beside the number chooses whether the key has that value. So stages can be switched on and
+off while every trial has the same parameters, as samplers of several parameters at once require.
 """
 
 import json
@@ -14,14 +14,11 @@ from dataclasses import dataclass
 from itertools import product
 from typing import Any
 
-import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 
 from tdrs.settings import SettingError, build
 
 from .trial import Settings
-
-Scalar = str | int | float | bool | None
 
 
 @dataclass(frozen=True)
@@ -31,7 +28,7 @@ class Range:
     Args:
         log: spread over decades rather than evenly.
         whole: whole numbers only.
-        off_at: a value that switches something off, asked for beside the range.
+        off_at: a value outside the range that switches something off.
     """
 
     low: float
@@ -49,13 +46,13 @@ class Range:
             raise SettingError("low", self.low, "both ends must be whole with whole=true")
 
     def ends(self) -> list[float]:
-        """The lowest and the highest value, and the one that is off."""
+        """The lowest and the highest value, and the value that switches off."""
         found = [int(end) if self.whole else end for end in (self.low, self.high)]
         return found if self.off_at is None else [*found, self.off_at]
 
 
-def _encode(value: Any) -> Scalar:
-    """A value as Optuna takes it."""
+def _encode(value: Any) -> Any:
+    """A value of a type that Optuna takes."""
     return value if isinstance(value, str | int | float | bool | None) else json.dumps(value)
 
 
@@ -89,19 +86,19 @@ class Space:
         return cls(parts)
 
     def ends(self) -> Iterator[Settings]:
-        """Settings in which each key has each of its values, or ends, once: to be checked before a trial runs."""
+        """Settings in which each key has each of its values or ends once; they are checked before a trial runs."""
         first = {key: part.ends()[0] if isinstance(part, Range) else part[0] for key, part in self.parts.items()}
         for key, part in self.parts.items():
             values = part.ends() if isinstance(part, Range) else part
             yield from (first | {key: value} for value in values)
 
     def cells(self) -> list[Settings]:
-        """Every combination of lists; the first key changes slowest."""
+        """Every combination of the lists' values; the first key changes slowest."""
         values = [part for part in self.parts.values() if isinstance(part, list)]
         return [dict(zip(self.parts, cell, strict=True)) for cell in product(*values)]
 
     def distributions(self) -> dict[str, BaseDistribution]:
-        """Optuna's parameters; a key that can be off has one more, `KEY.on`."""
+        """Optuna's parameters; a key with `off_at` has one more, `KEY.on`."""
         found: dict[str, BaseDistribution] = {}
         for key, part in self.parts.items():
             if isinstance(part, list):
@@ -116,7 +113,7 @@ class Space:
         return found
 
     def settings(self, params: Mapping[str, Any]) -> Settings:
-        """The settings that Optuna's parameters stand for."""
+        """The settings of Optuna's parameters."""
         found: Settings = {}
         for key, part in self.parts.items():
             if isinstance(part, list):
@@ -126,7 +123,7 @@ class Space:
         return found
 
     def params(self, settings: Mapping[str, Any]) -> dict[str, Any] | None:
-        """Optuna's parameters of settings; None where a value lies outside the space."""
+        """Optuna's parameters of settings; None if a value lies outside the space."""
         found: dict[str, Any] = {}
         for key, part in self.parts.items():
             value = settings.get(key)
@@ -142,8 +139,3 @@ class Space:
                 return None
             found[key] = value
         return found
-
-    def ask(self, study: optuna.Study) -> tuple[optuna.Trial, Settings]:
-        """A new trial of an Optuna study, and its settings."""
-        trial = study.ask(self.distributions())
-        return trial, self.settings(trial.params)

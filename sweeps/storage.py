@@ -16,42 +16,25 @@ import optuna
 from optuna.storages import BaseStorage, GrpcStorageProxy, JournalStorage, RDBStorage, get_storage
 from optuna.storages.journal import JournalFileBackend
 from sqlalchemy.engine import make_url
-from sqlalchemy.exc import ArgumentError, IntegrityError, ProgrammingError
+from sqlalchemy.exc import IntegrityError, ProgrammingError
 
-from tdrs.addresses import check_password
+from tdrs.addresses import JOURNAL, check_storage
 from tdrs.checked_file import Damaged
 from tdrs.environment import quiet
 from tdrs.settings import SettingError, first_line
 
-JOURNAL = "journal"
-ALLOWED = "must be journal, postgresql://HOST/NAME or grpc://HOST:PORT"
 PATIENCE = 10  # seconds that a server has to answer in
 
 
-def check_storage(value: object) -> None:
-    """Raises SettingError unless `value` is a form of `study.storage`; nothing is opened."""
-    if value == JOURNAL:
-        return
-    try:
-        url = make_url(value) if isinstance(value, str) else None
-    except (ArgumentError, ValueError):
-        url = None
-    if url is None or url.get_backend_name() not in ("postgresql", "grpc"):
-        raise SettingError("study.storage", value, ALLOWED)
-    check_password("study.storage", str(value), "PGUSER and PGPASSWORD")
-    if url.get_backend_name() == "grpc" and not (url.host and url.port):
-        raise SettingError("study.storage", value, ALLOWED)
-
-
-def open_storage(value: str) -> BaseStorage:
-    """A database, or a proxy, by its address.
+def open_storage(value: str) -> BaseStorage | None:
+    """A database or a proxy, by its address; None for the journal.
 
     Raises:
         SettingError: it cannot be reached, a package for it is missing, or the address is of no known form.
     """
     check_storage(value)
     try:
-        return _open(value)
+        return None if value == JOURNAL else _open(value)
     except ImportError:
         raise SettingError("study.storage", value, "needs more packages: pip install 'tdrs[storage]'") from None
     except Exception as error:  # each library below has errors of its own for a server that is not there

@@ -16,13 +16,14 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import ExitStack, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-from optuna.exceptions import DuplicatedStudyError, UpdateFinishedTrialError
+import optuna
+from optuna.exceptions import UpdateFinishedTrialError
 from optuna.storages import BaseStorage
-from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from tdrs.lease import Lease, LostLease, machine
@@ -41,14 +42,12 @@ class Board:
     Attributes:
         down: why the storage is no longer used; "" while it is.
         trials: those of the last read.
-        reads: how many reads there were.
     """
 
     def __init__(self, storage: BaseStorage, name: str) -> None:
         self.storage = storage
         self.down = ""
         self.trials: list[FrozenTrial] = []
-        self.reads = 0
         self._name = name
         self._study: int | None = None
         self._time = -READ
@@ -61,20 +60,15 @@ class Board:
             return action()
         except Exception as error:  # each storage library has its own errors for a server that is gone
             self.down = first_line(error)
-            said = f"the study's storage is gone ({self.down}); this worker goes on alone, what it finds is kept"
-            print(said, file=sys.stderr)
+            said = "this worker goes on alone, what it finds is kept"
+            print(f"the study's storage is gone ({self.down}); {said}", file=sys.stderr)
             return None
 
     def add(self, state: TrialState, values: dict[str, Any]) -> int | None:
         """Add a trial; returns its id, None if the storage is gone."""
 
-        def add() -> int:
-            study = self._id(create=True)
-            assert study is not None
-            trial = create_trial(state=state, value=0.0 if state.is_finished() else None, user_attrs=values)
-            return self.storage.create_new_trial(study, trial)
-
-        return self.attempt(add)
+        trial = create_trial(state=state, value=0.0 if state.is_finished() else None, user_attrs=values)
+        return self.attempt(lambda: self.storage.create_new_trial(self._id(create=True), trial))
 
     def read(self, now: bool = False) -> None:
         """Read the trials, unless the last read was a moment ago."""
@@ -90,20 +84,16 @@ class Board:
         if trials is not None:
             # trials without a cache key are of an earlier version
             self.trials = [trial for trial in trials if "cache_key" in trial.user_attrs]
-            self.reads += 1
 
-    def _id(self, create: bool) -> int | None:
-        """The id of the Optuna study; None if there is none."""
+    def _id(self, create: bool) -> Any:
+        """The id of the Optuna study; None if there is none and it is not to be created."""
         if self._study is None:
             try:
                 self._study = self.storage.get_study_id_from_name(self._name)
             except KeyError:
-                if not create:
-                    return None
-                try:
-                    self._study = self.storage.create_new_study([StudyDirection.MAXIMIZE], self._name)
-                except DuplicatedStudyError:  # another worker was first
-                    self._study = self.storage.get_study_id_from_name(self._name)
+                if create:
+                    where: Any = {"storage": self.storage, "study_name": self._name, "load_if_exists": True}
+                    self._study = optuna.create_study(**where, direction="maximize")._study_id
         return self._study
 
 
@@ -198,7 +188,6 @@ class Artifacts:
     def __init__(self, board: Board, records: Records) -> None:
         self._board = board
         self._records = records
-        self._reads = 0
         self._taken: set[int] = set()  # numbers of the trials whose parts were taken
         self._parts: dict[tuple[str, str, int], dict[int, str]] = {}
         self._packed: dict[str, list[bytes]] = {}  # by cache key: not unpacked yet
@@ -208,13 +197,11 @@ class Artifacts:
     def fetch(self, cache_key: str) -> None:
         """Unpack what is new of an evaluation on the board."""
         self._board.read()
-        if self._reads != self._board.reads:
-            self._reads = self._board.reads
-            for trial in self._board.trials:
-                if trial.state.is_finished() and trial.number not in self._taken:
-                    self._taken.add(trial.number)
-                    if "content" in trial.user_attrs:
-                        self._take(trial.user_attrs)
+        for trial in self._board.trials:
+            if trial.number not in self._taken and trial.state.is_finished():
+                self._taken.add(trial.number)
+                if "content" in trial.user_attrs:
+                    self._take(trial.user_attrs)
         for packed in self._packed.pop(cache_key, []):
             try:
                 self._records.unpack(cache_key, packed)
@@ -255,31 +242,18 @@ class Artifacts:
             self._complete.add(cache_key)
 
 
-class Claim:
-    """The right to run an evaluation, or to write a study's files, until it is released."""
+class Claim(ExitStack):
+    """The right to run an evaluation, or to write a study's files, until it is closed."""
 
-    def __init__(self, lease: Lease, check: Callable[[], None], end: Callable[[], None]) -> None:
-        self._lease = lease
-        self._check = check
-        self._end = end
+    def __init__(self, lease: Lease) -> None:
+        super().__init__()
+        self.enter_context(lease)
+        self.checks = [lease.check]
 
     def check(self) -> None:
         """Raises LostLease if another process has the right now."""
-        self._lease.check()
-        self._check()
-
-    def release(self) -> None:
-        """Give the right back."""
-        try:
-            self._end()
-        finally:
-            self._lease.release()
-
-    def __enter__(self) -> "Claim":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.release()
+        for check in self.checks:
+            check()
 
 
 class Store:
@@ -306,29 +280,26 @@ class Store:
             self._artifacts.publish(cache_key)
 
     def claim(self, cache_key: str) -> Claim | None:
-        """The right to run an evaluation, which publishes it when released; None if another process has it."""
-        claim = self._claim(self.records.claim(cache_key), cache_key, lambda: self.publish(cache_key))
+        """The right to run an evaluation, which is published at the end; None if another process has it."""
+        claim = self._claim(self.records.claim(cache_key), cache_key)
         if claim:
+            claim.callback(self.publish, cache_key)
             self.fetch(cache_key)
         return claim
 
     def lead(self, folder: Path) -> Claim | None:
         """The right to write a study's files; None if another process has it."""
-        return self._claim(Lease.take(folder, self.records.lease_seconds, "lock"), LEAD, lambda: None)
+        return self._claim(Lease.take(folder, self.records.lease_seconds, "lock"), LEAD)
 
-    def _claim(self, lease: Lease | None, key: str, end: Callable[[], None]) -> Claim | None:
-        claims = self._claims
+    def _claim(self, lease: Lease | None, key: str) -> Claim | None:
         if lease is None:
             return None
-        if claims is None:
-            return Claim(lease, lambda: None, end)
-        ticket = claims.take(key)
-        if ticket is None:
-            lease.release()
-            return None
-
-        def ending() -> None:
-            end()
-            claims.close(ticket)
-
-        return Claim(lease, lambda: claims.check(ticket), ending)
+        claim = Claim(lease)
+        if self._claims:
+            ticket = self._claims.take(key)
+            if ticket is None:
+                claim.close()
+                return None
+            claim.callback(self._claims.close, ticket)
+            claim.checks.append(partial(self._claims.check, ticket))
+        return claim

@@ -14,13 +14,11 @@ import statistics
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import closing, contextmanager, nullcontext, suppress
+from contextlib import closing, nullcontext, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from optuna.storages import BaseStorage
 from tqdm import tqdm
 
 from tdrs import checked_file
@@ -41,7 +39,7 @@ from .job import Job, Jobs, Results
 from .protocol import check_effect, conditions
 from .ray_executor import RayExecutor
 from .sinks import Log
-from .storage import JOURNAL, check_storage, check_study, open_storage
+from .storage import check_study, open_storage
 from .store import Board, Claim, Store
 from .trial import PLANNED, Outcome, Request, Trial
 
@@ -85,8 +83,10 @@ class Study:
         self.folder = study_folder(output, self.name)
         self.protocol = protocol.from_settings(config["search"])
         self.records = Records(output / "records")
-        storage = self._open()
-        board = Board(storage, f"{self.name} evaluations {study_key(config)}") if storage else None
+        storage, board, key = open_storage(config["study"]["storage"]), None, study_key(config)
+        if storage:
+            check_study(storage, self.name, key)
+            board = Board(storage, f"{self.name} evaluations {key}")
         self.store = Store(self.records, board)
         self.jobs = Jobs(config)
         self.results = Results(self.store, time.time())
@@ -101,11 +101,9 @@ class Study:
         self._stop = stop or Stop()
         self._show = bar
         features = EmbeddingStore(output / "features", gib(config["features_gib"]))
-        self._executor: Executor = (
-            RayExecutor(config, self.results, self.progress)
-            if config["workers"]["name"] == "ray"
-            else Inline(self.results, self.progress, self._stop, features)
-        )
+        self._executor: Executor = Inline(self.results, self.progress, self._stop, features)
+        if config["workers"]["name"] == "ray":
+            self._executor = RayExecutor(config, self.results, self.progress)
         self._pool = self._workers()
         self._leads = False
         self._unlogged = False
@@ -119,27 +117,15 @@ class Study:
         devices = gpus(count) if count > 1 and self.config["backbone"]["device"] != "cpu" else []
         return WorkerPool(count, command, json.dumps(config).encode(), self.folder, devices)
 
-    def _open(self) -> BaseStorage | None:
-        """The storage through which machines share the study, if there is one."""
-        where = self.config["study"]["storage"]
-        check_storage(where)
-        if where == JOURNAL:
-            return None
-        storage = open_storage(where)
-        check_study(storage, self.name, study_key(self.config))
-        return storage
-
     def _plan(self, requests: list[Request]) -> list[Trial]:
         """The trials of requests, with placeholders for those that are not over."""
         self.asked += len(requests)
-        trials = []
-        for job in map(self.jobs.of, requests):
-            trial = self.results.find(job)
+        jobs = [self.jobs.of(request) for request in requests]
+        found = [self.results.find(job) for job in jobs]
+        for job, trial in zip(jobs, found, strict=True):
             if trial is None:
                 self.planned.setdefault(job.cache_key, job)
-                trial = job.trial(status=PLANNED)
-            trials.append(trial)
-        return trials
+        return [trial or job.trial(status=PLANNED) for job, trial in zip(jobs, found, strict=True)]
 
     def track(self, tracker: Tracker) -> None:
         """Log to another store of runs from here on."""
@@ -194,7 +180,11 @@ class Study:
             LostLease: another process has taken over the study.
         """
         pool = self._pool if self.planned else nullcontext()
-        with pool, self._bar() as self.progress.bar, closing(self._executor):
+        self.progress.total = len(self.planned)
+        samples = sum(len(job.samples) for job in self.planned.values())
+        hidden = not (samples and self._show and shows_progress())
+        bar = tqdm(total=samples, unit="sample", disable=hidden, dynamic_ncols=True)
+        with pool, bar as self.progress.bar, closing(self._executor):
             claim = self.store.lead(self.folder)
             if claim is None:
                 print(f"{self.name} is being run by another process; joining it", file=sys.stderr)
@@ -226,21 +216,12 @@ class Study:
                 print(f"the study's log cannot be written ({error}); measuring goes on", file=sys.stderr)
             self._unlogged = True
 
-    @contextmanager
-    def _bar(self) -> Iterator[Any]:
-        self.progress.total = len(self.planned)
-        total = sum(len(job.samples) for job in self.planned.values())
-        hidden = not (total and self._show and shows_progress())
-        with tqdm(total=total, unit="sample", disable=hidden, dynamic_ncols=True) as bar:
-            yield bar
-
     def _lead(self, claim: Claim) -> Outcome:
         self._leads = True
         surroundings = environment()
         with self.log.open({name: surroundings[name] for name in ("commit", "device")}, claim):
             outcome = self.help()
-            tuned = any(row.budget for row in outcome.rows)
-            overlap = self.jobs.overlap if tuned else 0
+            overlap = self.jobs.overlap if any(row.budget for row in outcome.rows) else 0
             measured = _measured(self.records, outcome) or surroundings
             outcome = replace(outcome, key=self.log.key, command=self.command, environment=measured, overlap=overlap)
             self.log.finish(outcome)

@@ -5,15 +5,15 @@ import json
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from tdrs import checked_file
 from tdrs.benchmarks import Record
 from tdrs.escape import printable
-from tdrs.results import Counts
-from tdrs.settings import SettingError
+from tdrs.results import Counts, check_same_samples
+from tdrs.settings import SettingError, build
 from tdrs.statistics import Interval, paired_difference
 
 Settings = dict[str, Any]  # dotted configuration key → value; a group (`backbone`) by the name of its choice
@@ -67,20 +67,6 @@ def check_method_keys(settings: object, name: str) -> None:
         if str(key).split(".")[0] not in METHOD_GROUPS:
             allowed = "changes the samples or what answers them, so it belongs to search.axes"
             raise SettingError(f"{name}.{key}", value, allowed)
-
-
-def check_same_samples(first: Sequence[Record], second: Sequence[Record], name: str) -> None:
-    """Raises SettingError under `name` unless both are records of the same samples in the same order."""
-    if len(first) != len(second):
-        raise SettingError(name, len(second), f"records cannot be paired with {len(first)} of the stock model")
-    for before, after in zip(first, second, strict=True):
-        if _asked(before) != _asked(after):
-            raise SettingError(name, after.id, f"cannot be paired with the stock model's {before.id}: other samples")
-
-
-def _asked(record: Record) -> tuple[object, ...]:
-    """What a record says of its sample."""
-    return record.id, record.image_id, record.question, record.gold, record.categories, record.weight
 
 
 def shown(settings: Mapping[str, Any]) -> str:
@@ -158,29 +144,14 @@ class Trial:
     @classmethod
     def of(cls, values: Mapping[str, Any]) -> "Trial":
         """The trial of plain values, such as JSON gives; raises SettingError if one is not of its form."""
-        given = renamed(values)
-        kinds: dict[str, Any] = {
-            "name": str,
-            "split": str,
-            "condition": dict,
-            "settings": dict,
-            "metrics": dict,
-            "clamped": dict,
-        }
-        kinds |= {"notes": list, "seconds": (int, float), "n": int, "status": str, "budget": int}
-        for name, kind in kinds.items():
-            if name in given and not isinstance(given[name], kind):
-                raise SettingError(name, given[name], "is of another type")
-        numbers = given.get("metrics", {}).values()
-        if not all(isinstance(value, int | float) for value in numbers):
-            raise SettingError("metrics", given["metrics"], "must be numbers")
-        if given.get("status", COMPLETE) == COMPLETE and "accuracy" not in given.get("metrics", {}):
-            raise SettingError("metrics", given.get("metrics"), "lack the accuracy")
-        if not re.fullmatch(r"[0-9a-f]{16}", str(given.get("cache_key"))):
-            raise SettingError("cache_key", given.get("cache_key"), "must be 16 hexadecimal digits")
-        given["difference"] = given.get("difference") and tuple(given["difference"])
-        given["clamped"] = {name: tuple(counts) for name, counts in given["clamped"].items()}
-        return cls(**given)
+        found = build(cls, renamed(values))
+        if not all(isinstance(value, int | float) for value in found.metrics.values()):
+            raise SettingError("metrics", found.metrics, "must be numbers")
+        if found.status == COMPLETE and "accuracy" not in found.metrics:
+            raise SettingError("metrics", found.metrics, "lack the accuracy")
+        if not re.fullmatch(r"[0-9a-f]{16}", found.cache_key):
+            raise SettingError("cache_key", found.cache_key, "must be 16 hexadecimal digits")
+        return replace(found, clamped={name: (count, of) for name, (count, of) in found.clamped.items()})
 
 
 def check_pair(stock: Trial, edited: Trial, before: Sequence[Record], after: Sequence[Record]) -> None:
@@ -316,17 +287,6 @@ class Outcome:
             numbers = _numbers(row) + ("  " if row.status == FAILED else "")
             lines.append(f"  {row.name:{width}}{numbers}{values}".rstrip())
         return [printable(line) for line in lines]
-
-    def clamps(self) -> list[str]:
-        """The shares of kernels whose w_min was clamped into (0, 1), for held-out rows with at least one per cent."""
-        lines = []
-        for row in self.rows:
-            shares = {name: count / max(of, 1) for name, (count, of) in row.clamped.items()}
-            parts = [f"{name} {share:.0%}" for name, share in shares.items() if share >= 0.01]
-            if parts:
-                where = " ".join(str(value) for value in row.condition.values())
-                lines.append(f"  {' '.join(filter(None, [where, row.name]))}: {', '.join(parts)}")
-        return ["w_min clamped into (0, 1), share of kernels:", *lines] if lines else []
 
     def _cells(self) -> list[str]:
         """Every cell of a grid, failed ones too."""

@@ -10,6 +10,7 @@ from sqlalchemy.exc import ArgumentError
 from tdrs.settings import SettingError, hidden
 
 DATABASES = ("sqlite", "postgresql", "mysql", "mssql")
+JOURNAL = "journal"  # the study storage that is a file of the study
 SCHEMES = ("http", "https", *DATABASES, "file", "databricks", "databricks-uc", "uc")
 
 
@@ -24,6 +25,22 @@ def check_password(name: str, value: str, instead: str) -> None:
         shown = "***"
     if shown != value:
         raise SettingError(name, shown, f"must have no password, records would show it: use {instead}")
+
+
+def check_storage(value: object) -> None:
+    """Raises SettingError unless `value` is a form of `study.storage`; nothing is opened."""
+    if value == JOURNAL:
+        return
+    allowed = "must be journal, postgresql://HOST/NAME or grpc://HOST:PORT"
+    try:
+        url = make_url(value) if isinstance(value, str) else None
+    except (ArgumentError, ValueError):
+        url = None
+    if url is None or url.get_backend_name() not in ("postgresql", "grpc"):
+        raise SettingError("study.storage", value, allowed)
+    check_password("study.storage", str(value), "PGUSER and PGPASSWORD")
+    if url.get_backend_name() == "grpc" and not (url.host and url.port):
+        raise SettingError("study.storage", value, allowed)
 
 
 def check_tracking(value: object) -> None:

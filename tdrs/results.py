@@ -19,6 +19,7 @@ from tdrs import checked_file
 from tdrs.benchmarks import Record
 from tdrs.benchmarks.benchmark import mean_score
 from tdrs.checked_file import Damaged
+from tdrs.settings import SettingError
 from tdrs.statistics import accuracy_interval
 
 Counts = dict[str, tuple[int, int]]  # by name: how many, of how many
@@ -204,3 +205,17 @@ def alike(first: float, second: float) -> bool:
 def asked_of(items: Sequence[Any]) -> list[Asked]:
     """What identifies samples or records: id, image, gold answer, weight."""
     return [(one.id, one.image_id, one.gold, float(one.weight)) for one in items]
+
+
+def check_same_samples(first: Sequence[Record], second: Sequence[Record], name: str) -> None:
+    """Raises SettingError under `name` unless both are records of the same samples in the same order."""
+    if len(first) != len(second):
+        raise SettingError(name, len(second), f"records cannot be paired with {len(first)} of the stock model")
+    for before, after in zip(first, second, strict=True):
+        if _asked(before) != _asked(after):
+            raise SettingError(name, after.id, f"cannot be paired with the stock model's {before.id}: other samples")
+
+
+def _asked(record: Record) -> tuple[object, ...]:
+    """What a record says of its sample."""
+    return record.id, record.image_id, record.question, record.gold, record.categories, record.weight

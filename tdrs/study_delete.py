@@ -15,12 +15,12 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
+from tdrs.addresses import JOURNAL
 from tdrs.commands import command, study_command
 from tdrs.kept import Kept, is_running
 from tdrs.records import Records
 from tdrs.settings import SettingError
 from tdrs.sweeps.folder import REPLACED, read_outcome, study_folders
-from tdrs.sweeps.storage import JOURNAL
 from tdrs.sweeps.trial import Trial
 from tdrs.tracking import open_tracker
 

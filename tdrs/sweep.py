@@ -42,7 +42,7 @@ def main_sweep(config: DictConfig) -> int:
         print("".join(f"{line}\n" for line in page.off), end="")
         print(f"{page.verified[0]} (see the report)")
         print("\n".join(outcome.table()))
-        print("".join(f"{line}\n" for line in outcome.clamps()), end="")
+        print("".join(f"{line}\n" for line in page.clamped), end="")
         print("".join(f"{note}\n" for note in study.jobs.notes), end="")
         seconds = time.perf_counter() - start
         print(f"{study.progress.evaluated} evaluations run, {study.progress.reused} found done, in {seconds:.0f} s")

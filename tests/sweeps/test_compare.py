@@ -9,13 +9,14 @@ import pytest
 from tdrs import backbones
 from tdrs.analysis import comparison, distance
 from tdrs.configuration import choice, compose, plain, run, with_settings
+from tdrs.results import check_same_samples
 from tdrs.settings import SettingError
 from tdrs.sweep import main_sweep
 from tdrs.sweeps import protocol
 from tdrs.sweeps.folder import read_outcome
 from tdrs.sweeps.protocol import MethodRow, conditions
 from tdrs.sweeps.study import Study
-from tdrs.sweeps.trial import FAILED, Outcome, Request, Trial, check_same_samples
+from tdrs.sweeps.trial import FAILED, Outcome, Request, Trial
 from tdrs.tracking import Tracker
 
 from .pretend import configuration

@@ -7,11 +7,12 @@ from typing import Any
 import pytest
 from optuna.storages import InMemoryStorage
 
+from tdrs.addresses import check_storage
 from tdrs.configuration import run
 from tdrs.settings import SettingError
 from tdrs.sweep import main_sweep
 from tdrs.sweeps import storage as storage_module
-from tdrs.sweeps.storage import check_storage, check_study, load_optuna, open_storage
+from tdrs.sweeps.storage import check_study, load_optuna, open_storage
 from tdrs.sweeps.study import Study
 from tdrs.tracking import Tracker
 

@@ -114,9 +114,9 @@ def test_a_claim_lives_while_it_beats(storage: InMemoryStorage, tmp_path: Path) 
         taken = there.claim(A)
     assert taken
     here.records.finish(A, evaluation(), {})
-    claim.release()  # it lived after all: what it found is taken all the same
+    claim.close()  # it lived after all: what it found is taken all the same
     assert done(there, A)
-    taken.release()
+    taken.close()
 
 
 def test_a_process_that_died_here_is_replaced_at_once(storage: InMemoryStorage, tmp_path: Path) -> None:
