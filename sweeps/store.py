@@ -247,7 +247,7 @@ class Claim(ExitStack):
 
     def __init__(self, lease: Lease) -> None:
         super().__init__()
-        self.enter_context(lease)
+        self.lease = self.enter_context(lease)
         self.checks = [lease.check]
 
     def check(self) -> None:

@@ -124,8 +124,8 @@ def test_a_process_that_died_here_is_replaced_at_once(storage: InMemoryStorage, 
     dead = store(storage, tmp_path)
     claim = dead.claim(A)
     assert claim
-    claim._lease._over.set()
-    claim._lease._file.close()
+    claim.lease._over.set()
+    claim.lease._file.close()
     assert store(storage, tmp_path / "elsewhere").claim(A) is None
     with claimed(store(storage, tmp_path), A):
         pass
