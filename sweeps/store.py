@@ -26,6 +26,7 @@ from optuna.exceptions import UpdateFinishedTrialError
 from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
+from tdrs.environment import quiet
 from tdrs.lease import Lease, LostLease, machine
 from tdrs.records import Records
 from tdrs.settings import first_line
@@ -68,7 +69,8 @@ class Board:
         """Add a trial; returns its id, None if the storage is gone."""
 
         trial = create_trial(state=state, value=0.0 if state.is_finished() else None, user_attrs=values)
-        return self.attempt(lambda: self.storage.create_new_trial(self._id(create=True), trial))
+        with quiet("optuna"):
+            return self.attempt(lambda: self.storage.create_new_trial(self._id(create=True), trial))
 
     def read(self, now: bool = False) -> None:
         """Read the trials, unless the last read was a moment ago."""
