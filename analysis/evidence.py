@@ -187,3 +187,15 @@ def _evidence(
     before = records_of(baseline)
     check_pair(baseline, row, before, after)
     return alone._replace(**compare_records(before, after, rule)._asdict())
+
+
+def clamped_lines(outcome: Outcome) -> list[str]:
+    """The shares of kernels whose w_min was clamped into (0, 1), for held-out rows with at least one per cent."""
+    lines = []
+    for row in outcome.rows:
+        shares = {name: count / max(of, 1) for name, (count, of) in row.clamped.items()}
+        parts = [f"{name} {share:.0%}" for name, share in shares.items() if share >= 0.01]
+        if parts:
+            where = " ".join(str(value) for value in row.condition.values())
+            lines.append(f"  {' '.join(filter(None, [where, row.name]))}: {', '.join(parts)}")
+    return ["w_min clamped into (0, 1), share of kernels:", *lines] if lines else []

@@ -21,7 +21,7 @@ import yaml
 from tdrs import escape
 from tdrs.analysis import attention, comparison, decay, distance, sensitivity, tables
 from tdrs.analysis.changed_answers import ChangedAnswers, changed_answers, row_name
-from tdrs.analysis.evidence import LEVEL, compare_rows, condition_name
+from tdrs.analysis.evidence import LEVEL, clamped_lines, compare_rows, condition_name
 from tdrs.analysis.figure import redraw, span, stored_measurement
 from tdrs.commands import study_command
 from tdrs.configuration import with_settings
@@ -184,7 +184,7 @@ def study_report(outcome: Outcome, records: Records, folder: Path, figures: Sequ
         figures=list(figures),
         changed=changed_answers(outcome, found, records),
         cost=_cost(outcome),
-        clamped=_clamped(outcome),
+        clamped=clamped_lines(outcome),
         failures=[
             f"{t.name} ({t.split}, {condition_name(outcome, t.condition)}): {t.reason}" for t in outcome.failures
         ],
@@ -333,15 +333,3 @@ def main(arguments: list[str]) -> int:
 
 if __name__ == "__main__":
     sys.exit(run_command(lambda: main(sys.argv[1:])))
-
-
-def _clamped(outcome: Outcome) -> list[str]:
-    """The shares of kernels whose w_min was clamped into (0, 1), for held-out rows with at least one per cent."""
-    lines = []
-    for row in outcome.rows:
-        shares = {name: count / max(of, 1) for name, (count, of) in row.clamped.items()}
-        parts = [f"{name} {share:.0%}" for name, share in shares.items() if share >= 0.01]
-        if parts:
-            where = " ".join(str(value) for value in row.condition.values())
-            lines.append(f"  {' '.join(filter(None, [where, row.name]))}: {', '.join(parts)}")
-    return ["w_min clamped into (0, 1), share of kernels:", *lines] if lines else []

@@ -14,7 +14,7 @@ from typing import Any
 import pandas as pd
 
 from tdrs import __version__
-from tdrs.analysis.evidence import Evidence, compare_rows, condition_name
+from tdrs.analysis.evidence import Evidence, clamped_lines, compare_rows, condition_name
 from tdrs.records import Records
 from tdrs.settings import SettingError, check_choice, folder_named
 from tdrs.statistics import Interval
@@ -56,7 +56,7 @@ class StudyResults:
     def notes(self) -> list[str]:
         """What a reader of the numbers should know: clamped settings, and how the samples were read and drawn."""
         notes = dict.fromkeys(note for row in self.outcome.rows for note in row.notes)
-        return [*self.outcome.clamps(), *notes]
+        return [*clamped_lines(self.outcome), *notes]
 
     def trials(self) -> pd.DataFrame:
         """All trials: those on the tuning split first, then the held-out rows.

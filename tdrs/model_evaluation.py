@@ -24,10 +24,9 @@ from tdrs.environment import shows_progress
 from tdrs.evaluation import run_batches, summary
 from tdrs.interventions import Method
 from tdrs.interventions.none import Stock
-from tdrs.results import Evaluation
+from tdrs.results import Evaluation, check_same_samples
 from tdrs.settings import SettingError, check_choice, check_number
 from tdrs.statistics import Interval
-from tdrs.sweeps.trial import check_same_samples
 
 # The prompts that each family's own evaluation uses, by `model_type`.
 FAMILY_STYLES = {"llava": "llava", "internvl": "internvl", "qwen2_5_vl": "vlmevalkit"}
