@@ -44,11 +44,23 @@ def here(
     assert run("sweep", main_sweep, "") == 0
 
 
-def start(output: Path, study: list[str], workers: str, storage: str) -> "subprocess.Popen[str]":
+IMPATIENT = """
+import sys
+from tdrs.configuration import run
+from tdrs.records import Records
+from tdrs.sweep import main_sweep
+Records.__init__.__defaults__ = (3.0,)  # seconds until a claim without a beat is void
+sys.exit(run("sweep", main_sweep, ""))
+"""
+
+
+def start(
+    output: Path, study: list[str], workers: str, storage: str, command: tuple[str, str] = ("-m", "tdrs.sweep")
+) -> "subprocess.Popen[str]":
     """A study's command, in a process."""
     words = [*study, f"workers={workers}", f"study.storage={storage}", f"output={output}"]
     return subprocess.Popen(
-        [sys.executable, "-m", "tdrs.sweep", *words], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        [sys.executable, *command, *words], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
         env={**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TQDM_DISABLE": "1"}, cwd="/",
     )  # fmt: skip
 
@@ -209,6 +221,25 @@ def test_rays_workers_may_die_and_be_stopped(tmp_path: Path, monkeypatch: pytest
     for folder in (output, tmp_path / "whole"):
         here(folder, study, "inline", "journal", monkeypatch)
     assert state(output, "journal") == state(tmp_path / "whole", "journal")
+
+
+def test_a_leader_that_slept_writes_nothing_more_through_a_proxy(inline: Any, proxy: str, tmp_path: Path) -> None:
+    """Another machine leads meanwhile. The one that wakes stops with one line, and the proxy has each trial once."""
+    study = named(SHORT, "slept")
+    slept = start(tmp_path / "a", study, "inline", proxy, ("-c", IMPATIENT))
+    while len(list(tmp_path.glob("a/records/*/result.json"))) < 2:
+        assert slept.poll() is None, slept.communicate()
+        time.sleep(0.01)
+    slept.send_signal(signal.SIGSTOP)
+    try:
+        finish(start(tmp_path / "b", study, "inline", proxy, ("-c", IMPATIENT)))
+    finally:
+        slept.send_signal(signal.SIGCONT)
+    said = finish(slept, 1)
+    assert said.strip().splitlines()[-1].startswith("error: another machine leads this study now")
+    assert "Traceback" not in said
+    assert state(tmp_path / "b", proxy, "slept") == renamed(inline, "slept")
+    assert not (tmp_path / "a" / "studies" / "slept" / "study.json").exists()
 
 
 def test_four_machines_on_one_study(inline: Any, postgresql: str, tmp_path: Path) -> None:
