@@ -2,9 +2,9 @@
 
     python -m tdrs.doctor backbone=llava_1_5_7b dataset=scienceqa batch_size=8
 
-looks at files, prompt and token counts, compares the seam with all stages off to the stock model bit for bit, measures
-what the edit costs, estimates the time of a whole study, and asks the stock model some samples to compare its score
-with the published one. It exits with 1 if something is wrong.
+checks files, prompt and token counts, compares T-DRS with all stages off and the stock model bit for bit, measures the
+cost of the edit, estimates the time of a whole study, and compares the stock model's score on some samples with the
+published one. It exits with 1 if something is wrong.
 """
 
 import itertools
@@ -39,12 +39,12 @@ from tdrs.stopping import stoppable
 from tdrs.sweeps.study import Study
 from tdrs.tracking import Tracker
 
-ROUNDS = 3  # timings of a batch, of which the median counts
+ROUNDS = 3  # timings of a batch; their median counts
 GIB = 2**30
 
 
 class Finding(NamedTuple):
-    """What was looked at, what there is to say, and whether it is as it should be."""
+    """One check: its name, its result as lines of text, and whether the result is good."""
 
     what: str
     lines: list[str]
@@ -52,13 +52,13 @@ class Finding(NamedTuple):
 
 
 def examine(values: Mapping[str, Any]) -> Iterator[Finding]:
-    """Every finding, as soon as it is there.
+    """Check a set-up, and yield each finding as soon as it is known.
 
     Args:
         values: the plain configuration of `conf/doctor.yaml`.
 
     Raises:
-        SettingError: a setting is not allowed; model or data are not to be had.
+        SettingError: a setting is not allowed, or the model or the data is not available.
     """
     check_number("samples", values["samples"], 1, whole=True)
     output = Path(values["output"])
@@ -125,7 +125,7 @@ def _model(planned: Plan, backbone: Backbone, seconds: float) -> Finding:
 
 
 def _prompt(backbone: Backbone, sample: Sample) -> Finding:
-    """The first prompt as the model reads it, a run of image tokens as one."""
+    """The first prompt as the model reads it; image tokens in a row are shown as one token and their number."""
     ids = backbone.inputs([sample])["input_ids"][0].tolist()
     image = backbone.model.config.image_token_id
     parts = []
@@ -165,7 +165,7 @@ def _off(backbone: Backbone, batch: Sequence[Sample]) -> Finding:
 
 
 def _cost(backbone: Backbone, planned: Plan, batch: Sequence[Sample]) -> tuple[dict[bool, float], Finding]:
-    """Seconds of a batch without and with the edit, answers included."""
+    """Seconds of a batch without and with the edit, including the answers."""
     whole_prompts = replace(backbone, share_prefixes=False)
 
     def stock() -> None:
@@ -191,7 +191,7 @@ def _cost(backbone: Backbone, planned: Plan, batch: Sequence[Sample]) -> tuple[d
 
 
 def _size(count: int) -> str:
-    """Bytes for people."""
+    """A number of bytes as text for readers."""
     for unit, name in ((GIB, "GiB"), (2**20, "MiB")):
         if count >= unit:
             return f"{count / unit:.1f} {name}"
@@ -218,7 +218,7 @@ def _largest_batch(backbone: Backbone, planned: Plan, samples: Sequence[Sample])
 def _features(
     backbone: Backbone, samples: Sequence[Sample], study: Study, seconds: float, output: Path, bound: int
 ) -> Finding:
-    """How large the pictures' features become, and the records."""
+    """The size on disk of the pictures' features."""
     tensor = backbone.image_embeddings(samples[0].picture)
     each = tensor.numel() * tensor.element_size()
     pictures = {sample.picture.digest for some in study.jobs.samples.values() for sample in some}
@@ -253,7 +253,7 @@ def _study(study: Study, rates: Mapping[bool, float], size: int, values: Mapping
 
 
 def _score(backbone: Backbone, values: Mapping[str, Any], output: Path) -> Finding:
-    """The stock model on the first held-out samples, kept like any evaluation, beside the published score."""
+    """The stock model's score on some held-out samples, kept like any evaluation, beside the published score."""
     count: int = values["samples"]
     planned = plan({**values, "intervention": {"name": "none"}, "split": "held_out", "limit": count})
     samples = planned.load("samples")

@@ -1,14 +1,14 @@
 """Train an embedded model: `python -m tdrs.zoo.train backbone=mini_llava`.
 
-Sequences are those of `tdrs.zoo.turns`. Loss is on the answers, and on what is read out on the way up the decoder.
-Halfway: at the name of an object, the cell it stands in; at the question mark, the word asked for; at an option's word,
-its letter. Below the last layer: where an option's letter is to be said, its word. Finding the object, naming what it
-shows and finding that word's letter are then learned as steps of their own. The read-out of cells is a layer that only
-training has.
+The sequences are those of `tdrs.zoo.turns`. The loss is on the answers, and on auxiliary read-outs of hidden states.
+Half of the way up the decoder: at the name of an object, its cell; at the question mark, the word asked for; at an
+option's word, its letter. Below the last layer: where an option's letter is the answer, its word. So the model learns
+three separate steps: find the object, name what it shows, find that word's letter. The read-out of cells is a layer
+that only training has.
 
-Three stages: `align` teaches tower and projector to say in the decoder's own words what each patch shows (no decoder
-runs); `skills` has many single words and options, mostly without a hint; `all` has the prompts of all four benchmarks
-as they are asked. A checkpoint is written every few minutes; the same command continues from it, with the same batches.
+There are three stages. `align` teaches tower and projector to express in the decoder's embedding what each patch shows
+(no decoder runs). `skills` has many single words and options, mostly without a hint. `all` has the prompts of all four
+benchmarks. A checkpoint is written every few minutes; the same command continues from it, with the same batches.
 At the end the model is measured: `scores.yaml`, and a card in its folder.
 """
 
@@ -48,7 +48,7 @@ def _features(model: Any, batch: Batch) -> torch.Tensor:
 
 
 def _show_loss(model: Any, features: torch.Tensor, batch: Batch) -> torch.Tensor:
-    """Cross-entropy of each projected patch, read out by the decoder's own embedding, with the two words it shows."""
+    """Cross-entropy between each projected patch, read out with the decoder's embedding, and its two words."""
     logits = model.lm_head(features).flatten(0, 1)
     shown = batch["shown"].flatten(0, 1)
     loss = torch.stack([F.cross_entropy(logits, shown[:, n], reduction="none") for n in range(2)]).sum(dim=0)
@@ -61,7 +61,7 @@ def _align_loss(model: Any, batch: Batch) -> torch.Tensor:
 
 
 def _decode(decoder: Any, embedded: torch.Tensor, mask: torch.Tensor, positions: torch.Tensor) -> list[torch.Tensor]:
-    """The decoder's hidden states halfway up, below the last layer and above it, (rows, L, D) behind the final norm."""
+    """The decoder's hidden states halfway up, below the last layer and above it, (rows, L, D), after the final norm."""
     rotation = decoder.rotary_emb(embedded, position_ids=positions)
     states = [embedded]
     for layer in decoder.layers:
@@ -70,7 +70,7 @@ def _decode(decoder: Any, embedded: torch.Tensor, mask: torch.Tensor, positions:
 
 
 def _answer_loss(model: Any, places: nn.Linear, decoder: Any, batch: Batch) -> tuple[torch.Tensor, dict[str, float]]:
-    """The loss of the stages with the decoder, and for each sort of turn the share of first tokens that are right."""
+    """The loss of the stages with the decoder, and for each sort of turn the share of correct first tokens."""
     features = _features(model, batch)
     ids, turns = batch["ids"], batch["turns"]
     rows = len(ids) // len(features)
@@ -106,7 +106,7 @@ def _answer_loss(model: Any, places: nn.Linear, decoder: Any, batch: Batch) -> t
 def _optimizers(parts: nn.ModuleDict) -> list[torch.optim.Optimizer]:
     """Muon for the matrices between hidden states, at AdamW's rate; AdamW for embeddings, kernels and vectors.
 
-    Against AdamW for all, the skills of the stage `skills` came after half as many steps.
+    With AdamW alone, the stage `skills` needed twice as many steps.
     """
     hidden: list[nn.Parameter] = []
     rest: list[nn.Parameter] = []
@@ -137,7 +137,7 @@ def train(name: str, recipe: Recipe, folder: Path) -> Path:
     places = nn.Linear(model.config.get_text_config().hidden_size, NOWHERE + 1)
     if recipe.start != "random":
         start_from(recipe.start, model, processor.tokenizer)
-    # whole maps of short rows, compiled, are three times as fast on a CPU as its kernel of scaled_dot_product_attention
+    # for short rows on a CPU, compiled eager attention is three times as fast as scaled_dot_product_attention
     model.set_attn_implementation({"text_config": "eager"})
     parts = nn.ModuleDict({"model": model.train(), "places": places}).to(device)
     optimizers = _optimizers(parts)
@@ -163,7 +163,7 @@ def train(name: str, recipe: Recipe, folder: Path) -> Path:
         collate_fn=collate,
         num_workers=1,
         prefetch_factor=8,
-        # a batch never spans two stages, whose items differ: stages start at whole batches
+        # a batch never spans two stages: stages start at whole batches
     )
     decoder: Any = partial(_decode, model.model.language_model)
     if recipe.steps > 200:  # compiling takes half a minute
@@ -189,7 +189,7 @@ def train(name: str, recipe: Recipe, folder: Path) -> Path:
             batch = {part: tensor.to(device) for part, tensor in batch.items()}
             for group in (group for optimizer in optimizers for group in optimizer.param_groups):
                 group["lr"] = recipe.rate(step)
-            # half precision in the products, four times as fast here; weights and their updates stay in float32
+            # products in bfloat16 are four times as fast here; weights and their updates stay in float32
             with torch.autocast(device, torch.bfloat16):
                 if recipe.stage(step) == "align":
                     loss = _align_loss(model, batch)
@@ -199,7 +199,7 @@ def train(name: str, recipe: Recipe, folder: Path) -> Path:
             parts.zero_grad()
             loss.backward()
             if recipe.start != "random" and recipe.stage(step) == "align":
-                model.get_input_embeddings().weight.grad = None  # towers are aligned to a decoder that stays as it is
+                model.get_input_embeddings().weight.grad = None  # towers are aligned to an unchanged decoder
             nn.utils.clip_grad_norm_(parts.parameters(), 1.0)
             for optimizer in optimizers:
                 optimizer.step()

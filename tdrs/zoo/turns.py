@@ -1,7 +1,7 @@
-"""What an embedded model is trained on: pictures with turns about them, packed into a few rows of tokens each.
+"""The training data of an embedded model: pictures with turns about them, packed into a few rows of tokens each.
 
-A turn sees the picture and itself only, and its positions start right behind the picture: so each turn is, to the
-letter and to the position, the prompt the evaluation sends, while the picture is encoded once.
+A turn attends to the picture and to itself only, and its positions start directly after the picture. So each turn has
+exactly the text and the positions of the evaluation's prompt, while the picture is encoded only once.
 """
 
 import re
@@ -46,7 +46,7 @@ BEFORE = 0.15  # of the pictures of the stage `all` have such a text in front of
 
 @dataclass(frozen=True)
 class Recipe:
-    """What a training run is made of (`conf/train.yaml` has the values). Equal recipes give equal batches.
+    """The settings of a training run; `conf/train.yaml` has the values. Equal recipes give equal batches.
 
     Args:
         start: the folder of a model whose text decoder this one starts from, or `embedded:NAME`; `random` is none.
@@ -85,7 +85,7 @@ class Recipe:
         return "skills" if step < self.align_steps + self.skills_steps else "all"
 
     def rate(self, step: int) -> float:
-        """Learning rate of a step: a warm-up and a cosine down to zero while aligning, then again for the rest."""
+        """The learning rate of a step: warm-up and cosine decay to zero for `align`, and again for the other stages."""
         if step < self.align_steps:
             return 1e-3 * _wave(step, self.align_steps, 100)
         return self.learning_rate * _wave(step - self.align_steps, self.steps - self.align_steps, self.warmup_steps)
@@ -173,7 +173,7 @@ class Scene:
         self.pixels = draw(self.objects, rng)
 
     def _catalogue(self, rng: np.random.Generator) -> None:
-        """Nearly every cell shows something, so that a patch is learned from each: objects and signs, any of them."""
+        """A picture with an object or a sign in nearly every cell, so that each cell teaches a patch."""
         cell = 0
         while cell < GRID**2:
             kind, color = rng.random(), str(rng.choice(list(COLORS)))
@@ -307,7 +307,7 @@ class Pictures(Dataset[dict[str, torch.Tensor]]):
         return np.concatenate([np.tile(np.arange(first), (3, 1)), image, np.tile(first + GRID + text, (3, 1))], axis=1)
 
     def _encode(self, text: str) -> list[int]:
-        """The tokenizer's ids, word by word: a turn is made of few words, and asking for each turn anew is slow."""
+        """The tokenizer's ids, cached word by word: turns have few different words, and the tokenizer is slow."""
         ids: list[int] = []
         for word in WORD.findall(text):
             if word not in self._known:
