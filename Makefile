@@ -26,7 +26,7 @@ check: $(VENV)/installed-dev ## ruff, mypy and the import checker
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy && $(BIN)/lint-imports --no-cache
 
 docs: $(VENV)/installed-dev ## build the documentation into build/site
-	$(BIN)/mkdocs build -q --strict
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build -q --strict
 	@echo "python -m http.server --bind 127.0.0.1 --directory build/site 8000   # then open http://127.0.0.1:8000"
 
 ui: $(VENV)/installed ## open the logged runs at http://127.0.0.1:5000
