@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[2]
+FIRST = ["tdrs.sweep", "+experiment=sqa_ablation", "preset=smoke"]  # the study that a reader of the tutorial has run
 MADE = re.compile(r"[ =](mine|my_\w+)\b")
 LOGGED = ("tdrs.sweep", "tdrs.evaluate")
 
@@ -88,12 +89,13 @@ def run_page(page: Path) -> None:
 
 
 def main(pages: list[str]) -> None:
-    """Write the files of all pages, then run each page, and say how each one ended."""
+    """Write the files of all pages, then run each page, and write how each one ended."""
     sys.path.insert(0, "")
     for page in pages:
         for block in blocks(ROOT / page):
             if block.title:
                 write(block)
+    run(FIRST)
     for page in pages:
         began = time.perf_counter()
         try:
