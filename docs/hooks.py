@@ -60,7 +60,7 @@ def from_root(name: str) -> str:
     text = (Path(__file__).parents[1] / name).read_text().replace("](docs/", "](")
     for page, other in ROOT_FILES.items():
         text = text.replace(f"]({other})", f"]({page})")
-    return text
+    return re.sub(r"\[([^]]+)\]\((examples/[^)]+)\)", r"\1 (`\2`)", text)  # notebooks are no pages of the site
 
 
 def described(kind: type) -> dict[str, str]:
@@ -128,7 +128,7 @@ def _rows(kind: type, prefix: str, given: Mapping[str, Any], comments: Mapping[s
             value, meaning = "", f"{meaning} See [{field.name}](#{field.name}).".strip()
         name = prefix + field.name
         yield name, f"| `{name}` | {type_name(hints[field.name])} | {value} | {meaning} |"
-        if nested is not None:
+        if nested is not None and (prefix or field.name not in SECTIONS):
             yield from _rows(type(nested), f"{name}.", {**vars(nested), **given.get(field.name, {})}, {})
 
 
