@@ -125,7 +125,7 @@ def _rows(kind: type, prefix: str, given: Mapping[str, Any], comments: Mapping[s
         value = "" if default is MISSING or deep else f"`{shown(default)}`"
         meaning = meanings.get(field.name, "").replace("|", r"\|")
         if not prefix and field.name in SECTIONS:
-            value, meaning = "", f"{meaning} See [{field.name}](#{field.name}).".strip()
+            value, meaning = "", f"see [{field.name}](#{field.name})"
         name = prefix + field.name
         yield name, f"| `{name}` | {type_name(hints[field.name])} | {value} | {meaning} |"
         if nested is not None and (prefix or field.name not in SECTIONS):
