@@ -176,6 +176,8 @@ def test_what_is_said_to_come_next_has_what_was_typed(
     assert (module, words) == ("tdrs.sweep", [*(word for word in typed if word != "samples=5"), "study.name=mine"])
     compose("sweep", words)
     monkeypatch.setattr(train, "train", lambda *_: tmp_path / "it's a model")
+    monkeypatch.setattr(train.cards, "measure", lambda name, model: {})
+    monkeypatch.setattr(train.cards, "write", lambda *_: None)
     monkeypatch.setattr(convert_internvl2, "convert", lambda source, target, tokenizer: target.mkdir())
     assert run("train", train.main_train, "", []) == 0
     assert convert_internvl2.main(["/a=b", str(tmp_path / "my, model")]) == 0
