@@ -366,10 +366,10 @@ class Log:
         are moved away."""
         self._check()
         outcome.save(self._folder / "study.json")
-        self._check()
         others = len(set(self.lines.trials) - set(self._asked))
         aside = lru_cache(lambda: new_replaced_folder(self._folder, self.key))
         for sink in self._sinks:
+            self._check()
             sink.keep(self._asked, aside)
         if aside.cache_info().misses:
             print(f"{self._name}: {others} trials that are no longer asked for are now in {aside()}", file=sys.stderr)
