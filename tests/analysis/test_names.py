@@ -47,7 +47,7 @@ def study(output: Path, tracking: str, *gaps: int) -> Study:
 def test_methods_of_any_name(tmp_path: Path, pretended: list[str]) -> None:
     made = study(tmp_path, "mlflow", 3)
     outcome = made.run()
-    assert not made.tracker.down
+    assert not made.log.runs.tracker.down
     page, written = report.report_study(outcome, made.records, made.folder)
     paths = {path.name: path for path in written}
     shown = ["stock", *map(escape.one_line, NAMES)]

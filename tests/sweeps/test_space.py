@@ -44,7 +44,8 @@ def test_every_trial_has_the_same_parameters_on_or_off() -> None:
     """What multivariate samplers need."""
     space = Space.of(VALUES, "space")
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
-    asked = [space.ask(study) for _ in range(40)]
+    trials = [study.ask(space.distributions()) for _ in range(40)]
+    asked = [(trial, space.settings(trial.params)) for trial in trials]
     assert {tuple(sorted(trial.params)) for trial, _ in asked} == {("a", "b", "b.on", "c")}
     assert {settings["b"] == 0 for _, settings in asked} == {True, False}
     assert all(0.01 <= settings["b"] <= 5 for _, settings in asked if settings["b"])
