@@ -1,4 +1,4 @@
-"""A study in its folder, as it was left."""
+"""Read a study from its folder."""
 
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from tdrs.sweeps.trial import Trial
 
 
 class Kept:
-    """A study in its folder.
+    """A study as its files describe it.
 
     Raises:
         SettingError: there is no such study, or one of its files is damaged.
@@ -36,11 +36,12 @@ class Kept:
 
     @property
     def key(self) -> str:
+        """A hash of its settings."""
         return study_key(self.config)
 
     @property
     def replaced(self) -> list[Path]:
-        """The folders with what another study of this name, or an earlier version, has left."""
+        """The folders of replaced files: of an earlier study of this name, or of earlier versions, weights or data."""
         return sorted(path for path in (self.folder / REPLACED).glob("*") if path.is_dir())
 
     @property
@@ -51,21 +52,23 @@ class Kept:
 
     @property
     def running(self) -> bool:
-        """Whether a process on this machine leads it."""
+        """Whether a process on this machine runs it."""
         return is_running(self.folder)
 
     @property
     def state(self) -> str:
+        """`running`, `finished` or `stopped`."""
         if self.running:
             return "running"
         return "finished" if (self.folder / "study.json").exists() else "stopped"
 
     def count(self, status: str) -> int:
+        """How many trials have a status."""
         return sum(trial.status == status for trial in self.trials)
 
 
 def is_running(folder: Path) -> bool:
-    """Whether a process on this machine leads the study in a folder."""
+    """Whether a process on this machine runs the study in a folder."""
     return Lease.taken(folder, Records(folder).lease_seconds, "lock")
 
 

@@ -81,7 +81,12 @@ class AttentionSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class Preset:
-    """The `preset` group: how many samples of each split; None is all."""
+    """The `preset` group: how many samples of each split.
+
+    Args:
+        tuning: at most this number of samples on the tuning split, a fair draw of whole images; None is all.
+        held_out: the same on the held-out split.
+    """
 
     tuning: int | None
     held_out: int | None

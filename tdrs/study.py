@@ -1,16 +1,16 @@
-"""Studies that were run: look at them, take them elsewhere, delete them, log what is missing.
+"""List, show, export, check and delete studies, and log what a store of runs lacks.
 
     python -m tdrs.study list                          # all of them
     python -m tdrs.study show sqa_ablation             # its trials and what it found
     python -m tdrs.study best sqa_ablation             # the best settings, as a command
     python -m tdrs.study export sqa_ablation           # trials.csv and samples.parquet
     python -m tdrs.study sync sqa_ablation             # write to Optuna and MLflow what is missing there
-    python -m tdrs.study delete sqa_ablation --yes     # to outputs/trash; without --yes it says what would go
-    python -m tdrs.study check                         # verify every kept file, and say what would repair it
+    python -m tdrs.study delete sqa_ablation --yes     # move it to outputs/trash; without --yes only list it
+    python -m tdrs.study check                         # verify every kept file; print what repairs a damaged one
     python -m tdrs.study prune --yes                   # remove records that no study uses; without --yes list them
 
-A name that begins with `-` or has a `=` is given as `study=NAME`. `output=FOLDER` is where studies are kept, `outputs`
-unless said; `sync` and `delete` take `tracking.uri=ADDRESS`.
+Give a name that begins with `-` or contains `=` as `study=NAME`. `output=FOLDER` is the folder of results, `outputs` by
+default. `sync` and `delete` take `tracking.uri=ADDRESS`.
 """
 
 import csv
@@ -59,7 +59,7 @@ def _list(output: Path) -> int:
 
 
 def _at(output: Path) -> list[str]:
-    """The override that makes a folder the output, if it is not that by itself."""
+    """The override that sets the output folder; empty for the default."""
     return [] if output == Path("outputs") else [f"output={value(str(output.absolute()))}"]
 
 
@@ -84,7 +84,7 @@ def _show(study: Kept) -> None:
 
 
 def _best(study: Kept) -> None:
-    """What was chosen on the tuning split, and the command that reports it; so far, if the study is not finished."""
+    """Print the settings chosen on the tuning split and the command that reports them; if stopped, the best so far."""
     if (study.folder / "study.json").exists():
         chosen = [row for row in read_outcome(study.folder).rows if row.budget]
     else:
@@ -103,7 +103,7 @@ def _best(study: Kept) -> None:
 
 
 def _command(study: Kept, trial: Trial) -> str:
-    """What evaluates a trial's settings on the held-out split."""
+    """The command that evaluates a trial's settings on the held-out split."""
     config = with_settings(study.config, Request("", "", trial.settings, trial.condition).merged)
     usual = plain(compose("evaluate", []))
     words = []
@@ -121,7 +121,7 @@ def _command(study: Kept, trial: Trial) -> str:
 
 
 def _cell(given: Any) -> str:
-    """A setting in a table's cell: a text as it is, all else as JSON, so that null is not the same as no setting."""
+    """A setting as the text of a cell. Values other than texts are JSON, so that null differs from an unset value."""
     return given if isinstance(given, str) else json.dumps(given, ensure_ascii=False)
 
 

@@ -1,8 +1,8 @@
-"""What `tdrs.study check` and `tdrs.study prune` do: look at every kept file, and free what no study uses.
+"""`tdrs.study check` verifies every kept file; `tdrs.study prune` removes the records that no study uses.
 
 `check` changes nothing. It reads each file with its checksum, computes metrics again from the rows, and compares what
-studies say with the records they name. What it finds is repaired by the study's own command, which measures again what
-is damaged, and nothing else.
+studies say with the records they name. The study's own command repairs what `check`
+finds: it measures again what is damaged, and nothing else.
 """
 
 import json
@@ -56,7 +56,7 @@ def faults(output: Path) -> Iterator[Fault]:
     for path in tqdm(kept, desc="features", unit="picture", disable=None, leave=False):
         fault = EmbeddingStore(output / "features", 1, path.parent.name).fault(path)
         if fault:
-            yield Fault(path, fault, "the picture is seen again")
+            yield Fault(path, fault, "the picture is encoded again")
     for path in sorted(output.rglob("*")):
         if path.name.endswith(".partial"):
             yield Fault(path, "was left by a process that died while it wrote", "it can be removed")

@@ -1,4 +1,4 @@
-"""What `tdrs.study delete` does: a study, and the evaluations that no other study names, go into a trash folder.
+"""`tdrs.study delete` moves a study, and the evaluations that no other study names, into a trash folder.
 
 Nothing is erased: `outputs/trash/NAME-DATE` has the study's folder as `study` and its evaluations under `records`. An
 evaluation is kept if its cache key stands anywhere in the files of another study, whatever else is missing there.
@@ -28,7 +28,7 @@ _CACHE_KEY = re.compile(rb"(?<![0-9a-f])[0-9a-f]{16}(?![0-9a-f])")
 
 
 def delete(study: Kept, yes: bool, tracking: Mapping[str, Any]) -> None:
-    """Move a study away, with the evaluations that are its alone; without `yes` only say what would go.
+    """Move a study and the evaluations that only it uses into the trash; without `yes` only say what would be moved.
 
     Raises:
         SettingError: it, or another study, is running; its folder is a link; another study's files cannot be read; or
@@ -82,7 +82,7 @@ def delete(study: Kept, yes: bool, tracking: Mapping[str, Any]) -> None:
 
 
 def named_in(folder: Path) -> set[str]:
-    """All that may be an evaluation's cache key in the files of a study, whatever state they are in.
+    """Every text in the files of a study that may be a cache key, also in damaged files.
 
     Raises:
         SettingError: a file cannot be read, or the study is running and may come to name more.
@@ -117,7 +117,7 @@ def named_in(folder: Path) -> set[str]:
 
 
 def _is_record_of(records: Records, trial: Trial) -> bool:
-    """Whether a record may be what a trial measured: it is not whole, or it has the trial's metrics.
+    """Whether a record can be what a trial measured: it is unfinished, or it has the trial's metrics.
 
     A line of `trials.jsonl` that somebody changed may name any record.
     """
@@ -126,7 +126,7 @@ def _is_record_of(records: Records, trial: Trial) -> bool:
 
 
 def _trash(study: Kept) -> Path:
-    """A new folder for what is deleted."""
+    """A new folder in the trash."""
     name = f"{study.name[:100]}-{time.strftime('%Y%m%d-%H%M%S')}"
     number = 1
     (study.output / "trash").mkdir(exist_ok=True)
@@ -142,7 +142,7 @@ def _trash(study: Kept) -> Path:
 
 
 def claimed(records: Records, cache_key: str) -> AbstractContextManager[object]:
-    """An evaluation that no other process measures; one that is a link is moved as a link, and not looked into.
+    """Hold the lease of an evaluation while the context lasts. A link is not followed and needs no lease.
 
     Raises:
         SettingError: another process measures it.

@@ -125,7 +125,7 @@ def test_unknown_names(override: str, said: str, capsys: pytest.CaptureFixture[s
         ("backbone.dtype=int8", "backbone.dtype = 'int8': must be one of auto, float32, bfloat16, float16"),
         (
             "backbone.source=/no/where",
-            "backbone.source = '/no/where': no such folder, and not a hub id (owner/name); see the README",
+            "backbone.source = '/no/where': no such folder, and not a hub id (owner/name)",
         ),
         (
             "backbone.source=embedded:x",

@@ -83,7 +83,7 @@ class BackboneSettings:
             known = sorted(folder.name for folder in EMBEDDED.iterdir() if (folder / "config.json").exists())
             check_choice("source", self.source, [f"embedded:{name}" for name in known])
         elif not self.folder.is_dir() and (self.source.startswith((".", "/", "~")) or self.source.count("/") != 1):
-            raise SettingError("source", self.source, "no such folder, and not a hub id (owner/name); see the README")
+            raise SettingError("source", self.source, "no such folder, and not a hub id (owner/name)")
         elif self.folder.is_dir() and not (self.folder / "config.json").exists():
             raise SettingError("source", self.source, "the folder has no config.json")
 
