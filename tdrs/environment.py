@@ -56,7 +56,7 @@ def quiet(*loggers: str, level: int = logging.WARNING) -> Iterator[None]:
 
 def shows_progress() -> bool:
     """Whether a progress bar on standard error is seen: by a terminal or a notebook."""
-    return sys.stderr.isatty() or "ipykernel" in sys.modules
+    return sys.stderr.isatty() or type(sys.stderr).__module__.startswith("ipykernel.")
 
 
 def keep_memory() -> None:

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from tdrs.environment import environment
+from tdrs.environment import environment, shows_progress
 
 FAULTS = """
 import resource, torch
@@ -34,3 +34,12 @@ def test_memory_is_kept_for_the_next_array() -> None:
     """A block's arrays are thousands of pages; taken anew each time, each page is a fault."""
     done = subprocess.run([sys.executable, "-c", FAULTS], capture_output=True, text=True, check=True)
     assert int(done.stdout) < 1000
+
+
+def test_a_progress_bar_is_for_terminals_and_notebooks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where ipykernel is only imported, standard error may still be a file."""
+    iostream = pytest.importorskip("ipykernel.iostream")
+    assert not shows_progress()
+    monkeypatch.setattr(sys, "stderr", iostream.OutStream.__new__(iostream.OutStream))
+    monkeypatch.setattr(iostream.OutStream, "isatty", lambda self: False)
+    assert shows_progress()
