@@ -8,6 +8,7 @@ finds: it measures again what is damaged, and nothing else.
 import json
 import shutil
 from collections.abc import Iterator
+from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -130,13 +131,14 @@ def _of_outcome(study: Kept, outcome: Outcome) -> Iterator[str]:
     """How a study's result contradicts its records."""
     if not outcome.overlap and any(row.budget for row in outcome.rows) and _shared(study, outcome):
         yield "says that no held-out sample is in the tuning split; its records have such samples"
+    read = lru_cache(maxsize=4)(lambda cache_key: study.records.read(cache_key).records)  # the stock model's serve all
     stock: dict[tuple[str, str], Trial] = {}
     for trial in [*outcome.trials, *outcome.rows]:
         at = trial.split, json.dumps(trial.condition)
-        if trial.name == STOCK:
-            stock[at] = trial
         if trial.status != COMPLETE:
             continue
+        if trial.name == STOCK:
+            stock[at] = trial
         kept = study.records.outline(trial.cache_key).get("metrics")
         if kept is None and trial not in outcome.rows:
             continue  # a tuning trial is measured again where the study asks for it
@@ -144,10 +146,9 @@ def _of_outcome(study: Kept, outcome: Outcome) -> Iterator[str]:
             yield f"names {trial.cache_key} ({trial.name}), which is not kept whole"
         elif kept != trial.metrics:
             yield f"has other metrics of {trial.name} than its record {trial.cache_key}"
-        elif trial.difference or (trial in outcome.rows and trial.name != STOCK):
+        elif trial.difference or (trial in outcome.rows and trial.name != STOCK and at in stock):
             try:
-                both = [study.records.read(one.cache_key).records for one in (stock[at], trial)]
-                expected = difference(stock[at], trial, *both)
+                expected = difference(stock[at], trial, read(stock[at].cache_key), read(trial.cache_key))
             except (KeyError, FileNotFoundError, Damaged, SettingError) as error:
                 yield f"has a difference of {trial.name} that cannot be computed again ({first_line(error)})"
                 continue

@@ -286,6 +286,19 @@ def test_a_result_that_contradicts_its_records_is_found(
     assert said in capsys.readouterr().out
 
 
+def test_a_failed_stock_model_leaves_no_difference_to_check(
+    kept: tuple[Path, Outcome], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(kept[0], tmp_path / "outputs")
+    path = tmp_path / "outputs" / "studies" / "small" / "study.json"
+    values = json.loads(path.read_text())
+    for trial in [*values["trials"], *values["rows"]]:
+        failed = {"status": "failed", "metrics": {}} if trial["name"] == "stock" else {}
+        trial.update({"difference": None, **failed})
+    _reseal(path, trials=values["trials"], rows=values["rows"])
+    assert study_command(["check", f"output={tmp_path / 'outputs'}"]) == 0, capsys.readouterr().out
+
+
 def test_check_of_what_is_whole(kept: tuple[Path, Outcome], capsys: pytest.CaptureFixture[str]) -> None:
     """An evaluation that is not finished is no fault."""
     assert study_command(["check", f"output={kept[0]}"]) == 0
