@@ -187,7 +187,7 @@ def test_what_is_said_to_come_next_has_what_was_typed(
         assert plain(compose(entry, words))["backbone"]["source"] == str(tmp_path / name)
 
 
-@pytest.mark.parametrize("name", ["place", "dataset.gap", "a, b"])
+@pytest.mark.parametrize("name", ["data", "dataset.gap", "a, b"])
 def test_an_advised_override_runs(name: str) -> None:
     """An axis that another one contradicts; the advice takes the first one away."""
     axes = {name: [{"dataset.gap": 0}], "text": [{"dataset.gap": 0}]}

@@ -285,7 +285,7 @@ def test_an_axis_is_added_or_all_are_replaced() -> None:
     given = ["+experiment=peers", "search.axes={dataset: [mini_gqa, mini_pope]}"]
     assert plain(compose("sweep", given))["search"]["axes"] == {"dataset": ["mini_gqa", "mini_pope"]}
     given = ["+experiment=peers", "+search.axes={batch_size: [8, 16]}"]
-    assert list(plain(compose("sweep", given))["search"]["axes"]) == ["place", "batch_size"]
+    assert list(plain(compose("sweep", given))["search"]["axes"]) == ["data", "batch_size"]
     given = ["search=grid", "search.axes={batch_size: [8]}", "+search.axes.backbone=[mini_llava]"]
     assert list(plain(compose("sweep", given))["search"]["axes"]) == ["batch_size", "backbone"]
 

@@ -39,7 +39,7 @@ def output(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         pretend.pretend(patch)
         with pytest.warns(UserWarning, match="points off the published"):
-            tdrs.run_study("sensitivity", [*OVERRIDES, "search.axes.place=[{dataset: mini_scienceqa, dataset.gap: 32},"
+            tdrs.run_study("sensitivity", [*OVERRIDES, "search.axes.data=[{dataset: mini_scienceqa, dataset.gap: 32},"
                            "{dataset: mini_pope, dataset.gap: 4}]"], folder)  # fmt: skip
     return folder
 

@@ -98,8 +98,8 @@ def test_ties_go_to_the_papers_value_then_to_its_neighbour() -> None:
     assert best([0.6, 0.5, 0.5, 0.5], 0, 1, 2, 3) == 3
 
 
-def test_places_have_curves_and_rows_of_their_own(tmp_path: Path, pretended: list[str]) -> None:
-    axes = {"place": [{"dataset": "mini_scienceqa", "dataset.gap": 2}, {"dataset": "mini_pope", "dataset.gap": 3}]}
+def test_conditions_have_curves_and_rows_of_their_own(tmp_path: Path, pretended: list[str]) -> None:
+    axes = {"data": [{"dataset": "mini_scienceqa", "dataset.gap": 2}, {"dataset": "mini_pope", "dataset.gap": 3}]}
     found = Study(configuration(tmp_path, axes=axes, budget=2), Tracker("none", tmp_path)).run()
     assert [row.name for row in found.rows] == 2 * [
         "stock", "logits, paper", "logits, tuned", "weights, paper", "weights, tuned", "temperature, tuned"
