@@ -1,5 +1,6 @@
-"""What the embedded models score without an edit: measured, kept in `scores.yaml`, shown as the table of each card."""
+"""The scores of the embedded models without an edit: measured, kept in `scores.yaml`, shown in the models' cards."""
 
+import re
 from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
@@ -9,11 +10,16 @@ import yaml
 from tqdm import tqdm
 
 from tdrs import backbones, benchmarks
+from tdrs.benchmarks import Sample
 from tdrs.configuration import choice
 from tdrs.evaluation import evaluate
 from tdrs.interventions.none import Stock
+from tdrs.zoo.turns import GAP
 
-Scores = dict[str, dict[str, Any]]  # data set → {"blank": accuracy, "between" and "before_image": gap → with limits}
+# For each data set: `samples`, their number; `blank`, the accuracy with blank pictures; `between` and `before_image`,
+# for each gap the accuracy and its limits; `answers`, for gaps up to the longest in training: how many answers have the
+# form that was asked for, and how many there are.
+Scores = dict[str, dict[str, Any]]
 DATASETS = ("mini_scienceqa", "mini_gqa", "mini_textvqa", "mini_pope")
 GAPS = (0, 16, 32, 128, 256, 512)
 SAMPLES, BATCH = 500, 64
@@ -27,36 +33,52 @@ def known_scores() -> dict[str, Scores]:
 
 
 def measure(name: str, folder: Path) -> Scores:
-    """The accuracy of a model in a folder at each distance, with 95 % limits; a few minutes on a CPU.
+    """Measure the scores of a model at each distance; a few minutes on a CPU.
 
     Args:
-        name: the embedded model whose settings it has.
+        name: the embedded model whose settings are used.
+        folder: the folder of the measured model.
     """
     backbone = backbones.load(backbones.from_settings(choice("backbone", name) | {"source": str(folder)}))
     conditions: list[dict[str, Any]] = [{"gap": 0, "blank": True}]
     conditions += [{"gap": gap, "filler": "between"} for gap in GAPS]
     conditions += [{"gap": gap, "filler": "before_image"} for gap in GAPS if gap]
-    scores: Scores = {dataset: {"blank": 0.0, "between": {}, "before_image": {}} for dataset in DATASETS}
+    scores: Scores = {dataset: {"between": {}, "before_image": {}, "answers": [0, 0]} for dataset in DATASETS}
     for dataset in tqdm(DATASETS, desc="scores", unit="data set", disable=None):
         for condition in conditions:
             benchmark = benchmarks.from_settings({"name": dataset, **condition})
             samples = benchmarks.load(benchmark, "held_out", SAMPLES, backbone.settings.prompt_style)
-            metrics = evaluate(backbone, benchmark, samples, Stock(), BATCH).metrics
-            value, low, high = (round(metrics[f"accuracy{limit}"], 3) for limit in ("", "_low", "_high"))
+            evaluation = evaluate(backbone, benchmark, samples, Stock(), BATCH)
+            value, low, high = (round(evaluation.metrics[f"accuracy{limit}"], 3) for limit in ("", "_low", "_high"))
+            one = scores[dataset]
+            one["samples"] = len(samples)
             if "blank" in condition:
-                scores[dataset]["blank"] = value
-            else:
-                scores[dataset][condition["filler"]][condition["gap"]] = [value, low, high]
+                one["blank"] = value
+                continue
+            one[condition["filler"]][condition["gap"]] = [value, low, high]
+            if condition["gap"] <= GAP:
+                pairs = zip(samples, evaluation.records, strict=True)
+                good = sum(has_form(record.prediction, sample) for sample, record in pairs)
+                one["answers"] = [one["answers"][0] + good, one["answers"][1] + len(samples)]
     return scores
 
 
+def has_form(answer: str, sample: Sample) -> bool:
+    """Whether an answer has the form that was asked for: one of the sample's options, or in an open question one word.
+
+    Case and a full stop at the end do not matter.
+    """
+    words = answer.strip().removesuffix(".").lower().split()
+    return len(words) == 1 and (not sample.options or words[0] in {option.lower() for option in sample.options})
+
+
 def table(scores: Scores) -> str:
-    """The scores as a Markdown table: a row a data set, and one for the same text in front of the image."""
+    """The scores as a Markdown table. Each data set has a row, and a second one for the text in front of the image."""
     gaps = sorted({gap for one in scores.values() for gap in one["between"]})
     head = ["", "blank pictures", *(f"gap {gap}" for gap in gaps)]
     lines = ["| " + " | ".join(head)[1:] + " |", "|---" * len(head) + "|"]
     for dataset, one in scores.items():
-        lines.append(_row([f"`{dataset}`", f"{one['blank']:.3f}"], one["between"], gaps))
+        lines.append(_row([f"`{dataset}`, n = {one['samples']}", f"{one['blank']:.3f}"], one["between"], gaps))
         if one.get("before_image"):
             lines.append(_row(["— the same text before the image", ""], one["before_image"], gaps))
     return "\n".join(lines)
@@ -67,16 +89,24 @@ def _row(first: list[str], cells: Mapping[int, list[float]], gaps: list[int]) ->
     return f"| {' | '.join([*first, *shown])} |"
 
 
-def with_table(card: str, scores: Scores) -> str:
-    """A card whose table of scores is the one of these scores."""
-    lines = card.split("\n")
+def form_sentence(scores: Scores) -> str:
+    """The beginning of a card's sentence on how many answers have the form that was asked for."""
+    good, count = (sum(one["answers"][part] for one in scores.values()) for part in (0, 1))
+    return f"At gaps up to {GAP}, {good} of {count} answers have the form that was asked for"
+
+
+def with_scores(card: str, scores: Scores) -> str:
+    """A card with its table, and its number of answers in the right form, made from scores."""
+    counted = re.search(r"\d+ of \d+", form_sentence(scores))
+    assert counted
+    lines = re.sub(r"\d+ of \d+(?= answers)", counted[0], card).split("\n")
     first = next(number for number, line in enumerate(lines) if line.startswith("| | blank pictures"))
     after = next(number for number in range(first, len(lines)) if not lines[number].startswith("|"))
     return "\n".join([*lines[:first], table(scores), *lines[after:]])
 
 
 def write(name: str, recipe: Mapping[str, Any], folder: Path, scores: Scores) -> None:
-    """Write `scores.yaml` beside a trained model and a card, with its recipe, into it.
+    """Write a card with the recipe into a trained model's folder, and `scores.yaml` beside that folder.
 
     Args:
         folder: the model's folder.
@@ -86,7 +116,8 @@ def write(name: str, recipe: Mapping[str, Any], folder: Path, scores: Scores) ->
     card = (
         f"# {name}\n\nTrained by `python -m tdrs.zoo.train backbone={name}` with this recipe:\n\n"
         f"```yaml\n{yaml.safe_dump(dict(recipe), sort_keys=False)}```\n\n## Measured\n\n"
-        f"Accuracy without an edit on {SAMPLES} held-out samples of each data set, in brackets 95 % limits. A gap is\n"
-        f"unrelated text between image and question, in tokens.\n\n{table(scores)}\n"
+        f"Accuracy without an edit on at most {SAMPLES} held-out samples of each data set, in whole images, with 95 %\n"
+        f"limits. A gap is unrelated text between image and question, in tokens.\n\n{table(scores)}\n\n"
+        f"{form_sentence(scores)}: a letter, a word, yes or no.\n"
     )
     (folder / "README.md").write_text(card, encoding="utf-8")

@@ -1,6 +1,7 @@
 """The models in the package: the hub's layout, every pair of model and twin loads, runs, and knows its answers."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -36,7 +37,23 @@ def backbone(request: pytest.FixtureRequest) -> Backbone:
 @pytest.mark.parametrize("name", FAMILIES)
 def test_a_card_shows_the_scores_that_are_kept(name: str) -> None:
     card = (EMBEDDED / name / "README.md").read_text(encoding="utf-8")
-    assert cards.with_table(card, cards.known_scores()[name]) == card
+    scores = cards.known_scores()[name]
+    assert cards.with_scores(card, scores) == card
+    assert cards.form_sentence(scores) in " ".join(card.split())
+    changed = {dataset: one | {"samples": 7, "answers": [5, 7]} for dataset, one in scores.items()}
+    other = cards.with_scores(card, changed)
+    assert other.count(", n = 7 |") == 4
+    assert "20 of 28 answers" in " ".join(other.split())
+
+
+@pytest.mark.parametrize(
+    ("answer", "options", "good"),
+    [("B", "ABC", True), ("b.", "ABC", True), ("D", "ABC", False), ("A B", "ABC", False), ("", "ABC", False),
+     ("left", "", True), ("to the left", "", False), ("", "", False)],
+)  # fmt: skip
+def test_the_form_of_an_answer(answer: str, options: str, good: bool) -> None:
+    sample = next(iter(benchmarks.load(benchmarks.from_settings({"name": "mini_gqa"}), "tuning", 1)))
+    assert cards.has_form(answer, replace(sample, options=tuple(options))) == good
 
 
 def test_three_architectures_and_three_seeds() -> None:
