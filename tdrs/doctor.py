@@ -199,7 +199,7 @@ def _size(count: int) -> str:
 
 
 def _largest_batch(backbone: Backbone, planned: Plan, samples: Sequence[Sample]) -> Finding:
-    """By doubling, under the edit, of the longest prompts."""
+    """The largest batch of the longest prompts that fits into memory under the edit, found by doubling."""
     longest = sorted(samples, key=lambda sample: len(sample.prompt), reverse=True)
     fits, size = 0, 1
     while size <= len(longest):
@@ -231,7 +231,8 @@ def _features(
     ]
     good = whole <= bound or not bound
     if not good:
-        lines.append(f"MORE than features_gib keeps: each trial would look anew; features_gib={whole / GIB + 1:.0f}")
+        enough = f"features_gib={whole / GIB + 1:.0f}"
+        lines.append(f"MORE than features_gib keeps: each trial would encode pictures again; set {enough}")
     if whole > free:
         lines.append("MORE than the disk has")
     return Finding("features", lines, good and whole <= free)

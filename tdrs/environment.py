@@ -55,7 +55,7 @@ def quiet(*loggers: str, level: int = logging.WARNING) -> Iterator[None]:
 
 
 def shows_progress() -> bool:
-    """Whether a progress bar on standard error is seen: by a terminal or a notebook."""
+    """Whether standard error is that of a terminal or a notebook, where somebody sees a progress bar."""
     return sys.stderr.isatty() or type(sys.stderr).__module__.startswith("ipykernel.")
 
 

@@ -1,9 +1,9 @@
-"""Who works on a folder: a file lock that ends with its process, and a token for those whom no lock reaches.
+"""A lease says which process works on a folder: a file lock, and a token for machines that do not see the lock.
 
-Processes of one machine see each other's locks, and one that dies is replaced at once. Machines that share a folder may
-not, and some file systems grant every lock. So the holder also writes a token into the file and touches it while it
-lives; who finds the file untouched for long enough, by its own watch, replaces the token. A holder that was paused for
-so long finds another token there, and must stop (`check`): one folder never has two that write.
+The processes of one machine see each other's locks, so a process that dies is replaced at once. Machines that share a
+folder may not see them, and some file systems grant every lock. So the holder also writes a token into the file, and
+touches the file while it lives. A process that sees no touch for long enough, by its own clock, replaces the token. A
+holder that was paused for so long finds another token there, and must stop (`check`). So no folder has two writers.
 """
 
 import fcntl
@@ -18,8 +18,8 @@ from typing import IO, Any, TextIO
 
 from tdrs.checked_file import free
 
-ABANDONED = 10  # a lease that was not touched for so many times its seconds is void at first sight
-SETTLE = 0.1  # seconds in which two processes that take a lease at once overwrite each other's token
+ABANDONED = 10  # a lease that was not touched for this many times its seconds is replaced at once
+SETTLE = 0.1  # seconds to wait, in case two processes take a lease at the same time and overwrite each other's token
 
 
 class LostLease(RuntimeError):
@@ -27,7 +27,10 @@ class LostLease(RuntimeError):
 
 
 def lock(path: Path) -> TextIO | None:
-    """A file, created if need be and locked until it is closed or the process ends; None if another process has it."""
+    """Open, and if need be create, a file that is locked until it is closed or the process ends.
+
+    None if another process has the lock.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     free(path)
     file = path.open("a+", encoding="utf-8", errors="replace")
@@ -61,11 +64,11 @@ def machine() -> str:
 
 
 _own: set[str] = set()  # tokens that this process holds
-_watched: dict[Path, tuple[str, int, float]] = {}  # token, time of the last touch, and since when both are as they are
+_watched: dict[Path, tuple[str, int, float]] = {}  # token, time of the last touch, and since when both are unchanged
 
 
 def _holder(path: Path) -> dict[str, str | int]:
-    """What the file of a lease says of its holder; empty if there is none, or if it says nothing that is known."""
+    """What the file of a lease says about its holder; empty if there is no file, or if it cannot be understood."""
     try:
         found = json.loads(path.read_bytes())
         return {"machine": str(found["machine"]), "process": int(found["process"]), "token": str(found["token"])}
@@ -84,7 +87,7 @@ def _process_lives(process: int) -> bool:
 
 
 def _alive(path: Path, holder: dict[str, str | int], seconds: float) -> bool:
-    """Whether the holder that a file names lives, as far as one can tell without its lock."""
+    """Whether the holder that a file names lives, judged without the lock."""
     if not holder:
         return False
     token, here = str(holder["token"]), holder["machine"] == machine()
@@ -106,8 +109,8 @@ def _alive(path: Path, holder: dict[str, str | int], seconds: float) -> bool:
 class Lease:
     """A claim on a folder, to be released.
 
-    Two workers on one evaluation would only waste time: their batches are equal. Two that write a study's log would
-    write its runs twice, so these call `check` before each write.
+    Two workers on one evaluation would only waste time: their batches are equal. Two leaders of a study would log its
+    runs twice, so a leader calls `check` before each write.
     """
 
     def __init__(self, path: Path, file: TextIO, seconds: float) -> None:
@@ -125,8 +128,8 @@ class Lease:
         """The lease of a folder, or None if somebody alive has it.
 
         Args:
-            seconds: after so long without a touch the holder counts as dead.
-            name: of its file.
+            seconds: a holder that has not touched the file for this time counts as dead.
+            name: the name of the file.
         """
         path = folder / name
         file = lock(path)
@@ -162,7 +165,7 @@ class Lease:
 
     @property
     def holds(self) -> bool:
-        """Whether the folder still has this one's token."""
+        """Whether the folder still has the token of this lease."""
         return _holder(self._path).get("token") == self._token
 
     def check(self) -> None:

@@ -34,7 +34,7 @@ FAMILY_STYLES = {"llava": "llava", "internvl": "internvl", "qwen2_5_vl": "vlmeva
 
 @dataclass(frozen=True)
 class LoadedModel(BackboneSettings):
-    """How a model is asked that the caller has loaded. Its source is only a name: nothing is looked up by it."""
+    """The settings of a model that the caller has loaded. Its source is only a name: nothing is looked up by it."""
 
     def __post_init__(self) -> None:
         check_choice("prompt_style", self.prompt_style, STYLES)
@@ -206,7 +206,7 @@ def _check_model(model: PreTrainedModel, processor: Any) -> None:
 
 @contextmanager
 def _prepared(model: PreTrainedModel, processor: Any) -> Iterator[None]:
-    """While it lasts, the model is in eval mode and decodes greedily; then it is as before."""
+    """A `with` block in which the model is in eval mode and decodes greedily. Afterwards it is as before."""
     generation_config, training = model.generation_config, model.training
     model.generation_config = greedy(generation_config, ends(processor))
     model.eval()

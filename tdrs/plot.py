@@ -58,8 +58,8 @@ def distance(study: StudyResults, axes: GivenAxes = None) -> Figure:
 def decay(study: StudyResults, axes: GivenAxes = None) -> Figure:
     """Draw attention weight against the distance of query and key (the paper's Figure 1C), and the kernels: 3 panels.
 
-    The values are those of `decay.json` in the study's folder, or if there are none, measured now: this loads the model
-    of the study's first condition.
+    The values are those of `decay.json` in the study's folder. Without this file they are measured now, which loads the
+    model of the study's first condition.
 
     Raises:
         SettingError: the model, the data or the versions are no longer those of the study's records, or the number of

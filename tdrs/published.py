@@ -31,7 +31,7 @@ REPORTED = {
     ("qwen", "textvqa"): {0: 84.5, 3: 85.0},
     ("qwen", "pope"): {0: 86.4, 1: 86.6, 2: 86.9, 3: 87.3},
 }
-# Where the paper's stock score belongs to another model: its own authors' score. 79.1 is InternVL2.5-8B's.
+# The score by the model's own authors, where the paper's stock score is another model's: 79.1 is InternVL2.5-8B's.
 STOCK = {("internvl", "textvqa"): (77.4, "InternVL2-8B's own report")}
 REAL = {"llava_1_5_7b": "llava", "internvl2_8b": "internvl", "qwen2_5_vl_7b": "qwen"}
 RE_WEIGHT = {"pope": 1.0, "other": 0.8}  # the paper's λ_re
@@ -126,7 +126,7 @@ def compare(config: Mapping[str, Any], records: Sequence[Record]) -> Comparison 
 
 
 def checked(compared: Sequence[Comparison | str]) -> str:
-    """At how many conditions of a study a published score checks the way to a number."""
+    """A sentence on how many conditions of a study were checked against a published score."""
     count = sum(isinstance(one, Comparison) for one in compared)
     return f"Weights, prompts and rules were checked against a published score at {count} of {len(compared)} conditions"
 
@@ -134,9 +134,9 @@ def checked(compared: Sequence[Comparison | str]) -> str:
 def reported(config: Mapping[str, Any]) -> tuple[float, str] | None:
     """What the paper reports for a configuration, in per cent, and for which model; None if it reports nothing.
 
-    An embedded model and a twin have the number of the real model and set whose names they bear, at any distance. A
-    real model has it under the conditions of `published`. The method must be none, or T-DRS at the paper's settings
-    under either reading of `gain`.
+    For an embedded model and a twin, it is the number of the real model and data set that they are named after, at any
+    distance. For a real model, the conditions of `published` apply. The method must be none, or T-DRS at the paper's
+    settings under either reading of `gain`.
     """
     backbone, dataset, method = config["backbone"], config["dataset"], config["intervention"]
     real = DATASETS[dataset["name"]].real
@@ -153,7 +153,7 @@ def reported(config: Mapping[str, Any]) -> tuple[float, str] | None:
 
 
 def _stage(method: Mapping[str, Any], real: str) -> int | None:
-    """The row of the paper's Table 2 that a method's settings are, on a benchmark; None if they are no row of it."""
+    """The row of the paper's Table 2 that has a method's settings on a benchmark; None if no row has them."""
     if method["name"] == "none":
         return 0
     if method["name"] != "tdrs":
@@ -166,7 +166,7 @@ def _stage(method: Mapping[str, Any], real: str) -> int | None:
     return None
 
 
-# Settings that decide a stock score, beside the model and the data: with another value it is another score.
+# Settings that decide a stock score, in addition to the model and the data.
 _DECISIVE = {
     "backbone": ("prompt_style", "max_new_tokens", "system", "transparency", "image"),
     "dataset": ("rule", "prompt", "seed", "ocr_tokens", "held_out"),

@@ -14,11 +14,11 @@ from typing import Any, ClassVar
 
 from tdrs.settings import SettingError, build, build_named, check_complete, check_number
 
-LONGEST_NAME = 200  # bytes of a study's name: with endings it has to be a file's name
+LONGEST_NAME = 200  # bytes of a study's name: with an ending it must still be a valid file name
 
 
 def check_study_name(name: object, setting: str = "study.name") -> None:
-    """Raises SettingError unless a name can be that of one folder, on any system, and be typed again."""
+    """Raises SettingError unless a name can be a folder's name on any system, and can be typed in a command."""
     if not isinstance(name, str):
         quoted = "'" + str(name) + "'"
         raise SettingError(setting, name, f'must be text; a number is quoted: {setting}="{quoted}"')
@@ -46,7 +46,7 @@ def check_output(output: object) -> None:
     except (OSError, UnicodeError) as error:
         raise SettingError("output", output, f"cannot be looked at: {error}") from None
     try:
-        tempfile.TemporaryFile(dir=there).close()  # permissions do not tell of read-only and special file systems
+        tempfile.TemporaryFile(dir=there).close()  # permissions do not show that a file system is read-only
     except OSError as error:
         raise SettingError("output", output, f"{there} cannot be written: {error.strerror}") from None
 

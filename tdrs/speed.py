@@ -319,7 +319,7 @@ def _plain(job: Job) -> tuple[float, float, float, float]:
 
 
 def neighbours(given: Mapping[str, str], folder: Path) -> None:
-    """The command `neighbours`: the time of an evaluation alone and beside another, by how idle threads wait.
+    """The command `neighbours`: time an evaluation alone and next to another one, for two ways to wait of idle threads.
 
     Commands let idle threads sleep (`tdrs/entry_point.py`). By OpenMP's defaults they spin, on cores that others need.
     """

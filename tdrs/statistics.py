@@ -54,9 +54,9 @@ def accuracy_interval(
 ) -> Interval:
     """Mean of scores from 0 to 1 with Wilson's interval at the effective sample size.
 
-    The effective size is n (with weights (Σw)² / Σw²) over the design effect: the variance of the mean over clusters
-    relative to that of independent 0/1 samples, for 0/1 scores at least 1. Wilson: E. B. Wilson, JASA 22 (1927). No
-    sample at all: nan.
+    The effective size is n, or with weights (Σw)² / Σw², divided by the design effect. The design effect is the
+    variance of the mean over clusters relative to that of independent 0/1 samples; for 0/1 scores it is at least 1.
+    Without samples the result is nan. Source: E. B. Wilson, JASA 22 (1927).
     """
     values = np.asarray(scores, dtype=float)
     if len(values) == 0:
@@ -115,15 +115,15 @@ class McNemar(NamedTuple):
 def mcnemar(first: Sequence[float], second: Sequence[float]) -> McNemar:
     """McNemar's exact test: given the discordant samples, gains are as likely as losses.
 
-    It takes samples as independent: where questions share an image, `sign_flip` does not. No discordant sample: p = 1.
-    Q. McNemar, Psychometrika 12 (1947).
+    It assumes that samples are independent; `sign_flip` does not, and fits questions that share an image. Without
+    discordant samples p is 1. Source: Q. McNemar, Psychometrika 12 (1947).
 
     Raises:
         ValueError: a score is neither 0 nor 1, or the sequences differ in length.
     """
     before, after = (np.asarray(scores, dtype=float) for scores in (first, second))
     if before.shape != after.shape or not np.isin(np.concatenate([before, after]), (0, 1)).all():
-        raise ValueError("McNemar's test wants paired scores of 0 and 1")
+        raise ValueError("McNemar's test needs paired scores of 0 and 1")
     gained, lost = int(np.sum(after > before)), int(np.sum(after < before))
     p = binomtest(gained, gained + lost).pvalue if gained + lost else 1.0
     return McNemar(gained, lost, float(p))
@@ -138,9 +138,9 @@ def sign_flip(
 ) -> float:
     """Two-sided p-value of no difference: each cluster's difference is as likely as its negative.
 
-    Exact where the clusters' differences are whole numbers, as for 0/1 scores of equal weight (for one sample a cluster
-    it is then McNemar's exact test), and for up to 14 clusters that differ; else by 100 000 random flips, of which the
-    observed one is one more. Nothing differs, or no sample: 1.
+    It is exact if the clusters' differences are whole numbers, as for 0/1 scores of equal weight, or if at most 14
+    clusters differ. (For 0/1 scores and one sample a cluster it is McNemar's exact test.) Otherwise it is estimated
+    from 100 000 random flips and the observed result. If nothing differs, or without samples, p is 1.
     """
     _, _, sums, _ = paired_sums(first, second, clusters, weights)
     sums = sums[np.abs(sums) > 1e-12]
@@ -187,8 +187,8 @@ def smallest_difference(
 ) -> float:
     """The difference that a comparison with this spread finds at the 5 % level with a power of 80 %.
 
-    2.80 (that is z.975 + z.80) standard errors of the paired mean, images as clusters; at least six samples of n, fewer
-    than which McNemar's test never calls significant. nan without a sample.
+    It is 2.80 (z.975 + z.80) standard errors of the paired mean, with images as clusters. It is at least 6 / n, because
+    McNemar's test finds fewer than six discordant samples never significant. Without samples the result is nan.
     """
     difference, _, sums, counts = paired_sums(first, second, clusters, weights)
     if len(difference) == 0:
@@ -199,11 +199,12 @@ def smallest_difference(
 
 
 def chance_not_below_zero(seen: Sequence[float] | np.ndarray, unseen: int) -> float:
-    """The chance that the sum over all of a finite set of values is not below 0, predicted from those that were seen.
+    """The chance that the sum of a finite set of values is at least 0, predicted from the values that were seen.
 
-    Normal values in random order, a flat prior on mean and log variance: n values of mean m and standard deviation s
-    leave the mean of all N a t distribution of n − 1 degrees of freedom around m, with scale s √((N − n) / (n N)), the
-    standard error of a finite population (W. G. Cochran, Sampling Techniques, 1977, §2.6).
+    The model is: normal values in random order, with a flat prior on mean and log variance. After n values with mean m
+    and standard deviation s, the mean of all N values has a t distribution with n − 1 degrees of freedom around m. Its
+    scale is s √((N − n) / (n N)), the standard error of a finite population (W. G. Cochran, Sampling Techniques, 1977,
+    §2.6).
 
     Args:
         seen: at least two values.

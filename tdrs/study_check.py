@@ -218,7 +218,7 @@ def _size(path: Path) -> int:
 
 
 def _settings(folder: Path) -> str:
-    """What was evaluated, for people."""
+    """What was evaluated, in words."""
     try:
         config = checked_file.read_yaml(folder / "config.yaml")
         return " ".join(str(config[part]["name"]) for part in ("backbone", "dataset", "intervention"))

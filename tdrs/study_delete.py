@@ -61,7 +61,7 @@ def delete(study: Kept, yes: bool, tracking: Mapping[str, Any]) -> None:
         return
     for cache_key in own:
         with claimed(study.records, cache_key):
-            pass  # all are free, before the first one goes
+            pass  # all must be free before the first one is moved
     with open_tracker(tracking, study.output) as tracker:
         runs = tracker.delete(study.name, {study.key, *(path.name for path in study.replaced)})
         if tracker.down:
@@ -76,7 +76,7 @@ def delete(study: Kept, yes: bool, tracking: Mapping[str, Any]) -> None:
         print(f"its trials in {study.config['study']['storage']} are kept: other machines may need them")
     print(f"deleted, with {runs} runs in MLflow; evaluations of other studies are kept")
     print(f"its files are in {trash} until:  {shlex.join(['rm', '-r', str(trash.absolute())])}")
-    if runs and not tracker.uri.startswith("http"):  # else it is for the server's keeper to do
+    if runs and not tracker.uri.startswith("http"):  # on a server, its administrator does this
         gone = command("mlflow", "gc", "--backend-store-uri", tracker.uri, "--tracking-uri", tracker.uri)
         print(f"its runs can be restored until:  {gone}")
 

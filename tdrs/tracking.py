@@ -1,4 +1,4 @@
-"""Logging to MLflow: every study and every evaluation is a run, whose status is always true.
+"""Logging to MLflow: every study and every evaluation is a run, whose status is kept correct.
 
 A study is a parent run and its trials are its children; each trial is written when it is over. Only the settings that a
 study varies are params. The whole configuration and the samples are files of the run. A run is found again by its key,
@@ -41,7 +41,7 @@ T = TypeVar("T")
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without log messages that are no news: that a store was made, or an error that is raised too."""
+    """Hide log messages that say nothing new: that a store was made, or an error that is also raised."""
     with quiet("mlflow", "alembic"), quiet("mlflow.store.db.utils", level=logging.CRITICAL):
         yield
 
@@ -199,7 +199,7 @@ class Tracker:
         return found
 
     def _children(self, client: MlflowClient, experiment: str, parent: str) -> dict[str, tuple[str, str]]:
-        """The runs under a parent by their keys, each with its status; the parent "" has those without one."""
+        """The runs under a parent by their keys, each with its status; the parent "" stands for runs without one."""
         if parent not in self._known:
             number = self._find(client, experiment)
             where = f"tags.`mlflow.parentRunId` = '{parent}'" if parent else ""

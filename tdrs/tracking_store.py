@@ -29,7 +29,7 @@ from tdrs.addresses import DATABASES
 
 BUSY = 5  # seconds after which a local store that another program has locked counts as down
 PATIENCE = 15  # seconds after which a store that does not answer counts as down
-# What the libraries of a remote store wait for. Their own defaults try a server that is down for minutes.
+# How long the libraries wait for a remote store. By their defaults they try a server that is down for minutes.
 _WAITING = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "6", "PGCONNECT_TIMEOUT": "10"}
 T = TypeVar("T")
 

@@ -69,7 +69,7 @@ class WorkerPool:
 
 
 def gpus(count: int) -> list[str]:
-    """The GPUs for so many workers, as CUDA_VISIBLE_DEVICES has them; none without CUDA.
+    """The GPUs for `count` workers, as CUDA_VISIBLE_DEVICES names them; none without CUDA.
 
     Raises:
         SettingError: there are fewer GPUs than workers.

@@ -81,7 +81,7 @@ class Block:
 
     @cached_property
     def _future(self) -> tuple[int, torch.Tensor]:
-        """The first key that is in the future of some row; which keys from there on are, (1, 1, R, F) boolean."""
+        """The first key that is in the future of some row; which keys from there on are in each row's, (1, 1, R, F)."""
         first = self.call.past + self.start + 1
         return first, self._rows < self.call.index[first : self.keys]
 

@@ -113,7 +113,7 @@ class Call:
         return self._structure.among if self.plain and self._structure else slice(0, 0)
 
     def without_padding(self, x: torch.Tensor) -> torch.Tensor:
-        """Keys or values, (B, Hₖ, K, D); in a plain call with 0 where the token is padding, whatever was there.
+        """Set padding to 0 in keys or values, (B, Hₖ, K, D), of a plain call, whatever was there. Returns the result.
 
         `x` is changed in place, unless it is the call's own key or value.
         """
@@ -124,7 +124,7 @@ class Call:
         return x
 
     def without_padded_rows(self, x: torch.Tensor) -> torch.Tensor:
-        """(B, H, Q, …) with 0 in rows of padding, in place.
+        """Set rows of padding to 0 in (B, H, Q, …), in place. Returns the same array.
 
         Such rows see nothing, which gives NaN, or see padding. A NaN in any other row stays, so that it is noticed.
         """

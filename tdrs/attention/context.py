@@ -35,7 +35,7 @@ class Context:
         self._tokens: dict[str, torch.Tensor] = {}
         self._known = 0
         self._image: torch.Tensor | None = None  # which tokens of this forward pass are image tokens
-        self._cache: weakref.ref[torch.Tensor] | None = None  # the cache's first keys, by which it is known again
+        self._cache: weakref.ref[torch.Tensor] | None = None  # the cache's first keys, which identify it
         self._rotation_due = False  # this forward pass has not shown its rotation yet
 
     def advice(self, of: str) -> str:

@@ -1,4 +1,4 @@
-"""Counts that a method makes while it runs: its own diagnostics, such as how many values it had to clamp."""
+"""Counts that a method makes while it runs, such as how many values it had to clamp."""
 
 import torch
 

@@ -72,7 +72,7 @@ class Sample:
 
     Attributes:
         id: unique in its split.
-        image_id: the same for all questions about one picture; statistics use it as the cluster.
+        image_id: equal for all questions about one picture; statistics use it as the cluster.
         prompt: the text of the user's turn after the image.
         gold: the right answer: an option's letter, a word, the most frequent of ten answers.
         before: text of the user's turn in front of the image.

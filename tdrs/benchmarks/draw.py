@@ -1,10 +1,11 @@
 """A fair draw: an order of a split's images in which, for every n, the first n questions represent the whole split.
 
 A file may be sorted by category, answer, subject or image, so its first rows represent nothing. Here the images are
-first ordered by a hash of their names. Then they are taken one by one: among the next `WINDOW` images, the one after
-which the questions so far are most similar to the whole split, by the share of each category, answer, kind of question
-and stratum. The order depends only on the contents of the rows: not on their order in the file, nor on prompt, gap,
-model or method. A smaller draw is the beginning of a larger one.
+first ordered by a hash of their names. Then they are taken one by one. Each time, the next `WINDOW` images are
+compared, and the image is taken that makes the questions so far most similar to the whole split: in the shares of
+categories, answers, kinds of question and strata. The order depends only on the contents of the rows. The order of the
+rows in the file, the prompt, the gap, the model and the method do not change it. A smaller draw is the beginning of a
+larger one.
 """
 
 import hashlib
@@ -56,7 +57,7 @@ def fair_order(samples: Sequence[Sample]) -> list[str]:
 
 
 def _table(images: Sequence[Sequence[Sample]]) -> tuple[np.ndarray, np.ndarray]:
-    """How often each trait occurs in an image's questions, (images, traits), and how many these are, (images,)."""
+    """How often each trait occurs in each image's questions, (images, traits); how many questions it has, (images,)."""
     each = [Counter(trait for sample in some for trait in traits(sample)) for some in images]
     sizes = np.array([len(some) for some in images], dtype=float)
     totals: Counter[tuple[str, str]] = Counter()

@@ -1,4 +1,4 @@
-"""What the embedded twins share. Their samples are generated from a seed, split by split; no benchmark has them."""
+"""What the embedded twins share. Their samples are generated from a seed; they are not samples of the real sets."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from tdrs.benchmarks.draw import by_image
 from tdrs.settings import SettingError
 
 MOST = 12  # questions about one image
-SEEDS = {"train": 0, "tuning": 1, "held_out": 2}  # the first word of each split's seeds: they share no random number
+SEEDS = {"train": 0, "tuning": 1, "held_out": 2}  # begins each split's seeds: splits are independent
 
 
 @dataclass(frozen=True, kw_only=True)

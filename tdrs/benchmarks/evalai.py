@@ -12,7 +12,7 @@ _NUMBERS = {
     word: str(number) for number, word in enumerate("zero one two three four five six seven eight nine ten".split())
 } | {"none": "0"}
 _ARTICLES = {"a", "an", "the"}
-# "written: meant", the apostrophes that people leave out
+# "written:meant", for apostrophes that people leave out
 CONTRACTIONS = dict(
     pair.split(":")
     for pair in """
@@ -40,9 +40,9 @@ CONTRACTIONS = dict(
 
 
 def without_marks(text: str) -> str:
-    """VQA's punctuation step: marks of its list become nothing or a space, full stops before no digit nothing.
+    """VQA's punctuation step: delete each mark of its list or replace it by a space; delete full stops before no digit.
 
-    A comma between two digits anywhere makes all marks nothing.
+    If there is a comma between two digits anywhere, all marks are deleted.
     """
     entered, number = text, re.search(r"\d,\d", text)
     for mark in _MARKS:

@@ -1,4 +1,4 @@
-"""GQA: rows in the schema of `lmms-lab/GQA`, where questions and images are two tables; rules, settings.
+"""GQA: its rows in the schema of `lmms-lab/GQA` (a table of questions and one of images), its rules and its settings.
 
 Data: D. A. Hudson, C. D. Manning, "GQA: A New Dataset for Real-World Visual Reasoning and Compositional Question
 Answering", CVPR 2019; CC BY 4.0.
@@ -27,7 +27,7 @@ def answer_official(prediction: str) -> str:
 
 
 def answer_llava(prediction: str) -> str:
-    """LLaVA's `convert_gqa_for_eval.py`: strip, without one run of full stops at the end, lower case."""
+    """LLaVA's `convert_gqa_for_eval.py`: strip, delete one run of full stops at the end, lower case."""
     return re.sub(r"\.+$", "", prediction.strip()).lower()
 
 
@@ -37,7 +37,7 @@ def answer_lmms_eval(prediction: str) -> str:
 
 
 def _equality(form: Callable[[str], str]) -> Rule:
-    """An answer is right if it equals the gold one, both brought into a form."""
+    """The rule that an answer is right if `form` makes it equal to the gold answer."""
     return Rule(lambda prediction, _: form(prediction), lambda answer, sample: float(answer == form(sample.gold)))
 
 
@@ -53,8 +53,8 @@ class GQARules(Benchmark):
     """What the real set and its twin share.
 
     Args:
-        rule: `llava`, which the published scores are made with: without case and full stops at the end; `official`,
-            equality, case and all; `lmms_eval`, without case and punctuation.
+        rule: `llava`: case and full stops at the end do not matter, as in the published scores; `official`: plain
+            equality; `lmms_eval`: case and punctuation do not matter.
     """
 
     real: ClassVar[str] = "gqa"
@@ -88,10 +88,10 @@ class GQA(GQARules, Sourced):
     """The real set.
 
     Args:
-        source: questions and images are its configurations `<config>_instructions` and `<config>_images`, or, where
-            `images` is given, questions alone.
+        source: its configuration `<config>_instructions` has the questions. Its configuration `<config>_images` has the
+            images, unless `images` is given.
         images: the source of the images, if they are in another folder or Parquet file.
-        tuning, held_out: configuration and split, like val_balanced/val, that settings are chosen on, and reported.
+        tuning, held_out: configuration and split of the source for each of the two splits, such as val_balanced/val.
     """
 
     source: str = "lmms-lab/GQA"

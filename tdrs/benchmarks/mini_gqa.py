@@ -1,10 +1,10 @@
 """mini_gqa: the embedded twin of GQA, generated from a seed.
 
-Pictures of 3 to 6 coloured objects, colours and shapes repeating; open questions with one-word answers, of six kinds:
-`color` ("What color is the circle?"), `shape` ("What shape is the red object?"), `verify` ("Is the circle red?"),
-`side` ("Is the circle on the left or on the right side of the picture?"), `relate` ("What color is the object above the
-moon?"), `count` ("How many red objects are there?"). Above, below, left and right compare rows and columns of the grid;
-a question is asked only where its answer is unambiguous. Four questions share an image.
+A picture shows 3 to 6 coloured objects, whose colours and shapes may repeat. Questions are open, with one-word answers.
+There are six kinds: `color` ("What color is the circle?"), `shape` ("What shape is the red object?"), `verify` ("Is the
+circle red?"), `side` ("Is the circle on the left or on the right side of the picture?"), `relate` ("What color is the
+object above the moon?"), `count` ("How many red objects are there?"). "Above", "below", "left" and "right" compare rows
+and columns of the grid. A question is asked only if its answer is unambiguous. Four questions share an image.
 """
 
 from collections import Counter
@@ -24,11 +24,11 @@ QUESTIONS_PER_IMAGE = 4
 NUMBERS = ("zero", "one", "two", "three", "four", "five", "six")
 RELATIONS = ("left of", "right of", "above", "below")
 
-Asked = tuple[str, str] | None  # question and answer; None where the scene does not allow the kind
+Asked = tuple[str, str] | None  # question and answer; None if the scene has no question of a kind
 
 
 def sample_crowd(rng: np.random.Generator) -> list[Object]:
-    """3 to 6 objects in distinct cells, in cell order; their colours and shapes come from four each, and may repeat."""
+    """3 to 6 objects in distinct cells, in cell order. Each has one of four colours and one of four shapes."""
     count = int(rng.integers(3, 7))
     cells = np.sort(rng.choice(GRID * GRID, count, replace=False))
     colors = rng.choice(list(COLORS), 4, replace=False)
@@ -49,7 +49,10 @@ def _pick(values: list[Any], rng: np.random.Generator) -> Any:
 
 
 def _named(objects: list[Object]) -> dict[int, str]:
-    """For each object that a phrase singles out, the phrase: its shape where that is unique, else colour and shape."""
+    """A phrase for each object that can be named: its shape if no other object has it, else its colour and shape.
+
+    An object whose colour and shape another object has, too, cannot be named.
+    """
     shapes = Counter(thing.shape for thing in objects)
     pairs = Counter((thing.color, thing.shape) for thing in objects)
     names = {}
@@ -62,7 +65,7 @@ def _named(objects: list[Object]) -> dict[int, str]:
 
 
 def _unique_shape(objects: list[Object], rng: np.random.Generator) -> Object | None:
-    """An object that its shape singles out."""
+    """An object whose shape no other object has; None if there is none."""
     counts = Counter(thing.shape for thing in objects)
     unique = [thing for thing in objects if counts[thing.shape] == 1]
     return _pick(unique, rng) if unique else None
@@ -85,7 +88,7 @@ def _shape(objects: list[Object], rng: np.random.Generator) -> Asked:
 
 
 def _verify(objects: list[Object], rng: np.random.Generator) -> Asked:
-    """Half of the answers are yes; where it is no, the colour asked for is another object's, if there is another."""
+    """Half of the answers are yes. A question with answer no names the colour of another object, if one differs."""
     thing = _unique_shape(objects, rng)
     if thing is None:
         return None
@@ -96,7 +99,7 @@ def _verify(objects: list[Object], rng: np.random.Generator) -> Asked:
 
 
 def _side(objects: list[Object], rng: np.random.Generator) -> Asked:
-    """Of the picture's left and right, or upper and lower, halves."""
+    """Ask for the half of the picture that an object is in: left or right, or top or bottom."""
     names = _named(objects)
     if not names:
         return None
@@ -125,7 +128,7 @@ def _relate(objects: list[Object], rng: np.random.Generator) -> Asked:
 
 
 def _count(objects: list[Object], rng: np.random.Generator) -> Asked:
-    """Of a colour that is there, or now and then of one that is not."""
+    """Count the objects of a colour. Now and then no object has it."""
     color = _pick([thing.color for thing in objects] if rng.random() < 0.9 else list(COLORS), rng)
     return f"How many {color} objects are there?", NUMBERS[sum(thing.color == color for thing in objects)]
 
@@ -141,7 +144,7 @@ KINDS: dict[str, Callable[[list[Object], np.random.Generator], Asked]] = {
 
 
 def ask(objects: list[Object], rng: np.random.Generator) -> tuple[str, str]:
-    """A question and its answer, of a kind the scene allows, all six equally likely where it allows them all."""
+    """A question and its answer, of a random kind that the scene allows; each such kind is equally likely."""
     for kind in rng.permutation(list(KINDS)):
         asked = KINDS[str(kind)](objects, rng)
         if asked:
@@ -157,7 +160,7 @@ def scene(split: str, number: int, seed: int) -> tuple[list[Object], np.ndarray]
 
 
 def rows(split: str, count: int, seed: int = 0) -> list[dict[str, Any]]:
-    """The first `count` questions in the columns of the real set, each with its `image` (uint8 array) beside it."""
+    """The first `count` questions in the columns of the real set, each with its picture (`image`, a uint8 array)."""
     result = []
     for number in range(count):
         image, turn = divmod(number, QUESTIONS_PER_IMAGE)

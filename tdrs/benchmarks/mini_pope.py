@@ -1,10 +1,11 @@
 """mini_pope: the embedded twin of POPE, generated from a seed.
 
-An object is a colour and a shape ("a red circle"), 64 kinds in all. Some kinds are far commoner than others, and each
-has companions it is often seen with; so POPE's three ways to choose what is *not* there differ as on photographs:
-`random`, any absent kind; `popular`, the commonest absent ones; `adversarial`, those seen most often with what is
-there. Frequencies and companies are counted on pictures of the training split. Six questions an image and category,
-three yes and three no; the yes are the same in all categories.
+An object has a colour and a shape ("a red circle"); there are 64 kinds. Some kinds are much more frequent than others,
+and each kind often appears together with certain others, its companions. So the three ways in which POPE chooses absent
+objects differ, as they do on photographs: `random` takes any absent kind, `popular` the most frequent ones, and
+`adversarial` those that appear most often together with the objects in the picture. How often kinds appear, alone and
+together, is counted on pictures of the training split. Each image has six questions in each category: three with the
+answer yes, which are the same in all categories, and three with the answer no.
 """
 
 from dataclasses import dataclass
@@ -22,14 +23,14 @@ from tdrs.benchmarks.pope import CATEGORIES, FEATURES, POPERules, merge
 from tdrs.benchmarks.scenes import COLORS, GRID, SHAPES, Object, draw
 
 KINDS = tuple((color, shape) for color in COLORS for shape in SHAPES)
-ASKED = 3  # of each answer, an image and category
+ASKED = 3  # questions with each answer, in each category of an image
 _COMPANIONS = 4
-_COUNTED = 2000  # pictures that frequencies and companies are counted on
+_COUNTED = 2000  # pictures on which kinds are counted
 
 
 @lru_cache(maxsize=1)
 def _world() -> tuple[np.ndarray, np.ndarray]:
-    """How likely each kind is, and the companions of each; the same whatever the seed."""
+    """The probability of each kind, (64,), and the companions of each kind, (64, 4). They do not depend on a seed."""
     rng = np.random.default_rng(20251)
     share = 1 / np.arange(1, len(KINDS) + 1) ** 0.8
     rng.shuffle(share)
@@ -39,7 +40,10 @@ def _world() -> tuple[np.ndarray, np.ndarray]:
 
 
 def sample_kinds(rng: np.random.Generator) -> list[int]:
-    """3 to 5 different kinds: the first by its likelihood, each other, six times in ten, a companion of one there."""
+    """3 to 5 different kinds. The first is drawn by its probability.
+
+    Each other one is, six times in ten, a companion of a kind that is already there; else it is drawn like the first.
+    """
     likely, companions = _world()
     count = int(rng.integers(3, 6))
     kinds: list[int] = []
@@ -79,7 +83,8 @@ def negatives(category: str, present: list[int], chosen: list[int], seed: int, r
     """Three absent kinds, by POPE's definition of the category.
 
     Args:
-        chosen: the kinds asked with answer yes; `adversarial` takes for each of them the kind most often seen with it.
+        chosen: the present kinds that are asked for. `adversarial` takes for each of them the absent kind that appears
+            most often together with it.
     """
     frequency, together = statistics(seed)
     if category == "random":

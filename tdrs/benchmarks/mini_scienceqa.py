@@ -1,12 +1,12 @@
 """mini_scienceqa: the embedded twin of ScienceQA-IMG, generated from a seed.
 
 Rows carry exactly the columns of `lmms-lab/ScienceQA` (ScienceQA-IMG): a picture of 3-5 coloured objects, a question
-with 2-5 choices, the index of the right one, and a hint. The hint is `gap` tokens of unrelated text, so that it only
-puts distance between the image and the question. Four questions share an image and its hint.
+with 2-5 choices, the index of the right one, and a hint. The hint is `gap` tokens of unrelated text: it puts distance
+between the image and the question, and has no other effect. Four questions share an image and its hint.
 
-Three kinds of question, told apart by `topic`: `color` ("What color is the circle?"), `shape` ("What shape is the red
-object?"), `presence` ("Which shape is in the picture?"). The wrong choices of the first two prefer what other objects
-of the same picture show, so that seeing *what* is there does not answer *which*.
+There are three kinds of question, named by `topic`: `color` ("What color is the circle?"), `shape` ("What shape is the
+red object?"), `presence` ("Which shape is in the picture?"). For the first two, wrong choices are taken first from the
+other objects of the picture. So it is not enough to know which colours and shapes are in the picture.
 """
 
 from dataclasses import dataclass
@@ -53,8 +53,8 @@ def ask(objects: list[Object], topic: str, rng: np.random.Generator) -> dict[str
 def rows(split: str, count: int, gap: int = 0, seed: int = 0) -> list[dict[str, Any]]:
     """The first `count` rows of a split, in the columns of the real set (`image` as a uint8 array).
 
-    A row depends on (split, seed, its image, its number) alone: another `gap` changes the hint and nothing else, so
-    runs at two gaps are paired.
+    A row depends only on the split, the seed, its image and its number. Another `gap` changes the hint and nothing
+    else, so results at two gaps can be paired.
     """
     result = []
     for number in range(count):

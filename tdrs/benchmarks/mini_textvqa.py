@@ -1,8 +1,8 @@
 """mini_textvqa: the embedded twin of TextVQA, generated from a seed.
 
-Pictures of 2 to 4 signs with letters and digits; "What does the red sign say?", or by its kind "What letter is on …",
-"What number is on …". Ten annotators answer each question, in either case; now and then one misreads a character, reads
-another sign, or finds the question unanswerable. Two questions share an image.
+A picture shows 2 to 4 signs with letters and digits. The question is "What does the red sign say?", "What letter is on
+…" or "What number is on …". Ten simulated annotators answer each question, in upper or lower case. Now and then one
+misreads a character, reads another sign, or answers "unanswerable". Two questions share an image.
 """
 
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ from tdrs.benchmarks.textvqa import ANNOTATORS, FEATURES, TextVQARules
 
 QUESTIONS_PER_IMAGE = 2
 _ALIKE = dict(zip("BCDEFGHJKLMNPQRSTUVWXYZ0123456789", "8GQFEHMUXTWMF0P57VUVKVTDT7Z8956F3G"[:33], strict=True))
-_MISREAD, _OTHER_SIGN, _GAVE_UP = 0.06, 0.02, 0.02  # of an annotator's answers; the rest are right
+_MISREAD, _OTHER_SIGN, _GAVE_UP = 0.06, 0.02, 0.02  # shares of the annotators' answers; the others are right
 
 
 def _annotate(sign: Sign, signs: list[Sign], rng: np.random.Generator) -> str:
@@ -35,7 +35,7 @@ def _annotate(sign: Sign, signs: list[Sign], rng: np.random.Generator) -> str:
 
 
 def ask(sign: Sign, rng: np.random.Generator) -> str:
-    """A question about one sign; half of those about a letter or a number say which of the two it is."""
+    """A question about one sign. If it shows a letter or a number alone, half of the questions say which of the two."""
     if sign.text.isdigit() and rng.random() < 0.5:
         return f"What number is on the {sign.color} sign?"
     if sign.text.isalpha() and rng.random() < 0.5:

@@ -1,4 +1,4 @@
-"""From an encoded picture to the RGB pixels that a person sees and a model's own code gets.
+"""Decode a picture to RGB pixels: as a person sees them, and as the model's own code gets them.
 
 The picture is turned as its EXIF orientation says, as `datasets`' decoder does. An animation gives its first frame.
 Then PIL converts to RGB, as the models' own code does. PIL clips values above 255, which makes a 16-bit picture white,
@@ -10,8 +10,8 @@ import io
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-# What becomes of transparency. LLaVA's and InternVL's code call convert("RGB"), which drops it: the pixel keeps the
-# colour that is stored beneath. Qwen's puts pictures of mode RGBA, and no others, on white.
+# What is done with transparency. LLaVA's and InternVL's code calls convert("RGB"), which drops it: a pixel keeps the
+# colour that is stored beneath it. Qwen's code puts pictures of mode RGBA on white, and no others.
 TRANSPARENCY = ("drop", "white", "rgba_white")
 
 
@@ -43,26 +43,26 @@ def decode(data: bytes, transparency: str = "drop") -> Image.Image:
         TypeError,
         EOFError,
         Image.DecompressionBombError,
-    ) as error:  # what PIL raises, too
+    ) as error:  # PIL raises these, too
         raise OSError(str(error) or type(error).__name__) from error
 
 
 def _upright(image: Image.Image) -> Image.Image:
-    """The picture turned as its EXIF orientation says; as it is stored, where the EXIF data cannot be read."""
+    """The picture turned as its EXIF orientation says; as it is stored, if the EXIF data cannot be read."""
     try:
         return ImageOps.exif_transpose(image)
-    except Exception:  # viewers show a picture whose EXIF block is damaged; PIL raises a dozen kinds of errors on one
+    except Exception:  # viewers show a picture with a damaged EXIF block; PIL raises many kinds of errors
         return image
 
 
 def _eight_bits(image: Image.Image) -> Image.Image:
     """A grey picture of 16 or 32 bits a pixel (modes I;16, I, F) in 8 bits.
 
-    16-bit values are scaled. Wider numbers do not say what white is: up to 255 they are taken as they are, whole ones
-    up to 65535 as 16-bit values.
+    16-bit values are scaled. In the wider modes it is not known which value is white: values up to 255 are taken as
+    they are, and whole numbers up to 65535 are taken as 16-bit values.
 
     Raises:
-        ValueError: the values lie elsewhere.
+        ValueError: the values are outside of these ranges.
     """
     values = np.asarray(image)
     low, high = float(values.min()), float(values.max())

@@ -54,7 +54,7 @@ def answer_lmms_eval(prediction: str) -> str:
 def answer_vlmevalkit(prediction: str) -> str:
     """VLMEvalKit: yes or no if exactly one of the two is a word of the answer, else "" (Unknown), which is wrong.
 
-    Words stand between blanks, once VQA's marks are removed; others stay: "**No**" is no "no".
+    VQA's marks are removed first; then words are separated by blanks. Other marks stay, so "**No**" is not "no".
     """
     words = without_marks(prediction.lower()).split()
     found = [word for word in ("yes", "no") if word in words]
@@ -78,7 +78,7 @@ def _positives(record: Record, rule: str) -> tuple[bool, bool, bool]:
 
 
 def _counts(records: Sequence[Record], rule: str) -> dict[str, float]:
-    """Metrics of one category, with yes as positive. An answer that is neither yes nor no is wrong and no yes."""
+    """Metrics of one category, with yes as positive. An answer that is neither yes nor no is wrong and not a yes."""
     nan = float("nan")
     n = len(records)
     yes, right, gold = np.array([_positives(r, rule) for r in records], dtype=int).reshape(n, 3).sum(axis=0).tolist()
@@ -97,9 +97,9 @@ def _counts(records: Sequence[Record], rule: str) -> dict[str, float]:
 def metrics(records: Sequence[Record], rule: str = "official") -> dict[str, float]:
     """Accuracy, precision, recall, F1 and the share of yes among the predictions (lmms-eval: among the gold answers).
 
-    For each category (`random.f1`, …), as the mean of the categories, which the papers report (`f1`, …), and over all
-    rows pooled (`pooled.f1`, …). A category without a yes, predicted or gold, has no F1 (nan); where yes is never
-    predicted but would be right, precision and F1 are 0.
+    They are computed for each category (`random.f1`, …), as the mean of the categories, which the papers report (`f1`,
+    …), and over all rows pooled (`pooled.f1`, …). If a category has neither a predicted nor a gold yes, its F1 is nan.
+    If it has a gold yes and yes is never predicted, precision and F1 are 0.
     """
     parts = {name: [r for r in records if name in r.categories.split(",")] for name in CATEGORIES}
     found = {name: _counts(part, rule) for name, part in parts.items() if part}
@@ -232,8 +232,8 @@ class POPE(POPERules, Sourced):
     Args:
         config: the hub configuration, None for its default.
         split: the source's name of its split.
-        tuning_share: this share of the images, chosen by a hash of their names, is the tuning split, the others are
-            held out; 0 holds all out, for settings chosen elsewhere.
+        tuning_share: the share of the images in the tuning split; a hash of their names decides which. The others are
+            held out. 0 holds out all images, for settings that were chosen elsewhere.
     """
 
     source: str = "lmms-lab/POPE"

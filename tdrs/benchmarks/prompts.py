@@ -1,10 +1,10 @@
 """Prompts: how a row becomes the text of the user's turn.
 
-A style is named after the toolkit that uses it. The text is exactly the toolkit's, since wording changes scores:
-`llava`, LLaVA's own evaluation; `lmms_eval`; `internvl`, InternVL's own evaluation (VLMEvalKit asks ScienceQA of LLaVA
-and InternVL so too); `vlmevalkit`, VLMEvalKit, with its ScienceQA prompt for Qwen.
+A style is named after the toolkit that uses it. The text is exactly the toolkit's, because wording changes scores:
+`llava`, LLaVA's own evaluation; `lmms_eval`; `internvl`, InternVL's own evaluation (VLMEvalKit asks LLaVA and InternVL
+the questions of ScienceQA with the same prompt); `vlmevalkit`, VLMEvalKit, with its ScienceQA prompt for Qwen.
 
-`context` is text between the image and the question (a gap's filler); "" is none.
+`context` is text between the image and the question (a gap's filler); "" means that there is none.
 """
 
 from collections.abc import Sequence

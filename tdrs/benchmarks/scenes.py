@@ -1,9 +1,9 @@
 """Scenes of coloured objects on a grid: the pictures of the embedded benchmarks.
 
-A scene is a 4 x 4 grid of cells of 16 x 16 pixels. Some cells hold one object, a (colour, shape) pair; within a
-scene no colour and no shape occurs twice, so that "the circle" and "the red object" are unambiguous. Size, offset
-inside the cell, colour and background are jittered, so that no two pictures are equal. Shapes are computed with numpy
-alone (no drawing library), hence the same pixels on every machine.
+A scene is a 4 x 4 grid of cells of 16 x 16 pixels. Some cells hold one object, which has a colour and a shape. In a
+scene of `sample_objects`, no colour and no shape occurs twice, so "the circle" and "the red object" are unambiguous.
+Size, offset inside the cell, colour and background vary at random, so no two pictures are equal. Shapes are computed
+with numpy and without a drawing library, so the pixels are the same on every machine.
 """
 
 from dataclasses import dataclass

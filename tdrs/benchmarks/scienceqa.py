@@ -54,7 +54,7 @@ def letter_internvl(prediction: str, choices: Sequence[str] = ()) -> str:
     """The option letter by InternVL's `evaluate_scienceqa.py`.
 
     The only character; or the first one, if it is an option's letter; or the first option whose text is in the answer.
-    Where InternVL guesses, there is none.
+    Where InternVL's code guesses, this finds none.
     """
     letters = LETTERS[: len(choices)]
     if len(prediction) == 1 or (prediction and prediction[0] in letters):
@@ -65,8 +65,8 @@ def letter_internvl(prediction: str, choices: Sequence[str] = ()) -> str:
 def letter_vlmevalkit(prediction: str, choices: Sequence[str] = ()) -> str:
     """The option letter by VLMEvalKit's `can_infer`, without a judge.
 
-    The one option's letter that is a word of the answer; or, if none or several are, the one option whose text is in
-    the answer, case apart.
+    If exactly one option's letter is a word of the answer, that letter; otherwise, if the text of exactly one option is
+    in the answer, in any case, the letter of that option.
     """
     letters = LETTERS[: len(choices)]
     words = re.sub(r"[.()\[\],:;!*#{}]", " ", prediction).split()
@@ -82,7 +82,7 @@ def _letter(read: Callable[[str, Sequence[str]], str]) -> Rule:
     return Rule(lambda prediction, sample: read(prediction.strip(), sample.choices))
 
 
-# by the toolkit whose prompt each belongs to
+# each is named after the toolkit whose prompts it belongs to
 RULES = {
     "llava": _letter(letter_llava),
     "lmms_eval": _letter(letter_lmms_eval),
@@ -108,8 +108,8 @@ class ScienceQARules(Benchmark):
     """What the real set and its twin share.
 
     Args:
-        rule: how an answer is read: as the toolkit whose prompt is asked does it (`prompt`), or `llava`, `lmms_eval`,
-            `internvl`, `vlmevalkit`.
+        rule: how an answer is read: `prompt`, as the toolkit of the prompt reads it; or as `llava`, `lmms_eval`,
+            `internvl` or `vlmevalkit` reads it.
     """
 
     real: ClassVar[str] = "scienceqa"
@@ -152,7 +152,7 @@ class ScienceQA(ScienceQARules, Sourced):
 
     Args:
         config: the hub configuration.
-        tuning, held_out: the source's names of the splits that settings are chosen on, and that is reported.
+        tuning, held_out: the source's names of the two splits.
     """
 
     columns: ClassVar[tuple[str, ...]] = NEEDED

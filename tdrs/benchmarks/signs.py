@@ -1,7 +1,7 @@
 """Signs: coloured plates with one or two characters, on the grid of `scenes`; the pictures of the embedded TextVQA.
 
-The characters are drawn from the bitmaps below, at twice their size, so that no font is needed and the pixels are the
-same on every machine. A, I and O are left out: EvalAI deletes an "a", and the others look like 1 and 0.
+The characters are the bitmaps below at twice their size, so no font is needed and the pixels are the same on every
+machine. A, I and O are left out: EvalAI deletes an "a", and I and O look like 1 and 0.
 """
 
 from dataclasses import dataclass
@@ -57,7 +57,7 @@ DIGITS = "0123456789"
 
 @dataclass(frozen=True)
 class Sign:
-    """A plate of one cell a character: its colour, what it says and the cell of its first character."""
+    """A plate with one cell for each character: its colour, its text and the cell of its first character."""
 
     color: str
     text: str
@@ -69,9 +69,9 @@ class Sign:
 
 
 def sample_signs(rng: np.random.Generator) -> list[Sign]:
-    """2 to 4 signs of distinct colours and texts that do not touch the same cell, in cell order.
+    """2 to 4 signs, in cell order. Colours and texts are distinct, and no cell belongs to two signs.
 
-    A third say a letter, a third a number of one or two digits, a third a letter and a digit.
+    A third show a letter, a third a number of one or two digits, a third a letter and a digit.
     """
     signs: list[Sign] = []
     count = int(rng.integers(2, 5))
@@ -89,7 +89,7 @@ def sample_signs(rng: np.random.Generator) -> list[Sign]:
 
 
 def draw_signs(signs: list[Sign], rng: np.random.Generator) -> np.ndarray:
-    """The picture, (64, 64, 3) uint8; `rng` jitters colours, background and each character's place by a pixel."""
+    """The picture, (64, 64, 3) uint8; `rng` varies colours and background, and moves characters by up to a pixel."""
     background = 165 + rng.integers(-12, 13, 3)
     picture = np.broadcast_to(background, (SIDE, SIDE, 3)).astype(np.int64)
     for sign in signs:

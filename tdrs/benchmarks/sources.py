@@ -20,7 +20,7 @@ from tdrs.file_hash import file_hash
 from tdrs.settings import SettingError, check_choice, check_number, first_line
 
 BAD_ROWS = ("refuse", "skip")
-Context = Callable[[str], tuple[str, str]]  # the name of an image → the texts in front of it and behind it
+Context = Callable[[str], tuple[str, str]]  # the name of an image → the texts before it and after it
 Make = Callable[[int, Any, Context], Sample]  # number of a row, its columns without the image → the sample
 
 
@@ -32,7 +32,7 @@ def open_rows(source: str, config: str | None, split: str, revision: str | None 
     """The rows of one split. Pictures stay encoded.
 
     Args:
-        source: a hub id (owner/name); a folder in the hub's layout, `config` being a folder of Parquet files in it or a
+        source: a hub id (owner/name); a folder in the hub's layout, where `config` is a folder of Parquet files or a
             configuration of its card; a Parquet file; a folder that `save_to_disk` wrote, one set or a dict of splits.
         config: the configuration; ignored if the source has none.
 
@@ -81,8 +81,8 @@ def _open(source: str, config: str | None, split: str, revision: str | None) -> 
 def _parquet(files: Sequence[Path], split: str) -> datasets.Dataset:
     """Load Parquet files; the library caches them under a hash of their contents.
 
-    By default it finds cached files by the last name of a folder, or by size and time of a file; another folder or a
-    later file may have the same.
+    By default the library finds cached files by the last part of a folder's name, or by a file's size and time. Another
+    folder, or a later file, may have the same.
     """
     content = hashlib.sha256("".join(file_hash(file) for file in files).encode()).hexdigest()[:24]
     return datasets.load_dataset("parquet", content, data_files={split: [str(file) for file in files]}, split=split)

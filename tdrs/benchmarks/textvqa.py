@@ -35,7 +35,7 @@ def score_answer(prediction: str, answers: Sequence[str]) -> float:
     the ten answers matching.
 
     Raises:
-        ValueError: other than ten answers.
+        ValueError: there are not ten answers.
     """
     return _soft(process(prediction), answers)
 
@@ -57,7 +57,7 @@ class TextVQARules(Benchmark):
 
     Args:
         rule: `evalai`, the benchmark's own.
-        ocr_tokens: list what an OCR engine read in the prompt; None as the prompt's style does it.
+        ocr_tokens: whether the prompt lists what an OCR engine read; None: as in the prompt's style.
     """
 
     real: ClassVar[str] = "textvqa"
@@ -91,7 +91,7 @@ class TextVQA(TextVQARules, Sourced):
 
     Args:
         config: the hub configuration, None for its only one.
-        tuning, held_out: the source's names of the splits that settings are chosen on, and that is reported.
+        tuning, held_out: the source's names of the two splits.
     """
 
     columns: ClassVar[tuple[str, ...]] = tuple(FEATURES)

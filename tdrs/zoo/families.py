@@ -1,4 +1,4 @@
-"""The embedded models by name, and what training needs to know about their three architectures."""
+"""The embedded models by name, each with the architecture that training needs."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,9 +14,9 @@ class Family:
     """An architecture.
 
     Attributes:
-        untrained: the model at random weights.
-        processor: its processor.
-        style: the prompts of its own evaluation (`tdrs.benchmarks.prompts`).
+        untrained: makes the model with random weights.
+        processor: makes its processor.
+        style: the style of the prompts of its own evaluation (`tdrs.benchmarks.prompts`).
         axes: how many positions a token has: one, or with M-RoPE three.
     """
 

@@ -1,10 +1,14 @@
 """Train an embedded model: `python -m tdrs.zoo.train backbone=mini_llava`.
 
-The sequences are those of `tdrs.zoo.turns`. The loss is on the answers, and on auxiliary read-outs of hidden states.
-Half of the way up the decoder: at the name of an object, its cell; at the question mark, the word asked for; at an
-option's word, its letter. Below the last layer: where an option's letter is the answer, its word. So the model learns
-three separate steps: find the object, name what it shows, find that word's letter. The read-out of cells is a layer
-that only training has.
+The sequences are those of `tdrs.zoo.turns`. The loss is on the answers, and on auxiliary read-outs of hidden states:
+
+- halfway up the decoder, at the name of an object: its cell;
+- halfway up, at the question mark: the word asked for;
+- halfway up, at the word of an option: its letter;
+- below the last layer, where an option's letter is the answer: the word of that option.
+
+So the model learns three separate steps: find the object, name what it shows, find that word's letter. Cells are read
+by a layer that exists only during training.
 
 There are three stages. `align` teaches tower and projector to express in the decoder's embedding what each patch shows
 (no decoder runs). `skills` has many single words and options, mostly without a hint. `all` has the prompts of all four

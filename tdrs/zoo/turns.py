@@ -27,21 +27,21 @@ from tdrs.benchmarks.signs import DIGITS, GLYPHS, Sign, draw_signs, sample_signs
 from tdrs.settings import check_number
 
 SORTS = ("describe", "word", "match", "look_up", "choose", "ask", "exist", "read")
-MIXTURE = {  # how often each sort of turn about a picture of `objects` comes, by stage
+MIXTURE = {  # by stage: the share of each sort of turn about a picture of `objects`
     "skills": (0.0, 0.1, 0.45, 0.25, 0.2),
     "all": (0.02, 0.03, 0.1, 0.1, 0.75),
 }
-PICTURES = {  # whose twin each belongs to, by stage
+PICTURES = {  # by stage: the share of each kind of picture
     "align": {"catalogue": 1.0},
     "skills": {"objects": 0.6, "crowd": 0.2, "kinds": 0.1, "signs": 0.1},
     "all": {"objects": 0.35, "crowd": 0.3, "kinds": 0.15, "signs": 0.2},
 }
-HINTS = {"skills": 0.2, "all": 0.6}  # turns with a gap's text, by stage
+HINTS = {"skills": 0.2, "all": 0.6}  # by stage: the share of turns with unrelated text
 WORD = re.compile(r"\n|\w+|[^\w\s]")  # as the tokenizer splits
 CHARACTERS = sorted(GLYPHS)
-NOWHERE = GRID**2  # the place of an object that is not in the picture
+NOWHERE = GRID**2  # stands for the cell of an object that is not in the picture
 GAP = 32  # the longest text seen in training, in tokens
-BEFORE = 0.15  # of the pictures of the stage `all` have such a text in front of the image
+BEFORE = 0.15  # the share of the pictures of the stage `all` with such a text in front of the image
 
 
 @dataclass(frozen=True)
@@ -49,13 +49,14 @@ class Recipe:
     """The settings of a training run; `conf/train.yaml` has the values. Equal recipes give equal batches.
 
     Args:
-        start: the folder of a model whose text decoder this one starts from, or `embedded:NAME`; `random` is none.
+        start: the folder of the model whose text decoder this one starts from, or `embedded:NAME`; `random` for random
+            weights.
         align_steps, skills_steps, all_steps: steps of the three stages.
-        batch_size: pictures a batch.
-        rows: rows of tokens a picture.
-        length: tokens a row.
-        learning_rate: the highest, of the two stages with the decoder.
-        warmup_steps: until it is reached.
+        batch_size: how many pictures a batch has.
+        rows: how many rows of tokens a picture has.
+        length: how many tokens a row has.
+        learning_rate: the highest learning rate of the two stages with the decoder.
+        warmup_steps: the number of steps until it is reached.
     """
 
     seed: int
@@ -97,12 +98,12 @@ def _wave(done: int, steps: int, warmup: int) -> float:
 
 
 def _hint(share: float, rng: np.random.Generator) -> str:
-    """No hint, or in a `share` of the cases one of 1 to GAP tokens."""
+    """In a `share` of the cases a text of 1 to GAP tokens, else ""."""
     return filler(int(rng.integers(1, GAP + 1)), rng) if rng.random() < share else ""
 
 
 class Turn(NamedTuple):
-    """A user's prompt and the answer; `word`: the word asked for, which the auxiliary loss reads halfway up."""
+    """A user's prompt and the answer. `word` is the word asked for, which an auxiliary loss reads halfway up."""
 
     sort: str
     prompt: str
@@ -138,7 +139,7 @@ def _word(objects: list[Object], style: str, hints: float, rng: np.random.Genera
 
 
 def _exist(present: list[int], style: str, hints: float, rng: np.random.Generator) -> Turn:
-    """Half of the questions are about what is there, half about what is not, in each of POPE's three ways."""
+    """Half of the questions are about a present object, half about an absent one, chosen in POPE's three ways."""
     chosen = [int(kind) for kind in rng.choice(present, mini_pope.ASKED, replace=False)]
     if rng.random() < 0.5:
         kind, answer = chosen[0], "yes"
@@ -202,7 +203,12 @@ class Scene:
         }
 
     def turn(self, stage: str, style: str, hints: float, rng: np.random.Generator) -> Turn:
-        """A turn about the picture, in a style of prompt (`tdrs.benchmarks.prompts`), a share of them with a text."""
+        """A turn about the picture.
+
+        Args:
+            style: the style of the prompt; see `tdrs.benchmarks.prompts`.
+            hints: the share of the turns that have unrelated text.
+        """
         describe = Turn("describe", "Describe the picture.", self._description())
         if self.kind == "objects":
             match str(rng.choice(SORTS[:5], p=MIXTURE[stage])):
@@ -228,8 +234,11 @@ class Scene:
         return Turn("read", prompt, sign.text, sign.text[0])
 
     def places(self, prompt: Sequence[str]) -> dict[int, int]:
-        """Where a prompt's words name one object or sign ("circle", "red object", "red sign"): the place of the name's
-        last word in the prompt, to the cell; `NOWHERE` if the picture has none such, nothing if it has several."""
+        """The cells of the objects and signs that a prompt names ("circle", "red object", "red sign").
+
+        A cell is found by the number of the name's last word in the prompt. It is `NOWHERE` if the picture has no such
+        object. A name that fits several objects is left out.
+        """
         found = {}
         for at, (before, word) in enumerate(pairwise(prompt), start=1):
             color = before if before in COLORS else None
@@ -251,13 +260,19 @@ class Scene:
 
 
 class Pictures(Dataset[dict[str, torch.Tensor]]):
-    """Item `n` is training picture `n` with its turns; it depends on (recipe, n) alone.
+    """Item n is training picture n with its turns. It depends only on the recipe and n.
 
-    An item has the processor's pixels and, from the first stage with the decoder on, for R rows of L tokens: `ids`;
-    `positions`, axes × R × L; `turns`, 0 for what all turns see and -1 for padding; and, -100 where there is none,
-    `labels`, the next token of an answer; `words`, at each question mark the word asked for, at each option its letter;
-    `chosen`, before an option's letter its word; `places`, at each name of an object its cell; `sorts`, at each
-    answer's first token the sort of its turn.
+    An item has the processor's pixels. In the stages with the decoder it also has, for R rows of L tokens:
+
+    - `ids`, the tokens, and `positions`, axes × R × L;
+    - `turns`, the number of each token's turn: 0 for tokens that all turns see, -1 for padding;
+    - `labels`, the next token of an answer;
+    - `words`: at a question mark the word asked for, at an option its letter;
+    - `chosen`: before the letter of an answer, the word of that option;
+    - `places`: at the name of an object, its cell;
+    - `sorts`: at the first token of an answer, the sort of its turn.
+
+    The last five are -100 at all other tokens.
     """
 
     def __init__(self, recipe: Recipe, processor: Any, style: str, axes: int) -> None:
@@ -297,7 +312,7 @@ class Pictures(Dataset[dict[str, torch.Tensor]]):
         return {name: torch.from_numpy(np.ascontiguousarray(value)) for name, value in item.items()}
 
     def _positions(self, prefix: list[int]) -> np.ndarray:
-        """Of the tokens up to the question, (axes, P): a count, or M-RoPE's time, row and column of an image token."""
+        """The positions of the tokens up to the question, (axes, P): 0, 1, …, or M-RoPE's time, row and column."""
         if self.axes == 1:
             return np.arange(len(prefix))[None]
         first = prefix.index(self.ids[self.processor.image_token])
@@ -342,7 +357,7 @@ class Pictures(Dataset[dict[str, torch.Tensor]]):
                 said = self._encode(turn.prompt) + self._suffix
                 gold = self._encode(turn.answer)
                 stop = at + len(said) + len(gold) + 1
-                # one that does not fit begins the next row, so that long turns are as frequent as they should be
+                # a turn that does not fit begins the next row: else long turns would be too rare
                 waiting = turn if stop > shape[1] and number else None
                 if stop > shape[1]:
                     break
@@ -352,7 +367,7 @@ class Pictures(Dataset[dict[str, torch.Tensor]]):
                 positions[:, row, at:stop] = np.arange(following, following + stop - at)
                 answer = at + len(said) - 1  # labels are already shifted by one
                 rows["labels"][row, answer : stop - 1] = [*gold, self.end]
-                if turn.sort == "match":  # the words' order is free
+                if turn.sort == "match":  # the order of the words does not matter
                     rows["labels"][row, answer : stop - 1 : 2] = -100
                 rows["sorts"][row, answer + (turn.sort == "match")] = SORTS.index(turn.sort)
                 words = WORD.findall(turn.prompt)

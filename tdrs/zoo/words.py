@@ -27,13 +27,13 @@ def vocabulary(special: Sequence[str]) -> list[str]:
 def tokenizer(special: Sequence[str], end: str, begin: str | None = None, **names: str) -> PreTrainedTokenizerFast:
     """Whole words, punctuation marks and newlines, padded on the left.
 
-    What a sign says, "K7" or "42", is a token for its first character and one for the digit that goes on.
+    The text of a sign, such as "K7" or "42", is one token for its first character and one for a digit after it.
 
     Args:
         special: the special tokens, `<pad>` and `<unk>` among them.
-        end: the one that ends an answer.
-        begin: the one in front of every text; None for none.
-        names: attributes of the tokenizer, to special tokens.
+        end: the token that ends an answer.
+        begin: the token in front of every text; None for none.
+        names: attributes of the tokenizer, each with its special token.
     """
     from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors
 
