@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from hydra import compose as hydra_compose
-from hydra import initialize
+from hydra import initialize_config_module
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -53,7 +53,8 @@ def compose(entry: str, overrides: Sequence[str]) -> DictConfig:
     Raises:
         SettingError: an override does not parse, or names an unknown setting or an unknown choice of a group.
     """
-    with _registered(), initialize(config_path=None, version_base="1.3"):
+    # The files are in Hydra's store. Hydra wants a module, too; its own has nothing that it does not see anyway.
+    with _registered(), initialize_config_module("hydra.conf", version_base="1.3"):
         try:
             config = hydra_compose(entry, _replacing([_quoted(text) for text in overrides]))
             OmegaConf.to_container(config, resolve=True)  # raises where a reference leads nowhere
@@ -195,11 +196,18 @@ def _repository() -> dict[str, Any]:
         store.repo = before
 
 
+class _Shared(dict[str, Any]):
+    """Files that Hydra copies with its store in each composition; none needs a copy, since it copies what it loads."""
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "_Shared":
+        return self
+
+
 @contextmanager
 def _registered() -> Iterator[None]:
     """Register the files of `conf` with Hydra for a while: a program with a Hydra application must not see them."""
     store = ConfigStore.instance()
-    before, store.repo = store.repo, {**store.repo, **_repository()}
+    before, store.repo = store.repo, _Shared({**store.repo, **_repository()})
     try:
         yield
     finally:
