@@ -8,8 +8,8 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import lru_cache
-from importlib.metadata import version
+from functools import cache, lru_cache
+from importlib import metadata
 from pathlib import Path
 
 import torch
@@ -34,6 +34,12 @@ def environment() -> dict[str, str]:
         "cores": str(os.cpu_count()),
         "system": platform.platform(),
     }
+
+
+@cache
+def version(name: str) -> str:
+    """The version of an installed package; it is read once, since each cache key contains four of them."""
+    return metadata.version(name)
 
 
 def versions() -> dict[str, str]:
