@@ -103,7 +103,7 @@ class Store:
             _take(lock.fileno())
             if not self._database.exists() or not self._database.stat().st_size:
                 new.unlink(missing_ok=True)
-                MlflowClient(tracking_uri=database_uri(new)).search_experiments(max_results=1)
+                new_database(new)
                 self._put(new)
 
     def _put(self, new: Path) -> None:
@@ -185,6 +185,11 @@ def database_uri(path: Path) -> str:
     plain = f"sqlite:///{path}"
     # MLflow makes the folder of a `sqlite:` address without decoding it
     return plain if make_url(plain).database == str(path) else f"sqlite+pysqlite:///{quote(str(path))}"
+
+
+def new_database(path: Path) -> None:
+    """Make a local store's database."""
+    MlflowClient(tracking_uri=database_uri(path)).search_experiments(max_results=1)
 
 
 def _connect(uri: str) -> None:

@@ -1,6 +1,9 @@
 """Small random models of real architectures, and the embedded model, shared by all tests."""
 
 import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test may look for anything on a hub
@@ -11,7 +14,7 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from tdrs import backbones
+from tdrs import backbones, tracking_store
 from tdrs.attention import core
 from tdrs.attention.call import Call
 from tdrs.backbones import Backbone
@@ -29,6 +32,21 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(scope="session", autouse=True)
 def _threads() -> None:
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _empty_database(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """MLflow needs more than a second to make a database: it makes one, and later ones are copies of it."""
+    made, make = tmp_path_factory.mktemp("database") / "mlflow.db", tracking_store.new_database
+
+    def copy(path: Path) -> None:
+        if not made.exists():
+            make(made)
+        shutil.copyfile(made, path)
+
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setattr(tracking_store, "new_database", copy)
+        yield
 
 
 def tiny_llama(**settings: object) -> LlamaForCausalLM:
