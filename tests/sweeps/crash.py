@@ -21,6 +21,7 @@ from typing import Any
 from mlflow.tracking import MlflowClient
 
 from tdrs.sweeps.storage import load_optuna
+from tests.forked import Forked
 
 STUDY = [
     "search=compare", "study.name=crash", "preset=smoke", "batch_size=4", "search.budget=3",
@@ -42,9 +43,9 @@ def start(output: Path, *more: str) -> "subprocess.Popen[str]":
     )  # fmt: skip
 
 
-def finish(process: "subprocess.Popen[str]") -> None:
+def finish(process: "subprocess.Popen[str] | Forked") -> None:
     """Wait for a process; raises RuntimeError with what it said if it failed."""
-    _, said = process.communicate()
+    said = process.communicate()
     if process.returncode:
         raise RuntimeError(said)
 

@@ -10,19 +10,22 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from types import MappingProxyType
 from typing import Any
 
 import pytest
 import torch
 
 from tdrs.configuration import run
+from tdrs.records import Records
 from tdrs.sweep import main_sweep
 from tdrs.sweeps.storage import load_optuna, open_storage
+from tests.forked import Forked, sweep
 
 from . import servers
 from .crash import _timeless, running
@@ -44,28 +47,26 @@ def here(
     assert run("sweep", main_sweep, "") == 0
 
 
-IMPATIENT = """
-import sys
-from tdrs.configuration import run
-from tdrs.records import Records
-from tdrs.sweep import main_sweep
-Records.__init__.__defaults__ = (3.0,)  # seconds until a claim without a beat is void
-sys.exit(run("sweep", main_sweep, ""))
-"""
+def impatient(*words: str) -> int:
+    """A study's command, for which a claim without a beat is void after 3 seconds."""
+    Records.__init__.__defaults__ = (3.0,)
+    return sweep(*words)
 
 
 def start(
-    output: Path, study: list[str], workers: str, storage: str, command: tuple[str, str] = ("-m", "tdrs.sweep")
-) -> "subprocess.Popen[str]":
+    output: Path,
+    study: list[str],
+    workers: str,
+    storage: str,
+    command: Callable[..., int] = sweep,
+    environment: Mapping[str, str] = MappingProxyType({}),
+) -> Forked:
     """A study's command, in a process."""
-    words = [*study, f"workers={workers}", f"study.storage={storage}", f"output={output}"]
-    return subprocess.Popen(
-        [sys.executable, *command, *words], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TQDM_DISABLE": "1"}, cwd="/",
-    )  # fmt: skip
+    words = (*study, f"workers={workers}", f"study.storage={storage}", f"output={output}")
+    return Forked(command, words, output.with_suffix(".said"), environment)
 
 
-def finish(process: "subprocess.Popen[str]", code: int = 0) -> str:
+def finish(process: Forked, code: int = 0) -> str:
     said, _ = process.communicate(timeout=200)
     assert process.returncode == code, said
     return said
@@ -143,34 +144,12 @@ def renamed(value: Any, name: str) -> Any:
     return {**study, "name": name}, lines, trials
 
 
-@pytest.mark.parametrize(
-    ("workers", "storage"),
-    [
-        ("processes", "journal"),
-        ("processes", "postgresql"),
-        ("ray", "postgresql"),
-        ("inline", "proxy"),
-        ("processes", "proxy"),
-    ],
-)
-def test_every_pair_finds_the_same(
-    workers: str,
-    storage: str,
-    inline: Any,
-    tmp_path: Path,
-    request: pytest.FixtureRequest,
-    monkeypatch: pytest.MonkeyPatch,
+@pytest.mark.parametrize("storage", ["postgresql", "proxy"])
+def test_processes_find_the_same(
+    storage: str, inline: Any, tmp_path: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    where = "journal" if storage == "journal" else request.getfixturevalue(storage)
-    name = f"{workers}-{storage}"
-    with ExitStack() as stack:
-        more = []
-        if workers == "ray":
-            pytest.importorskip("ray")
-            if storage != "journal":
-                monkeypatch.setenv("RAY_AUTH_MODE", "disabled")  # else `ray start` asks for a token
-                more = [f"workers.address={stack.enter_context(cluster())}"]
-        here(tmp_path, named(SHORT, name), workers, where, monkeypatch, *more)
+    where, name = request.getfixturevalue(storage), f"processes-{storage}"
+    here(tmp_path, named(SHORT, name), "processes", where, monkeypatch)
     assert state(tmp_path, where, name) == renamed(inline, name)
 
 
@@ -193,47 +172,62 @@ def rays_workers(of: int) -> list[int]:
     return [number for number in found if begun(number)]
 
 
-def test_rays_workers_may_die_and_be_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What one measured that was killed is measured again; what was asked before a stop is kept."""
+def batches(folder: Path) -> dict[str, int]:
+    """How many batches a folder of records has of each evaluation; 1000 if that is finished."""
+    counts = {
+        path.parent.parent.name: path.read_bytes().count(b"\n") for path in folder.glob("*/shard-*/batches.jsonl")
+    }
+    return counts | {path.parent.name: 1000 for path in folder.glob("*/result.json")}
+
+
+def test_rays_workers_may_die_and_be_stopped(
+    inline: Any, postgresql: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What one measured that was killed is measured again; what was asked before a stop is kept.
+
+    The first run starts a Ray of its own, the second has two workers on a cluster.
+    """
     pytest.importorskip("ray")
-    study = [*SHORT, "dataset.gap=100", "batch_size=2", f"{STEPS.replace('3]', '2, 3, 4]')}"]
-    output = tmp_path / "stopped"
-    process = start(output, study, "ray", "journal")
-    killed: list[int] = []
+    study, output = named(SHORT, "ray"), tmp_path / "stopped"
+    given = {"TMPDIR": str(tmp_path), "RAY_TMPDIR": "/tmp"}  # where workers keep batches; a path of Ray's must be short
+    process = start(output, [*study, "workers.count=1"], "ray", postgresql, environment=given)
     measuring: list[int] = []
-    while not killed or len(set(measuring) - set(killed)) < 2:
+    measured: dict[str, int] = {}
+    while not measured:
         assert process.poll() is None, process.communicate()
-        measuring = rays_workers(process.pid)
-        if not killed and len(measuring) == 2:
-            killed = measuring[:1]
-            os.kill(killed[0], signal.SIGKILL)
+        new = [worker for worker in rays_workers(process.pid) if worker not in measuring]
+        measuring += new
+        if new == measuring and new:
+            os.kill(new[0], signal.SIGKILL)
+        elif len(measuring) > 1:
+            measured = {key: count for folder in tmp_path.glob("tdrs-*") for key, count in batches(folder).items()}
         time.sleep(0.02)
-    time.sleep(0.5)
     process.send_signal(signal.SIGINT)
     said = finish(process, 130)
     assert "attempt 1 of 2: " in said
     assert "the same command continues from there" in said
-    assert list(output.glob("records/*/shard-*/batches.jsonl"))
-    end = time.monotonic() + 20
-    left = set(measuring)
+    kept = batches(output / "records")
+    assert {key: count for key, count in measured.items() if kept.get(key, 0) < count} == {}
+    left, end = set(measuring), time.monotonic() + 20
     while left and time.monotonic() < end:  # Ray ends them on its own
         left = {int(path.parent.name) for path, title in running().items() if title.startswith(b"ray::")} & left
     assert left == set()
-    for folder in (output, tmp_path / "whole"):
-        here(folder, study, "inline", "journal", monkeypatch)
-    assert state(output, "journal") == state(tmp_path / "whole", "journal")
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")  # else `ray start` asks for a token
+    with cluster() as address:
+        here(output, study, "ray", postgresql, monkeypatch, f"workers.address={address}")
+    assert state(output, postgresql, "ray") == renamed(inline, "ray")
 
 
 def test_a_leader_that_slept_writes_nothing_more_through_a_proxy(inline: Any, proxy: str, tmp_path: Path) -> None:
     """Another machine leads meanwhile. The one that wakes stops with one line, and the proxy has each trial once."""
     study = named(SHORT, "slept")
-    slept = start(tmp_path / "a", study, "inline", proxy, ("-c", IMPATIENT))
+    slept = start(tmp_path / "a", study, "inline", proxy, impatient)
     while len(list(tmp_path.glob("a/records/*/result.json"))) < 2:
         assert slept.poll() is None, slept.communicate()
         time.sleep(0.01)
     slept.send_signal(signal.SIGSTOP)
     try:
-        finish(start(tmp_path / "b", study, "inline", proxy, ("-c", IMPATIENT)))
+        finish(start(tmp_path / "b", study, "inline", proxy, impatient))
     finally:
         slept.send_signal(signal.SIGCONT)
     said = finish(slept, 1)
