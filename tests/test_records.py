@@ -1,11 +1,12 @@
 """The store of evaluations: batches in whole lines, files in place or absent, leases that end with their holder."""
 
+import errno
+import fcntl
 import json
 import math
 import os
+import resource
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from tdrs.benchmarks import Record
 from tdrs.lease import Lease, LostLease
 from tdrs.records import Records
 from tdrs.results import Batch, Evaluation, of_rows
+from tests.forked import Forked
 
 A, B = "a" * 16, "b" * 16
 
@@ -59,29 +61,45 @@ def test_a_batch_that_two_workers_brought_counts_once(tmp_path: Path) -> None:
     assert [b.start for b in store.batches(A)] == [0, 2, 4]
 
 
+def fill(folder: Path) -> int:
+    """Append two batches, the second where files may not grow; the number of the error."""
+    store = Records(folder)
+    store.append(A, batch(0))
+    size = (folder / A / "batches.jsonl").stat().st_size
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size + 50, size + 50))
+    try:
+        store.append(A, batch(2))
+    except OSError as error:
+        return error.errno or 0
+    return 0
+
+
 def test_a_full_disk_leaves_what_was_there(tmp_path: Path) -> None:
     """In a process whose files may not grow beyond some size, as on a disk that is full."""
-    code = """
-import resource, signal, sys
-from pathlib import Path
-from tests.test_records import A, batch
-from tdrs.records import Records
-store = Records(Path(sys.argv[1]))
-store.append(A, batch(0))
-size = (Path(sys.argv[1]) / A / "batches.jsonl").stat().st_size
-signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-resource.setrlimit(resource.RLIMIT_FSIZE, (size + 50, size + 50))
-try:
-    store.append(A, batch(2))
-except OSError as error:
-    print("refused", error.errno)
-assert store.batches(A) == [batch(0)]
-"""
-    done = subprocess.run(
-        [sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=True, cwd=os.getcwd()
-    )
-    assert done.stdout.startswith("refused")
+    assert Forked(fill, (tmp_path,), tmp_path / "said", {}).wait() in (errno.EFBIG, errno.ENOSPC)
+    assert Records(tmp_path).batches(A) == [batch(0)]
     assert (tmp_path / A / "batches.jsonl").read_bytes().count(b"\n") == 1
+
+
+def hold(folder: Path, seconds: float, locks: bool) -> int:
+    """Take a lease, and keep it until the process is killed."""
+    if not locks:
+        fcntl.flock = lambda *_: None
+    lease = Lease.take(folder, seconds)
+    print("held", flush=True)
+    time.sleep(100)
+    return 0 if lease else 1
+
+
+def holder(folder: Path, seconds: float, locks: bool = True) -> Forked:
+    """A process that has a lease."""
+    folder.mkdir(exist_ok=True)
+    process = Forked(hold, (folder, seconds, locks), folder / "said", {})
+    while not (folder / "said").exists() or (folder / "said").read_text() != "held\n":
+        assert process.poll() is None
+        time.sleep(0.01)
+    return process
 
 
 def evaluation() -> Evaluation:
@@ -131,13 +149,10 @@ def test_a_lease_is_held_by_one(tmp_path: Path) -> None:
 
 
 def test_a_worker_killed_here_is_replaced_at_once(tmp_path: Path) -> None:
-    code = "import sys, time; from pathlib import Path; from tdrs.lease import Lease\n"
-    code += "Lease.take(Path(sys.argv[1]), 1000); print('held', flush=True); time.sleep(100)"
-    holder = subprocess.Popen([sys.executable, "-c", code, str(tmp_path / A)], stdout=subprocess.PIPE, text=True)
-    assert holder.stdout.readline() == "held\n"
+    process = holder(tmp_path / A, 1000)
     assert Records(tmp_path).claim(A) is None
-    holder.kill()
-    holder.wait()
+    process.send_signal(signal.SIGKILL)
+    process.wait()
     lease = Records(tmp_path).claim(A)
     assert lease is not None
     lease.release()
@@ -203,26 +218,22 @@ def _no_locks(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("_no_locks")
 def test_where_no_lock_works_one_has_the_lease(tmp_path: Path) -> None:
-    code = "import fcntl, sys, time; from pathlib import Path; from tdrs.lease import Lease\n"
-    code += "fcntl.flock = lambda *_: None\n"
-    code += "lease = Lease.take(Path(sys.argv[1]), 2)\nprint('held', flush=True)\ntime.sleep(100)"
-    holder = subprocess.Popen([sys.executable, "-c", code, str(tmp_path / A)], stdout=subprocess.PIPE, text=True)
-    assert holder.stdout.readline() == "held\n"
+    process = holder(tmp_path / A, 2, locks=False)
     end = time.monotonic() + 2.5
     while time.monotonic() < end:
         assert Lease.take(tmp_path / A, 2) is None
         time.sleep(0.05)
-    holder.send_signal(signal.SIGSTOP)  # a machine that sleeps
+    process.send_signal(signal.SIGSTOP)  # a machine that sleeps
     end = time.monotonic() + 20
     while (taken := Lease.take(tmp_path / A, 2)) is None:
         assert time.monotonic() < end
         time.sleep(0.05)
-    holder.send_signal(signal.SIGCONT)
+    process.send_signal(signal.SIGCONT)
     time.sleep(0.5)
     taken.check()  # the one that woke has touched nothing
     assert Lease.take(tmp_path / A, 2) is None  # not in this process either
-    holder.kill()
-    holder.wait()
+    process.send_signal(signal.SIGKILL)
+    process.wait()
     taken.release()
 
 

@@ -14,6 +14,8 @@ from pathlib import Path
 import pytest
 from mlflow.tracking import MlflowClient
 
+from tests.forked import Forked, sweep
+
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 KEYS = [f"intervention.{name}" for name in ("dc.w_min", "dc.weight", "re.weight")]
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs chromium (apt-get install chromium)")
@@ -33,7 +35,8 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ]
     ends = [(1, 9), (0.5, 1), (0.5, 1)]
     space = ", ".join(f"{key}: [{low}, {high}]" for key, (low, high) in zip(KEYS, ends, strict=True))
-    subprocess.run([sys.executable, "-m", "tdrs.sweep", *given, f"++search.space={{{space}}}"], check=True)
+    process = Forked(sweep, (*given, f"++search.space={{{space}}}"), tmp_path_factory.mktemp("said") / "log", {})
+    assert process.wait() == 0, process.communicate()
     return output
 
 

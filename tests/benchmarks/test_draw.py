@@ -3,6 +3,7 @@
 import io
 import random
 from collections import Counter
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from tdrs.benchmarks.draw import by_image, fair_order
 from tdrs.statistics import accuracy_interval
 
 
+@cache
 def picture(number: int) -> dict[str, Any]:
     buffer = io.BytesIO()
     Image.new("RGB", (4, 4), (number % 256, number // 256, 7)).save(buffer, "PNG")

@@ -6,12 +6,11 @@ python -m tests.sweeps.test_machines       # the whole of `search=coordinate` on
 import json
 import os
 import signal
-import subprocess
 import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, suppress
 from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -115,25 +114,6 @@ def proxy(postgresql: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator
         yield address
 
 
-@contextmanager
-def cluster() -> Iterator[str]:
-    """The address of a cluster of Ray, of one node."""
-    port, ray = servers.free_port(), Path(sys.executable).with_name("ray")
-    command = [ray, "start", "--head", "--node-ip-address=127.0.0.1"]
-    command += [f"--port={port}", "--num-cpus=2", "--include-dashboard=false", "--block", "--disable-usage-stats"]
-    node = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    status = [ray, "status", f"--address=127.0.0.1:{port}"]
-    try:
-        for _ in range(60):  # until its node, which is there later than its port, has joined
-            if b"node_" in subprocess.run(status, capture_output=True).stdout:
-                break
-            time.sleep(0.1)
-        yield f"127.0.0.1:{port}"
-    finally:
-        node.send_signal(signal.SIGTERM)
-        node.wait(30)
-
-
 def named(study: list[str], name: str) -> list[str]:
     return [word if not word.startswith("study.name=") else f"study.name={name}" for word in study]
 
@@ -183,10 +163,7 @@ def batches(folder: Path) -> dict[str, int]:
 def test_rays_workers_may_die_and_be_stopped(
     inline: Any, postgresql: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What one measured that was killed is measured again; what was asked before a stop is kept.
-
-    The first run starts a Ray of its own, the second has two workers on a cluster.
-    """
+    """What one measured that was killed is measured again; what was asked before a stop is kept."""
     pytest.importorskip("ray")
     study, output = named(SHORT, "ray"), tmp_path / "stopped"
     given = {"TMPDIR": str(tmp_path), "RAY_TMPDIR": "/tmp"}  # where workers keep batches; a path of Ray's must be short
@@ -212,9 +189,7 @@ def test_rays_workers_may_die_and_be_stopped(
     while left and time.monotonic() < end:  # Ray ends them on its own
         left = {int(path.parent.name) for path, title in running().items() if title.startswith(b"ray::")} & left
     assert left == set()
-    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")  # else `ray start` asks for a token
-    with cluster() as address:
-        here(output, study, "ray", postgresql, monkeypatch, f"workers.address={address}")
+    here(output, study, "ray", postgresql, monkeypatch)
     assert state(output, postgresql, "ray") == renamed(inline, "ray")
 
 
