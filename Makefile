@@ -50,5 +50,5 @@ $(VENV)/installed-dev: $(VENV)/installed
 	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt --no-deps --upgrade \
 		--target $(VENV)/torchvision torchvision
 	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[ray]' \
-		|| echo "ray is not to be had here: its tests are skipped"
+		|| echo "ray is not available here: its tests are skipped"
 	touch $@

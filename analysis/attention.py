@@ -81,7 +81,7 @@ def token_grid(count: int, thw: list[int] | None, merge: int) -> tuple[int, int]
         return thw[1] // merge, thw[2] // merge
     side = round(count**0.5)
     if side * side != count:
-        raise SettingError("backbone", count, "the image's tokens are several tiles, which have no one map")
+        raise SettingError("backbone", count, "the picture was cut into several tiles, so there is no single map")
     return side, side
 
 
@@ -89,11 +89,11 @@ def attention_maps(outcome: Outcome, number: int = 0, gain: str = "logits") -> A
     """Measure the maps of one held-out prompt of a study's first condition. Loads its model.
 
     Args:
-        number: of the prompt, from 0.
+        number: the number of the prompt, from 0.
         gain: `logits` or `weights`.
 
     Raises:
-        SettingError: an argument is not allowed, the tokens form no grid, or as `first_condition`.
+        SettingError: an argument is not allowed, the tokens form no grid, or an error of `first_condition`.
     """
     check_choice("gain", gain, ("logits", "weights"))
     backbone, samples = first_condition(outcome, number + 1)

@@ -1,4 +1,4 @@
-"""Attention weights while a model reads its prompt, with an edit or without: what two figures are made of."""
+"""Attention weights while a model reads its prompt, with an edit or without; two figures are made of them."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

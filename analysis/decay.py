@@ -7,9 +7,9 @@ measures the study's backbone on a few of its held-out prompts and stores the va
 the figure is drawn from that file without a model (`measure=true` measures again), unless the file belongs to another
 study, or to other weights, versions or data. From Python: `tdrs.plot.decay(study)`.
 
-Weights are means over layers, heads, samples and text queries after the image, of all pairs of a query and a key at the
-same distance; distances are in bins of equal width on a log scale. The kernels are r_dc and r_re at scale = 1, for the
-geometric mean of the measured |A|_min, with the paper's multiples of it.
+A weight is the mean over layers, heads, samples and text queries after the image, for all pairs of a query and a key at
+the same distance. Distances are in bins of equal width on a log scale. The kernels are r_dc and r_re at scale = 1, for
+the geometric mean of the measured |A|_min, with the paper's multiples of it.
 """
 
 import math
@@ -73,7 +73,7 @@ def methods(gain: str) -> dict[str, Method]:
 
 
 def decay_curves(outcome: Outcome) -> Decay:
-    """Measure the curves of a study's first condition. Loads its model; raises as `first_condition`."""
+    """Measure the curves of a study's first condition. Loads its model. Raises the errors of `first_condition`."""
     condition, most = outcome.rows[0].condition, outcome.rows[0].n
     backbone, samples = first_condition(outcome, min(SAMPLES, most))
     measured: dict[str, list[WeightCurve]] = {}

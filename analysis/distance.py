@@ -52,7 +52,7 @@ class DistanceCurves(NamedTuple):
     """One backbone on one benchmark.
 
     Attributes:
-        backbone, dataset: in words, each with the settings that the axes give it, except the text.
+        backbone, dataset: in words, each with its settings from the axes, except those of the text.
         lines: the points of each method and position of the text.
         blank: the stock model's accuracy with blank pictures and no text; nan if it was not measured.
     """

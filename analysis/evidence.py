@@ -17,7 +17,7 @@ LEVEL = 0.05
 
 
 class Paired(NamedTuple):
-    """What two evaluations of the same samples say of their difference, second minus first.
+    """The difference between two evaluations of the same samples, second minus first.
 
     Attributes:
         difference: of the accuracies, from −1 to 1, with its 95 % limits.
@@ -110,7 +110,7 @@ PICTURES = "dataset.blank"
 
 
 def condition_names(outcome: Outcome, condition: Mapping[str, Any], without: Sequence[str] = ()) -> tuple[str, str]:
-    """A condition in words: its backbone and its data set, each with what is set of it.
+    """A condition in words: its backbone and its data set, each with its settings.
 
     The data set's words include unrelated text and blank pictures, even if no axis sets them.
 

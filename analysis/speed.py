@@ -23,7 +23,7 @@ class SpeedCurve(NamedTuple):
 
 
 def speed_curves(rows: Sequence[Mapping[str, Any]]) -> list[SpeedCurve]:
-    """The benchmark's rows as curves, without SDPA's own ratio, which is 1."""
+    """The measured rows as curves, without SDPA's own ratio, which is 1."""
     keys = dict.fromkeys((str(row["way"]), str(row["dtype"])) for row in rows if row["way"] != "SDPA")
     found = []
     for way, dtype in keys:
@@ -62,10 +62,10 @@ def draw_speed(curves: Sequence[SpeedCurve], axes: GivenAxes = None) -> matplotl
 
 
 def draw_study_time(result: Mapping[str, Any], axes: GivenAxes = None) -> matplotlib.figure.Figure:
-    """Draw the seconds of a study, and of the plain loop: what each device of the engine saves; return the figure.
+    """Draw the seconds of a study and of the plain loop, with what each part of the engine saves; return the figure.
 
     Args:
-        result: what `python -m tdrs.benchmark sweep` measured.
+        result: what `python -m tdrs.speed sweep` measured.
         axes: one Axes; None makes a figure.
     """
     engine, saved = result["engine_seconds"], result["saved_seconds"]

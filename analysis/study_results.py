@@ -33,7 +33,7 @@ class StudyResults:
         name: the study's name.
         rows: the names of its held-out rows; the stock model's is `stock`.
         conditions: what each row was measured under, in words.
-        warning: what must be said of these results before any number; "" if there is nothing.
+        warning: what a reader must know before any number; "" if there is nothing.
         outcome: all of `study.json`.
         records: the store of its evaluations.
         folder: where the study is kept.
@@ -64,8 +64,8 @@ class StudyResults:
         The index numbers the trials. Columns: `name`, `split`, `status`
         (`complete`, `pruned` or `failed`), `reason`; `backbone`, `dataset` and a column for each other key that an
         axis or the trial sets; `n`; each metric, accuracy with `accuracy_low` and `accuracy_high`, its 95 % interval;
-        the paired `difference` to the stock model with its interval; `tuning_trials`, from how many trials a row's
-        settings were chosen; `seconds`; `cache_key`, the name of the evaluation's records.
+        the paired `difference` to the stock model with its interval; `tuning_trials`, the number of trials that a row's
+        settings were chosen from; `seconds`; `cache_key`, the name of the evaluation's records.
 
         The metrics of a pruned trial are those of the samples it saw.
         """

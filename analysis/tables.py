@@ -1,10 +1,10 @@
-"""A study's held-out rows as tables: Markdown, LaTeX and CSV, beside what the paper reports of the model's namesake.
+"""A study's held-out rows as tables in Markdown, LaTeX and CSV, next to the numbers that the paper reports.
 
     python -m analysis.tables study=stage_ablation            # in a checkout
     python -m tdrs.analysis.tables study=stage_ablation       # where tdrs is installed
 
 writes `table.md`, `table.tex` and `table.csv` from stored records, without a model. The paper's numbers are *reported*
-for models of 7 and 8 billion parameters: they stand beside ours for orientation, not as a truth to fit. From Python:
+for models of 7 and 8 billion parameters: they are shown for comparison, and nothing is fitted to them. From Python:
 `study.compare()` has the same statistics.
 """
 
@@ -33,7 +33,7 @@ class TableRow(NamedTuple):
         condition: in words.
         value: with its 95 % limits, as is `difference`, to the stock model.
         p: after Holm's correction.
-        tuned: from how many trials the settings were chosen; 0 if they were given.
+        tuned: the number of trials that the settings were chosen from; 0 if they were given.
         reported: the paper's number, in per cent; `model` is the model it belongs to.
     """
 
