@@ -47,7 +47,10 @@ class Block:
         """A, (B, H, R, K), float32."""
         if self.computed_logits is None:
             query = self.call.query[:, :, self.start : self.stop].float() * self.call.scaling
-            self.computed_logits = self.call.product(query, self.call.float_key[:, :, : self.keys])
+            logits = self.call.product(query, self.call.float_key[:, :, : self.keys])
+            if self.call.softcap is not None:
+                logits = logits.div_(self.call.softcap).tanh_().mul_(self.call.softcap)
+            self.computed_logits = logits
         return self.computed_logits
 
     @property
@@ -56,7 +59,8 @@ class Block:
         assert self.call.rotation is not None, "the method must list 'rotation' in its needs"
         rows = slice(self.call.past + self.start, self.call.past + self.stop)
         cos, sin = self.call.rotation
-        return unrotate(self.call.query[:, :, self.start : self.stop], cos[:, rows], sin[:, rows])
+        query = self.call.query[:, :, self.start : self.stop]
+        return unrotate(query, cos[:, rows], sin[:, rows], self.call.layout)
 
     def cosine(self, features: str, factor: float = 1.0) -> torch.Tensor:
         """q·k / (‖q‖‖k‖) times a factor, (B, H, R, K), newly allocated.
@@ -106,11 +110,9 @@ class Block:
     @cached_property
     def hidden(self) -> torch.Tensor:
         """Pairs that are not in V, (B or 1, 1, R, K) boolean."""
-        future = self._rows < self.call.index[: self.keys]
         if self.call.real is None:
-            return future
-        visible = self.call.seen(self.start, self.stop, self.keys) & self.call.real[:, :, self.start : self.stop]
-        return future | ~visible
+            return self._rows < self.call.index[: self.keys]
+        return ~(self.call.seen(self.start, self.stop, self.keys) & self.call.real[:, :, self.start : self.stop])
 
     def hide(self, values: torch.Tensor, fill: float) -> torch.Tensor:
         """Set (B, H or 1, R, K) values of hidden pairs to `fill` (0, ∞ or −∞), in place. Returns `values`.

@@ -3,8 +3,9 @@
 Logits, and everything computed from them, are float32, whatever the model's dtype. A quantity is computed when it is
 first used.
 
-Notation, as in the paper: A are the logits, i is a query row, j is a key. V is the set of visible pairs: the key is not
-in the query's future, and neither of the two is padding.
+Notation, as in the paper: A are the logits that enter the softmax, i is a query row, j is a key. V is the set of
+visible pairs: the model's mask shows the key to the query, and neither of the two is padding. The mask of most models
+hides the future alone; a sliding window hides distant keys, too; attention in both directions shows some of the future.
 """
 
 import math
@@ -44,6 +45,9 @@ class Call:
         block_elements: the largest number of logits in a block; None makes the whole map one block.
         first_row: the first query row that is edited. Statistics still cover all rows.
         wanted: the first query row whose output is used. The output of earlier rows is 0.
+        layout: which coordinates the rotation turns together; see `rope`.
+        softcap: the bound c of a model that caps its logits, A = c tanh(q·k scaling / c) (Gemma 2); None means no cap.
+            A method edits the capped logits, because they enter the softmax.
         tally: what the method counts, see `Tally`. Copies of a call made with `dataclasses.replace` share it.
     """
 
@@ -60,6 +64,8 @@ class Call:
     block_elements: int | None = None
     first_row: int = 0
     wanted: int = 0
+    layout: str = "halves"
+    softcap: float | None = None
     tally: Tally = field(default_factory=Tally)
     # Results that are computed once: unit keys by kind of feature; for each kind, how many unit keys are summed and
     # their sum; the logits of blocks, by first row.
@@ -101,6 +107,11 @@ class Call:
         This is False if the whole map is one block: the reference execution tests each pair.
         """
         return self.block_elements is not None and (self._structure is None or self._structure.plain)
+
+    @property
+    def forward(self) -> bool:
+        """Whether the mask shows a query a key after its own."""
+        return self._structure is not None and self._structure.forward
 
     @property
     def padded_keys(self) -> torch.Tensor | None:
@@ -159,7 +170,7 @@ class Call:
     def unrotated_key(self) -> torch.Tensor:
         """Keys before rotation, float32, (B, Hₖ, K, D)."""
         assert self.rotation is not None, "the method must list 'rotation' in its needs"
-        return self.without_padding(unrotate(self.key, *self.rotation))
+        return self.without_padding(unrotate(self.key, *self.rotation, self.layout))
 
     def key_directions(self, features: str) -> torch.Tensor:
         """Keys scaled to length 1 (0 stays 0), before (`pre_rope`) or after (`post_rope`) rotation, (B, Hₖ, K, D)."""
@@ -205,6 +216,11 @@ class Call:
             return
         width = self.query.shape[0] * self.query.shape[1]
         while start < rows_left:
+            if self.forward:
+                stop = min(rows_left, start + max(1, self.block_elements // (width * keys)))
+                yield start, stop, keys
+                start = stop
+                continue
             # Row r sees past + r + 1 keys: the later the rows of a block, the fewer they are.
             rows = max(1, self.block_elements // (width * (self.past + start + 1)))
             stop = min(rows_left, start + rows)

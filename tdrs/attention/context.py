@@ -1,17 +1,30 @@
 """What a model's forward pass shows of all tokens so far: their rotation, their positions, and their roles.
 
 An attention function sees the keys of the cache, but not the rotation, position ids and token ids they came with. Hooks
-record these, one forward pass after the other.
+record these, one forward pass after the other. Layers may differ in their rotation (Gemma 3's sliding and global ones).
 """
 
+import inspect
 import weakref
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
 from tdrs.attention.block import IMAGE, SYSTEM, TEXT
 from tdrs.attention.method import Method
-from tdrs.attention.rope import check_rotation
+from tdrs.attention.rope import find_layout
+from tdrs.settings import SettingError
+
+# The layout of each attention module's rotation, found by trial once.
+_LAYOUTS: "weakref.WeakKeyDictionary[torch.nn.Module, str]" = weakref.WeakKeyDictionary()
+
+
+class Rotation(NamedTuple):
+    """The rotation of all tokens so far in one layer: cos and sin, (B or 1, K, D'), and their layout; see `rope`."""
+
+    cos: torch.Tensor
+    sin: torch.Tensor
+    layout: str
 
 
 class Context:
@@ -24,6 +37,7 @@ class Context:
     Attributes:
         past: how many tokens the cache held when the current forward pass began.
         roles: SYSTEM, IMAGE or TEXT for each token, (B, K); None if the method does not need them.
+        trial: while a layer's layout is found by trial, the queries and keys of that layer; else None.
     """
 
     def __init__(self, method: Method, image_token: int | None) -> None:
@@ -31,22 +45,26 @@ class Context:
         self.roles: torch.Tensor | None = None
         self._method = method
         self._image_token = image_token
-        # cos, sin, positions, image (is it an image token?) of all tokens so far, each (B or 1, K, …)
+        self.trial: list[torch.Tensor] | None = None
+        # cos0, sin0, cos1, …, positions, image (is it an image token?) of all tokens so far, each (B or 1, K, …)
         self._tokens: dict[str, torch.Tensor] = {}
         self._known = 0
         self._image: torch.Tensor | None = None  # which tokens of this forward pass are image tokens
         self._cache: weakref.ref[torch.Tensor] | None = None  # the cache's first keys, which identify it
-        self._rotation_due = False  # this forward pass has not shown its rotation yet
+        self._shown: list[torch.Tensor] = []  # the different cosines that this forward pass has shown so far
+        self._rotation_of: dict[torch.nn.Module, int] = {}  # which of them each layer receives
 
     def advice(self, of: str) -> str:
         """The method's advice, as the end of a message; "" if it has none."""
         text = self._method.advice.get(of)
         return f"; {text}" if text else ""
 
-    @property
-    def rotation(self) -> tuple[torch.Tensor, torch.Tensor] | None:
-        """(cos, sin) of all tokens; None if the method does not need them."""
-        return (self._tokens["cos"], self._tokens["sin"]) if "rotation" in self._method.needs else None
+    def rotation(self, module: torch.nn.Module) -> Rotation | None:
+        """The rotation of all tokens in an attention layer; None if the method does not need it."""
+        if "rotation" not in self._method.needs:
+            return None
+        number = self._rotation_of[module]
+        return Rotation(self._tokens[f"cos{number}"], self._tokens[f"sin{number}"], _LAYOUTS[module])
 
     @property
     def positions(self) -> torch.Tensor | None:
@@ -78,7 +96,7 @@ class Context:
         given = (kwargs.get("inputs_embeds"), kwargs.get("input_ids"), *args)
         new: torch.Tensor = next(x for x in given if x is not None)
         self._known = self.past + new.shape[1]
-        self._rotation_due = "rotation" in needs
+        self._shown = []
         if "positions" in needs:
             self._add("positions", _positions(kwargs.get("position_ids"), self.past, new))
         if "roles" in needs:
@@ -126,24 +144,60 @@ class Context:
         self._remember(cache)
 
     def enter_attention(self, module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Forward pre-hook of each attention layer: the first one in a forward pass shows the rotation of the pass.
+        """Forward pre-hook of each edited attention layer: notes its rotation.
 
         Raises:
-            ValueError: the layer receives no rotation, or one that cannot be undone.
+            SettingError: the layer receives no rotation, or one that cannot be undone.
         """
-        if not self._rotation_due:
+        if "rotation" not in self._method.needs:
             return
-        if kwargs.get("position_embeddings") is None:
-            raise ValueError(f"{type(module).__name__} is not given position_embeddings{self.advice('rotation')}")
-        cos, sin = kwargs["position_embeddings"]
-        if "cos" not in self._tokens:
+        name = type(module).__name__
+        given = kwargs.get("position_embeddings")
+        if given is None:
+            raise SettingError("model", name, f"is not given position_embeddings{self.advice('rotation')}")
+        if module not in _LAYOUTS:
             try:
-                check_rotation(cos, module.head_dim)  # type: ignore[arg-type]
+                _LAYOUTS[module] = self._find_layout(module, args, kwargs)
             except ValueError as error:
-                raise ValueError(f"{error}{self.advice('rotation')}") from None
-        self._add("cos", cos)
-        self._add("sin", sin)
-        self._rotation_due = False
+                reason = f"the vectors before rotation cannot be computed: {error}"
+                raise SettingError("model", name, f"{reason}{self.advice('rotation')}") from None
+        cos, sin = given
+        number = next((n for n, known in enumerate(self._shown) if _equal(known, cos)), len(self._shown))
+        self._rotation_of[module] = number
+        if number == len(self._shown):
+            self._shown.append(cos)
+            self._add(f"cos{number}", cos)
+            self._add(f"sin{number}", sin)
+
+    def _find_layout(self, module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
+        """The layout of a layer's rotation, from calls of the layer with random inputs and known angles.
+
+        The layer's own code rotates, so that a wrong assumption about a family cannot give wrong vectors.
+
+        Raises:
+            ValueError: the rotation has another form, or cannot be undone.
+        """
+        given = kwargs["position_embeddings"]
+        if not (isinstance(given, tuple) and len(given) == 2 and all(x.dim() == 3 for x in given)):
+            raise ValueError("position_embeddings are not (cos, sin)")
+        bound = inspect.signature(module.forward).bind(*args, **kwargs)
+        hidden = next(iter(bound.arguments.values()))
+        generator = torch.Generator().manual_seed(0)
+        tokens = torch.randn(1, 2, hidden.shape[-1], generator=generator).to(hidden.device, hidden.dtype)
+        kept = {name: value for name, value in kwargs.items() if name not in ("hidden_states", "position_embeddings")}
+        kept = {name: None if _of_tokens(value) else value for name, value in kept.items()}
+
+        @torch.no_grad()
+        def rotate(cos: torch.Tensor, sin: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            self.trial = []
+            try:
+                module.forward(tokens, position_embeddings=(cos, sin), **kept)
+                query, key = self.trial
+            finally:
+                self.trial = None
+            return query, key
+
+        return find_layout(rotate, given[0])
 
     def _add(self, name: str, new: torch.Tensor) -> None:
         """Append along the tokens. The batch may be 1 if all samples are alike."""
@@ -152,6 +206,16 @@ class Context:
             batch = [max(past.shape[0], new.shape[0])] + [-1] * (new.dim() - 1)
             new = torch.cat((past.expand(batch), new.expand(batch)), dim=1)
         self._tokens[name] = new
+
+
+def _equal(known: torch.Tensor, new: torch.Tensor) -> bool:
+    """Whether two layers receive one rotation. Layers on another device receive a copy."""
+    return known is new or (known.shape == new.shape and torch.equal(known, new.to(known.device)))
+
+
+def _of_tokens(value: object) -> bool:
+    """Whether an argument of an attention layer belongs to the tokens of a call: a tensor or a cache."""
+    return isinstance(value, torch.Tensor) or hasattr(value, "get_seq_length")
 
 
 def _roles(image: torch.Tensor) -> torch.Tensor:

@@ -38,7 +38,9 @@ def weights(call: Call, method: Method) -> torch.Tensor:
 
 def _attend(call: Call, method: Method) -> torch.Tensor:
     first = call.wanted
-    if call.block_elements is not None and method.last_row_only and call.query.shape[2] > 1:
+    # PyTorch's own attention does not cap logits.
+    shorten = call.block_elements is not None and method.last_row_only and call.softcap is None
+    if shorten and call.query.shape[2] > 1:
         first = max(first, int(call.last_rows.min()))
     if first:
         call = replace(call, first_row=first)
@@ -57,7 +59,7 @@ def _attend(call: Call, method: Method) -> torch.Tensor:
 def _unedited(call: Call) -> torch.Tensor:
     """The stock attention output of the rows before `first_row`, (B, H, rows, D)."""
     rows = call.first_row
-    keys = call.past + rows
+    keys = call.key.shape[2] if call.forward else call.past + rows
     mask = None if call.mask is None else call.mask[:, :, :rows, :keys]
     if mask is None and call.past:
         mask = (call.index[call.past : keys, None] >= call.index[:keys])[None, None]

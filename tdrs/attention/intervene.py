@@ -24,9 +24,10 @@ from tdrs.attention.core import EXECUTIONS
 from tdrs.attention.method import Method
 from tdrs.attention.selection import resolve
 from tdrs.attention.tally import Tally
-from tdrs.settings import check_choice
+from tdrs.settings import SettingError, check_choice
 
 BASES = ("sdpa", "eager")
+LAYER_TYPES = ("full_attention", "sliding_attention")
 _SESSIONS: "WeakKeyDictionary[torch.nn.Module, Session]" = WeakKeyDictionary()
 
 
@@ -61,9 +62,11 @@ class Session:
         attention = type(next(iter(self.layers)))
         receives_rotation = "position_embeddings" in inspect.signature(attention.forward).parameters
         if "rotation" in self.method.needs and not receives_rotation:
-            raise ValueError(f"{name}: its layers are not given position_embeddings{self.context.advice('rotation')}")
+            reason = f"its layers are not given position_embeddings{self.context.advice('rotation')}"
+            raise SettingError("model", name, reason)
         if "roles" in self.method.needs and self.image_token is None:
-            raise ValueError(f"{name} has no image_token_id, and this method needs to know which tokens are the image")
+            reason = "it has no image_token_id, and this method needs to know which tokens are the image"
+            raise SettingError("model", name, reason)
 
     @property
     def row_local(self) -> bool:
@@ -100,6 +103,9 @@ class Session:
         **kwargs: Any,
     ) -> tuple[torch.Tensor, None]:
         """What transformers calls instead of its own attention function. Returns the output, (B, Q, H, D)."""
+        if self.context.trial is not None:
+            self.context.trial += (query, key)
+            return value.new_zeros(*query.shape[:3], value.shape[3]).transpose(1, 2), None
         layer = self.layers[module]
         past, rows = self.context.past, query.shape[2]
         phase = "decode" if past and rows == 1 else "prefill"
@@ -111,6 +117,12 @@ class Session:
             mask = None if mask is None else mask[:, :, wanted:]
             last, _ = attention(module, query[:, :, wanted:], key, value, mask, scaling=scaling, **kwargs)
             return torch.nn.functional.pad(last, (0, 0, 0, 0, wanted, 0)), None
+        for name in ("s_aux", "position_bias"):
+            if kwargs.get(name) is not None:
+                reason = f"its attention adds {name} to the softmax, which no edit considers"
+                raise SettingError("model", type(module).__name__, reason)
+        if mask is None and rows > 1 and not getattr(module, "is_causal", True):  # as sdpa_attention_forward
+            mask = torch.ones(1, 1, rows, key.shape[2], dtype=torch.bool, device=query.device)
         if past and phase == "prefill" and self.method.reads_whole_map:
             warnings.warn(
                 f"a prompt is read in pieces, and {type(self.method).__name__} computes statistics over each piece: "
@@ -118,22 +130,25 @@ class Session:
                 stacklevel=2,
             )
 
-        def here(tensor: torch.Tensor | None) -> torch.Tensor | None:  # layers may be on several devices
-            return None if tensor is None else tensor.to(query.device)
+        def of_keys(tensor: torch.Tensor | None) -> torch.Tensor | None:
+            """The part of all tokens whose keys this layer still has; a sliding window's cache drops old ones."""
+            return None if tensor is None else tensor[:, -key.shape[2] :].to(query.device)  # layers' devices may differ
 
-        rotation = self.context.rotation
+        rotation = self.context.rotation(module)
         call = Call(
             query,
             key,
             value,
             scaling,
             mask,
-            rotation=None if rotation is None else (rotation[0].to(query.device), rotation[1].to(query.device)),
-            positions=here(self.context.positions),
-            roles=here(self.context.roles),
+            rotation=None if rotation is None else (of_keys(rotation.cos), of_keys(rotation.sin)),  # type: ignore[arg-type]
+            layout="halves" if rotation is None else rotation.layout,
+            positions=of_keys(self.context.positions),
+            roles=of_keys(self.context.roles),
             layer=layer,
-            heads=here(self.heads),
+            heads=None if self.heads is None else self.heads.to(query.device),
             wanted=wanted,
+            softcap=kwargs.get("softcap"),
             tally=self.tally,
         )
         return self.execute(call, self.method).transpose(1, 2).contiguous(), None
@@ -165,25 +180,26 @@ def text_decoder(model: PreTrainedModel) -> PreTrainedModel:
     """The decoder whose attention is edited.
 
     Raises:
-        ValueError: `intervene` cannot serve it. Its attention does not go through transformers' AttentionInterface, its
-            implementation is neither sdpa nor eager, or a layer attends through a sliding window.
+        SettingError: `intervene` cannot serve it. The message says why.
     """
     decoder = model.get_decoder()
     name = type(model).__name__
     layers = getattr(decoder, "layers", None)
     if not getattr(decoder, "_supports_attention_backend", False) or not layers:
-        raise ValueError(f"{name}: its attention does not go through transformers' AttentionInterface")
+        raise SettingError("model", name, "its attention does not go through transformers' AttentionInterface")
     if not all(hasattr(layer, "self_attn") for layer in layers):
-        raise ValueError(f"{name}: a decoder layer has no self_attn")
-    default = "sliding_attention" if getattr(decoder.config, "sliding_window", None) else "full_attention"
-    windows = set(getattr(decoder.config, "layer_types", None) or [default]) - {"full_attention"}
-    if windows:
-        raise ValueError(f"{name}: layers of type {', '.join(sorted(windows))} are not supported, only full attention")
+        raise SettingError("model", name, "a decoder layer has no self_attn, so its attention cannot be edited")
+    others = set(getattr(decoder.config, "layer_types", None) or ()).difference(LAYER_TYPES)
+    if others:
+        kinds = ", ".join(sorted(others))
+        raise SettingError("model", name, f"layers of type {kinds} cannot be edited, only {' and '.join(LAYER_TYPES)}")
     if layers[0].self_attn in _SESSIONS:
-        raise ValueError(f"{name} is inside another intervene block; leave that one first")
+        raise SettingError("model", name, "is inside another intervene block; leave that one first")
     base = decoder.config._attn_implementation
     if base not in BASES:
-        raise ValueError(f"{name}: attention implementation {base!r} cannot be edited; load it with sdpa or eager")
+        raise SettingError("attention", base, f"cannot be edited in {name}; load it with sdpa or eager")
+    if base == "sdpa" and getattr(decoder.config, "attn_logit_softcapping", None):
+        raise SettingError("attention", base, f"does not cap logits as {name} does; load it with eager")
     return decoder
 
 
@@ -204,8 +220,8 @@ def intervene(model: PreTrainedModel, method: Method, execution: str = "auto") -
         The session. `session.tally.read()` gives what the method counted, such as clamped end points.
 
     Raises:
-        SettingError: the execution is unknown, or the model does not have a layer or a head that is named.
-        ValueError: the model cannot be edited, or cannot provide what the method needs.
+        SettingError: the execution is unknown, the model does not have a layer or a head that is named, it cannot be
+            edited, or it cannot provide what the method needs.
     """
     check_choice("execution", execution, list(EXECUTIONS))
     decoder = text_decoder(model)
@@ -216,8 +232,9 @@ def intervene(model: PreTrainedModel, method: Method, execution: str = "auto") -
         handles.append(model.register_forward_pre_hook(context.enter_model, with_kwargs=True))
         handles.append(decoder.register_forward_pre_hook(context.enter_decoder, with_kwargs=True))
         handles.append(decoder.register_forward_hook(context.leave_decoder, with_kwargs=True))
-        for module in session.layers:
-            handles.append(module.register_forward_pre_hook(context.enter_attention, with_kwargs=True))
+        for module, number in session.layers.items():
+            if number in session.edited:
+                handles.append(module.register_forward_pre_hook(context.enter_attention, with_kwargs=True))
             _SESSIONS[module] = session
         norm = getattr(_layers(decoder)[-1], "post_attention_layernorm", None)
         if norm is not None:

@@ -1,4 +1,7 @@
-"""The structure of an attention mask: does it hide only the future and whole tokens of padding, and which tokens?"""
+"""The structure of an attention mask: does it hide only the future and whole tokens of padding, and which tokens?
+
+Sliding windows hide more, and attention in both directions (PaliGemma's prompt, Gemma 3's images) hides less.
+"""
 
 import weakref
 from typing import NamedTuple
@@ -13,33 +16,39 @@ class Structure(NamedTuple):
         plain: whether each row that is not padding sees all keys up to its own that are not padding.
         padding: which keys are padding, (B, 1, 1, K) boolean; None if no key is.
         among: a range of keys that contains all padding.
+        forward: whether some row sees a key after its own.
     """
 
     plain: bool
     padding: torch.Tensor | None
     among: slice
+    forward: bool
 
 
-_LAST: list[tuple[weakref.ref[torch.Tensor], int, Structure]] = []  # all layers of a forward pass share one mask
+# Of the last few masks: the layers of a forward pass share one mask, or one for each of their types.
+_LAST: list[tuple[weakref.ref[torch.Tensor], int, Structure]] = []
+_KEPT = 3
 
 
 def structure(mask: torch.Tensor, past: int) -> Structure:
     """The structure of a boolean or additive mask, (B, 1, Q, K), whose first row has index `past`."""
-    if _LAST and _LAST[0][0]() is mask and _LAST[0][1] == past:
-        return _LAST[0][2]
+    for known, known_past, found in _LAST:
+        if known() is mask and known_past == past:
+            return found
     rows, keys = mask.shape[-2:]
     least = None if mask.dtype == torch.bool else torch.finfo(mask.dtype).min / 2
     parts = [mask[:, :, start : start + 256] for start in range(0, rows, 256)]  # little memory at a time
     parts = parts if least is None else [part > least for part in parts]
     real = torch.stack([part.any(dim=2) for part in parts]).any(dim=0).unsqueeze(2)
     index = torch.arange(keys, device=mask.device)
-    plain = True
+    plain, forward = True, False
     for number, part in enumerate(parts):
         own = index[past + 256 * number :][: part.shape[2], None]
         padding = ~part.gather(-1, own.expand(*part.shape[:2], -1, 1))
         plain = plain and bool(((part == (real & (index <= own))) | padding).all())
+        forward = forward or (not plain and bool((part & (index > own)).any()))
     padded = (~real).flatten(0, 2).any(dim=0).nonzero()
     among = slice(int(padded[0]), int(padded[-1]) + 1) if len(padded) else slice(0, 0)
-    found = Structure(plain, ~real if len(padded) else None, among)
-    _LAST[:] = [(weakref.ref(mask), past, found)]
+    found = Structure(plain, ~real if len(padded) else None, among, forward)
+    _LAST[:] = [(weakref.ref(mask), past, found), *_LAST[: _KEPT - 1]]
     return found

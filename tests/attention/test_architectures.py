@@ -83,7 +83,8 @@ def test_the_vision_tower_is_never_touched(name: str, monkeypatch: pytest.Monkey
     with tdrs.intervene(model, TDRS(**STAGES)):
         logits(model, inputs)
     assert torch.equal(seen[0], seen[1])
-    assert reached == [layer.self_attn for layer in model.get_decoder().layers]
+    # A layer is first tried with known angles, so it may come more than once.
+    assert list(dict.fromkeys(reached)) == [layer.self_attn for layer in model.get_decoder().layers]
     assert any("Attention" in type(m).__name__ for m in model.modules() if m not in set(reached))
 
 
@@ -93,6 +94,9 @@ def test_vectors_before_rotation_are_recovered(name: str, calls: list[Call]) -> 
     model, inputs = build(name)
     projected: dict[str, list[torch.Tensor]] = {"q": [], "k": []}
     attention = model.get_decoder().layers[1].self_attn
+    with tdrs.intervene(model, TDRS(layers=[1])):
+        model(**inputs)  # the layout of the rotation is found by trial, once
+    calls.clear()
     for part, outputs in projected.items():
         getattr(attention, f"{part}_proj").register_forward_hook(lambda m, a, out, outputs=outputs: outputs.append(out))
     with tdrs.intervene(model, TDRS(layers=[1])):

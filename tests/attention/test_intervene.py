@@ -1,16 +1,17 @@
 """`intervene` on whole models: stock when off, restored after, padding, cache, other architectures, refusals."""
 
 import copy
+import sys
 from typing import Any
 
 import pytest
 import torch
 from transformers import (
     LlamaForCausalLM,
-    MistralConfig,
-    MistralForCausalLM,
     Qwen2Config,
     Qwen2ForCausalLM,
+    Qwen3NextConfig,
+    Qwen3NextForCausalLM,
     StaticCache,
 )
 from transformers.models.gpt2 import GPT2Config, GPT2LMHeadModel
@@ -178,6 +179,9 @@ def test_vectors_before_rotation_are_recovered(rope: dict[str, Any], calls: list
     model = tiny_llama(rope_parameters=rope)
     projected: dict[str, list[torch.Tensor]] = {"q": [], "k": []}
     attention = model.model.layers[1].self_attn
+    with tdrs.intervene(model, TDRS(layers=[1])):
+        model(IDS)  # the layout of the rotation is found by trial, once
+    calls.clear()
     for name in projected:
         getattr(attention, f"{name}_proj").register_forward_hook(
             lambda m, a, out, name=name: projected[name].append(out)
@@ -215,11 +219,11 @@ def test_layers_and_heads_reach_the_core(llama: LlamaForCausalLM, calls: list[Ca
 def test_heads_that_are_not_chosen_keep_their_output(llama: LlamaForCausalLM) -> None:
     outputs = []
     projection = llama.model.layers[0].self_attn.o_proj
-    projection.register_forward_pre_hook(lambda module, args: outputs.append(args[0].view(2, 37, 4, 16)))
+    projection.register_forward_pre_hook(lambda module, args: outputs.append(args[0]))
     logits(llama)
     with tdrs.intervene(llama, TDRS(heads=[2])):
         logits(llama)
-    stock, edited = outputs
+    stock, edited = (outputs[number].view(2, 37, 4, 16) for number in (0, -1))  # others find the rotation's layout
     torch.testing.assert_close(edited[:, :, [0, 1, 3]], stock[:, :, [0, 1, 3]], atol=1e-5, rtol=1e-5)
     assert not torch.allclose(edited[:, :, 2], stock[:, :, 2], atol=1e-3)
 
@@ -277,8 +281,13 @@ def test_refusals_leave_the_model_as_it_was(llama: LlamaForCausalLM) -> None:
         "num_hidden_layers": 1,
         "num_attention_heads": 2,
     }
-    windowed = MistralForCausalLM(MistralConfig(**small, num_key_value_heads=2, sliding_window=8))
-    with pytest.raises(ValueError, match="sliding"), tdrs.intervene(windowed, STRONG):
+    hybrid = Qwen3NextForCausalLM(
+        Qwen3NextConfig(**small, num_key_value_heads=1, head_dim=16, num_experts=2, layer_types=["linear_attention"])
+    )
+    with (
+        pytest.raises(SettingError, match=r"model = 'Qwen3Next.*(AttentionInterface|self_attn)"),
+        tdrs.intervene(hybrid, STRONG),
+    ):
         pass
     gpt2 = GPT2LMHeadModel(GPT2Config(n_embd=32, n_layer=1, n_head=2, vocab_size=50))
     with pytest.raises(ValueError, match=r"AttentionInterface|self_attn"), tdrs.intervene(gpt2, STRONG):
@@ -387,3 +396,27 @@ def test_a_prompt_in_pieces_warns_under_call_statistics(llama: LlamaForCausalLM)
         out = llama(IDS[:, :20], use_cache=True)
         with pytest.warns(UserWarning, match="in pieces"):
             llama(IDS[:, 20:], past_key_values=out.past_key_values)
+
+
+def test_a_rotation_that_cannot_be_undone_is_refused(llama: LlamaForCausalLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The layer's own code is tried, so that no family gives wrong vectors without a word."""
+    module = sys.modules[type(llama.model.layers[0].self_attn).__module__]
+    rotate = module.apply_rotary_pos_emb
+    monkeypatch.setattr(module, "apply_rotary_pos_emb", lambda q, k, cos, sin: rotate(q, k, cos, sin.roll(1, -1)))
+    said = r"model = 'LlamaAttention': the vectors before rotation cannot be computed: .*; use features=post_rope"
+    with tdrs.intervene(llama, TDRS()), pytest.raises(SettingError, match=said):
+        llama(IDS)
+    with tdrs.intervene(llama, TDRS(features="post_rope")):
+        assert logits(llama).isfinite().all()
+
+
+@pytest.mark.parametrize("name", ["s_aux", "position_bias"])
+def test_what_is_added_to_the_softmax_is_refused(llama: LlamaForCausalLM, name: str) -> None:
+    with tdrs.intervene(llama, STRONG), pytest.raises(SettingError, match=f"adds {name} to the softmax"):
+        llama(IDS, **{name: torch.zeros(4)})
+
+
+def test_a_cap_needs_eager(llama: LlamaForCausalLM) -> None:
+    llama.config.attn_logit_softcapping = 5.0
+    with pytest.raises(SettingError, match="attention = 'sdpa': does not cap logits"), tdrs.intervene(llama, STRONG):
+        pass

@@ -91,7 +91,8 @@ def oracle_output(sample: Sample, call: Call, name: str, method: Any, heads: fro
                 q0, k0 = sample.q0[b, h].double().numpy(), sample.k0[b, g].double().numpy()
                 if method.features == "post_rope":
                     q0, k0 = q[b, h], k[b, g]
-                here = tdrs_head(q[b, h], k[b, g], q0, k0, visible, a_min[b, h], positions, roles, method)
+                given = (q[b, h], k[b, g], q0, k0, visible, a_min[b, h], positions, roles, method, call.softcap)
+                here = tdrs_head(*given)
             else:
                 here = edited[h]
             result[b, h] = softmax(np.where(visible, here, np.nan)) @ v[b, g]

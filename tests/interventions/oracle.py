@@ -22,11 +22,13 @@ def tdrs_head(
     positions: np.ndarray,
     roles: np.ndarray,
     method: Any,
+    cap: float | None = None,
 ) -> np.ndarray:
     """Edited logits of one head, (Q, K), nan where a pair is not visible.
 
     q, k are rotated, q0, k0 the vectors of the cosine; positions (K, axes), roles (K,). `a_min`: |A|_min of the map,
-    (1,), or of each row, (Q,), as the software found it (its own test compares it with float64).
+    (1,), or of each row, (Q,), as the software found it (its own test compares it with float64). `cap`: the bound of a
+    model that caps its logits.
     """
     rows, keys, width = len(q), len(k), q.shape[1]
     past = keys - rows
@@ -55,6 +57,7 @@ def tdrs_head(
         mean, top = sum(sem.values()) / len(row), max(sem.values())
         for j in row:
             a = (q[i] @ k[j]) / math.sqrt(width)
+            a = a if cap is None else cap * math.tanh(a / cap)
             result[i, j] = a
             here, there = roles[past + i] == IMAGE, roles[j] == IMAGE
             if method.pairs == "text_to_image" and not (there and not here):
