@@ -66,25 +66,6 @@ def methods(gain: str) -> dict[str, Method]:
     }
 
 
-def token_grid(count: int, thw: list[int] | None, merge: int) -> tuple[int, int]:
-    """Rows and columns of an image's tokens.
-
-    Args:
-        count: how many tokens there are.
-        thw: Qwen2.5-VL's grid of patches (time, height, width); None for the other families, whose images are squares.
-        merge: how many patches wide a token is.
-
-    Raises:
-        SettingError: the tokens form no grid, because InternVL cut the picture into several tiles.
-    """
-    if thw is not None:
-        return thw[1] // merge, thw[2] // merge
-    side = round(count**0.5)
-    if side * side != count:
-        raise SettingError("backbone", count, "the picture was cut into several tiles, so there is no single map")
-    return side, side
-
-
 def attention_maps(outcome: Outcome, number: int = 0, gain: str = "logits") -> AttentionMaps:
     """Measure the maps of one held-out prompt of a study's first condition. Loads its model.
 
@@ -100,9 +81,7 @@ def attention_maps(outcome: Outcome, number: int = 0, gain: str = "logits") -> A
     sample = samples[number]
     inputs = backbone.inputs([sample])
     image = (inputs["input_ids"][0] == backbone.model.config.image_token_id).nonzero()[:, 0].cpu()
-    thw = inputs["image_grid_thw"][0].tolist() if "image_grid_thw" in inputs else None
-    merge = getattr(getattr(backbone.model.config, "vision_config", None), "spatial_merge_size", 1)
-    rows, columns = token_grid(len(image), thw, merge)
+    rows, columns = backbone.prompts.family.token_grid(backbone.model.config, inputs, len(image))
     maps: list[AttentionMap] = []
     for name, method in methods(gain).items():
         layers = [weights[0, :, -1].mean(dim=0)[image] for _, weights in record_weights(backbone, [sample], method)]

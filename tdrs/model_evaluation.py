@@ -16,6 +16,7 @@ from tdrs.attention.core import EXECUTIONS
 from tdrs.backbones import Backbone, BackboneSettings
 from tdrs.backbones.checkpoint import Incomplete, check_processor
 from tdrs.backbones.decoding import greedy
+from tdrs.backbones.families import family_of
 from tdrs.backbones.tokens import ends
 from tdrs.benchmarks import SPLITS, Benchmark, Record
 from tdrs.benchmarks.prompts import STYLES
@@ -27,9 +28,6 @@ from tdrs.interventions.none import Stock
 from tdrs.results import Evaluation, check_same_samples
 from tdrs.settings import SettingError, check_choice, check_number
 from tdrs.statistics import Interval
-
-# The prompts that each family's own evaluation uses, by `model_type`.
-FAMILY_STYLES = {"llava": "llava", "internvl": "internvl", "qwen2_5_vl": "vlmevalkit"}
 
 
 @dataclass(frozen=True)
@@ -160,7 +158,7 @@ def evaluate(
         check_number("limit", limit, 1, whole=True)
     if isinstance(benchmark, str):
         benchmark = benchmarks.from_settings(choice("dataset", benchmark))
-    style = prompt_style or FAMILY_STYLES.get(model.config.model_type)
+    style = prompt_style or family_of(model.config.model_type).prompt_style
     if style is None:
         known = f"must be given for a model of type {model.config.model_type}: {', '.join(STYLES)}"
         raise SettingError("prompt_style", None, known)

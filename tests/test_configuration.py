@@ -25,7 +25,7 @@ GROUPS = sorted(path.relative_to(folder()) for path in folder().rglob("*.yaml") 
 def test_every_file_composes(path: Path) -> None:
     group, name = str(path.parent), path.stem
     words = [f"{'+' if group == 'experiment' else ''}{group}={name}"]
-    if name == "internvl2_8b":  # its folder is made by the user
+    if name in ("internvl2_8b", "hf"):  # the user makes its folder, or names its source
         words.append("backbone.source=embedded:mini_internvl")
     config = plain(compose("sweep", words))
     if str(path) not in (
@@ -78,8 +78,10 @@ def test_every_experiment_says_how_to_run_it_and_what_to_expect() -> None:
     [
         (
             "backbone=lava",
-            "backbone = 'lava': must be one of internvl2_5_8b_mpo, internvl2_8b, llava_1_5_7b, mini_internvl, "
-            "mini_llava, mini_llava_seed1, mini_llava_seed2, mini_qwen2_5_vl, qwen2_5_vl_7b",
+            "backbone = 'lava': must be one of gemma3_4b, hf, idefics3_8b, internvl2_5_8b_mpo, internvl2_8b, "
+            "internvl3_5_8b, internvl3_8b, llava_1_5_13b, llava_1_5_7b, llava_next_7b, llava_onevision_7b, "
+            "mini_internvl, mini_llava, mini_llava_seed1, mini_llava_seed2, mini_qwen2_5_vl, mistral3_24b, "
+            "paligemma2_3b, pixtral_12b, qwen2_5_vl_7b, qwen2_vl_7b, qwen3_vl_8b, smolvlm2_2b",
         ),
         (
             "dataset=vqa",

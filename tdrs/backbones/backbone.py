@@ -14,12 +14,12 @@ from PIL import Image
 from transformers import AutoModelForImageTextToText, PreTrainedModel
 from transformers.utils import logging
 
-from tdrs.attention.intervene import session_of
+from tdrs.attention.intervene import session_of, text_decoder
 from tdrs.backbones.backbone_settings import BackboneSettings, not_loaded
 from tdrs.backbones.checkpoint import check_processor, check_tensors, check_values
 from tdrs.backbones.decoding import Answer, StepRecorder, greedy, margin
 from tdrs.backbones.families import family_of
-from tdrs.backbones.image_embeddings import EmbeddingStore, ImageEncoder
+from tdrs.backbones.image_embeddings import EmbeddingStore, ImageEncoder, check_without_adapter
 from tdrs.backbones.prefixes import read_common
 from tdrs.backbones.processors import load_processor
 from tdrs.backbones.prompt_encoder import PromptEncoder, TokenCache
@@ -105,7 +105,8 @@ class Backbone:
         recorder = StepRecorder()
         with session.next_token_only() if session and self.next_token_only else nullcontext():
             inputs = None
-            if self.share_prefixes and (session is None or session.row_local):
+            whole = not self.prompts.family.reads_in_pieces
+            if self.share_prefixes and not whole and (session is None or session.row_local):
                 pictures = [sample.picture for sample in samples]
                 inputs = read_common(self.model, self.images, session, self._tokens(samples), pictures)
             inputs = inputs or self.model_inputs(samples)
@@ -168,6 +169,7 @@ def load(settings: BackboneSettings, store: EmbeddingStore | None = None) -> Bac
             )
         model, info = loaded
         check_tensors(info)
+        text_decoder(model)
         check_processor(processor, model.config)
         check_values(model)
     except SettingError as error:
@@ -179,4 +181,10 @@ def load(settings: BackboneSettings, store: EmbeddingStore | None = None) -> Bac
     model.generation_config = greedy(model.generation_config, ends(processor))
     if settings.device != "spread":
         torch.nn.Module.to(model, settings.resolved_device)
-    return Backbone.of(settings, model.eval(), processor, store.of(settings.decisive) if store else None)
+    backbone = Backbone.of(settings, model.eval(), processor, store.of(settings.decisive) if store else None)
+    if not backbone.prompts.family.model_type:
+        try:
+            check_without_adapter(backbone.prompts, backbone.images)
+        except SettingError as error:
+            raise error.under("backbone") from None
+    return backbone

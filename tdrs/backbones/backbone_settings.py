@@ -46,8 +46,8 @@ class BackboneSettings:
         transparency: what to do with a transparent picture. `family`: as the code of the model's family does; `drop`:
             drop the transparency, which shows the colour stored beneath it; `white`: put the picture on white.
         image: how pictures are prepared, by the families' `image_settings`: `do_pad` (LLaVA), `min_patches` and
-            `max_patches` (InternVL's tiles), `min_pixels` and `max_pixels` (Qwen2.5-VL). What is not set is as in the
-            model's folder.
+            `max_patches` (InternVL's tiles), `min_pixels` and `max_pixels` (Qwen), `longest_edge` (Mistral),
+            `do_pan_and_scan` (Gemma 3), `do_image_splitting` (Idefics3). What is not set is as in the model's folder.
 
     Raises:
         SettingError: a value is not allowed, or a device or a folder does not exist.
@@ -215,4 +215,6 @@ def _fingerprint(folder: Path) -> str:
 
 def from_settings(values: Mapping[str, Any]) -> BackboneSettings:
     """Checked settings; a SettingError names them under `backbone`."""
+    if values.get("source") is None:
+        raise SettingError("backbone.source", None, "must name a model: a hub id (owner/name), or a folder")
     return build(BackboneSettings, values, "backbone")

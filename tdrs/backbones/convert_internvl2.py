@@ -27,14 +27,14 @@ from transformers import (
     GenerationConfig,
     InternVLConfig,
     InternVLForConditionalGeneration,
+    InternVLProcessor,
     InternVLVisionConfig,
     LlamaConfig,
 )
 from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import GotOcr2ImageProcessorPil
 
 from tdrs import commands
-from tdrs.backbones.families.internvl import InternVLImagesOnly
-from tdrs.backbones.processors import save_processor
+from tdrs.backbones.processors import images_only, save_processor
 from tdrs.entry_point import run_command
 from tdrs.settings import SettingError
 
@@ -347,7 +347,8 @@ def _write_processor(original: Mapping[str, Any], config: InternVLConfig, tokeni
     )
     length = config.image_seq_length
     save_processor(
-        InternVLImagesOnly(pictures, tokenizer, None, image_seq_length=length, chat_template=CHAT_TEMPLATE), folder
+        images_only(InternVLProcessor)(pictures, tokenizer, None, image_seq_length=length, chat_template=CHAT_TEMPLATE),
+        folder,
     )
 
 

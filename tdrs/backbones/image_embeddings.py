@@ -1,4 +1,6 @@
-"""Image embeddings: the output of the vision tower and its projector for one picture.
+"""Image embeddings: the output of the vision tower and its projector for one picture, as rows of one tensor.
+
+If the tower also gives embeddings for the first decoder layers (Qwen3-VL), they stand beside it in the same rows.
 
 They are computed once per picture and kept on disk for all studies. There is one file per picture; its name is a hash
 of the picture, and its folder's name a hash of the model's files (the processor's included), dtype and device. When the
@@ -7,23 +9,25 @@ aside, and the embeddings are computed again.
 """
 
 import hashlib
+import inspect
 import json
 import os
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
+from PIL import Image
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from tdrs.backbones.prompt_encoder import PromptEncoder
 from tdrs.benchmarks.benchmark import Picture
 from tdrs.checked_file import ASIDE, Damaged, set_aside
+from tdrs.settings import SettingError
 
 TENSOR = "features"  # the name of the tensor in a file
 
@@ -144,6 +148,20 @@ class EmbeddingStore:
         self._size = size
 
 
+class Form(NamedTuple):
+    """The form in which a model's forward takes image embeddings.
+
+    Attributes:
+        kind: the class of the vision tower's output.
+        listed: whether they are a list of one tensor a picture; else one tensor of all pictures.
+        layers: for how many decoder layers there are more embeddings, beside those of the image tokens.
+    """
+
+    kind: type
+    listed: bool
+    layers: int
+
+
 @dataclass
 class ImageEncoder:
     """A model's vision tower, with a store of what it has computed.
@@ -155,6 +173,7 @@ class ImageEncoder:
 
     prompts: PromptEncoder
     store: EmbeddingStore | None = None
+    _form: Form | None = field(default=None, init=False, repr=False)
 
     def embeddings(self, picture: Picture) -> torch.Tensor:
         """The embeddings of a picture on the model's device, (tokens, width), from the store or computed."""
@@ -172,18 +191,20 @@ class ImageEncoder:
         Raises:
             FloatingPointError: a value is NaN or infinite.
         """
-        model: Any = self.prompts.model
-        processor = self.prompts.processor
-        image = [self.prompts.open(picture)]
-        batch = processor(text=[processor.image_token], images=image, return_tensors="pt", **self.prompts.image_kwargs)
-        given = {name: batch[name] for name in ("pixel_values", "image_grid_thw") if name in batch}
-        given = {name: value.to(model.device) for name, value in given.items()}
-        given["pixel_values"] = given["pixel_values"].to(model.dtype)
-        output = model.get_image_features(**given, return_dict=True)
-        found = torch.cat(list(output.pooler_output)).contiguous()
+        found = self._encode(self.prompts.open(picture))
         if not found.isfinite().all():
             raise FloatingPointError("NaN in the embeddings of a picture")
         return found
+
+    @torch.inference_mode()
+    def _encode(self, image: Image.Image) -> torch.Tensor:
+        model: Any = self.prompts.model
+        batch = self.prompts.batch([self.prompts.conversation("")], [image])
+        taken = inspect.signature(model.base_model.get_image_features).parameters  # as transformers' `generate`
+        output = model.get_image_features(**{n: x for n, x in batch.items() if n in taken}, return_dict=True)
+        parts = [output.pooler_output, *(getattr(output, "deepstack_features", None) or ())]
+        self._form = Form(type(output), isinstance(parts[0], list | tuple), len(parts) - 1)
+        return torch.cat([_rows(part) for part in parts], dim=-1).contiguous()
 
     def model_inputs(self, pictures: Sequence[Picture], parts: Sequence[slice] | None = None) -> dict[str, Any]:
         """What a model's forward takes as `mm_encoder_outputs` for the pictures of a batch.
@@ -198,4 +219,38 @@ class ImageEncoder:
         found = [known[picture.digest] for picture in pictures]
         if parts is not None:
             found = [embeddings[part] for embeddings, part in zip(found, parts, strict=True)]
-        return {"image": BaseModelOutputWithPooling(pooler_output=self.prompts.family.pack(found))}
+        if self._form is None:  # all were in the store
+            self._encode(Image.new("RGB", (64, 64)))
+        assert self._form is not None
+        width = found[0].shape[1] // (1 + self._form.layers)
+        columns: Any = zip(*(x.split(width, dim=1) for x in found), strict=True)
+        split = [list(column) for column in columns]
+        more = {"deepstack_features": split[1:]} if self._form.layers else {}
+        pooled = split[0] if self._form.listed else torch.cat(split[0])
+        return {"image": self._form.kind(pooler_output=pooled, **more)}
+
+
+def _rows(embeddings: Any) -> torch.Tensor:
+    """The embeddings of one picture as one tensor, (tokens, width)."""
+    parts = embeddings if isinstance(embeddings, list | tuple) else [embeddings]
+    return torch.cat([part.flatten(0, -2) for part in parts])
+
+
+@torch.inference_mode()
+def check_without_adapter(prompts: PromptEncoder, images: ImageEncoder) -> None:
+    """Check a model whose family has no adapter: embeddings in place of pixels must give the same logits.
+
+    Raises:
+        SettingError: they do not, or the model does not take them.
+    """
+    model: Any = prompts.model
+    kind = model.config.model_type
+    if not model._supports_mm_encoder_outputs() or not hasattr(model.base_model, "get_image_features"):
+        raise SettingError("source", kind, "a model of this type takes no image embeddings (mm_encoder_outputs)")
+    picture = Picture.of(Image.radial_gradient("L").resize((96, 64)).convert("RGB"))
+    batch = prompts.batch([prompts.conversation("?")], [prompts.open(picture)])
+    whole = model(**batch).logits
+    tokens = {name: x for name, x in batch.items() if not name.startswith("pixel_")}
+    parts = model(**tokens, mm_encoder_outputs=images.model_inputs([picture])).logits
+    if (whole - parts).abs().max() > 0.02 * whole.abs().max():
+        raise SettingError("source", kind, "its logits differ between pixels and image embeddings; it needs an adapter")

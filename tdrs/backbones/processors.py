@@ -1,28 +1,75 @@
-"""Load and save a model's processor with transformers' own classes, with torchvision and without it.
+"""Load and save a model's processor with transformers' own classes, for images alone.
 
-The processors of Qwen2.5-VL and InternVL need a video processor, which needs torchvision. torch's CPU build has no
-matching torchvision in a package registry. Without torchvision, these processors are built for images alone, with the
-PIL image processors. PIL prepares pictures in both cases, so that results do not depend on torchvision.
+Some processors (Qwen's, InternVL's, LLaVA-OneVision's) want a video processor, which needs torchvision. torch's CPU
+build has no matching torchvision in a package registry. So these processors are built without video, and PIL prepares
+the pictures; results then do not depend on torchvision.
 """
 
 import json
+import sys
 from collections.abc import Mapping
 from functools import lru_cache
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
-from transformers import AutoConfig, AutoImageProcessor, AutoProcessor, AutoTokenizer
+from transformers import AutoConfig, AutoImageProcessor, AutoTokenizer, ProcessorMixin
+from transformers.image_processing_base import ImageProcessingMixin
+from transformers.models.auto.processing_auto import PROCESSOR_MAPPING, processor_class_from_name
 from transformers.utils.import_utils import is_torchvision_available
 
 from tdrs.backbones.checkpoint import Incomplete
-from tdrs.backbones.families import Family, ImagesOnly, family_of
+from tdrs.backbones.families import Family, family_of
 from tdrs.settings import SettingError, first_line
 
 # A picture whose sides have at least ORDINARY pixels, and whose long side is at most LONG times the short one, is
 # always accepted.
 ORDINARY, LONG = 32, 50
+# The settings of a processor that `save_processor` keeps.
+KEPT = (
+    "image_seq_length",
+    "image_seq_len",
+    "num_image_tokens",
+    "vision_feature_select_strategy",
+    "vision_aspect_ratio",
+)
 LARGEST = 1 << 26  # the most pixels that a picture may have while it is prepared
+
+
+class ImagesOnly:
+    """A mixin for processor classes: accepts that there is no video processor."""
+
+    def apply_chat_template(self, *args: Any, **kwargs: Any) -> Any:
+        """As the base class does: SmolVLM's own method reads settings of the video processor."""
+        return ProcessorMixin.apply_chat_template(self, *args, **kwargs)  # type: ignore[arg-type]
+
+    def check_argument_for_proper_class(self, argument_name: str, argument: Any) -> Any:
+        if argument_name == "video_processor" and argument is None:
+            return type(None)
+        return super().check_argument_for_proper_class(argument_name, argument)  # type: ignore[misc]
+
+
+@lru_cache
+def images_only(kind: Any) -> Any:
+    """A processor class without video: its third argument, the video processor, may be None."""
+    return type(f"{kind.__name__}ImagesOnly", (ImagesOnly, kind), {})
+
+
+def pixtral_processor() -> Any:
+    """transformers' `PixtralProcessor`, without torchvision, too.
+
+    Its file imports a function from the module of torchvision's image processor. The module of PIL's has the same one.
+    """
+    wanted = "transformers.models.pixtral.image_processing_pixtral"
+    missing = not is_torchvision_available() and wanted not in sys.modules
+    if missing:
+        sys.modules[wanted] = import_module("transformers.models.pixtral.image_processing_pil_pixtral")
+    try:
+        return import_module("transformers.models.pixtral.processing_pixtral").PixtralProcessor
+    finally:
+        if missing:
+            del sys.modules[wanted]
 
 
 def load_processor(source: str, revision: str | None = None, image: Mapping[str, Any] | None = None) -> Any:
@@ -39,33 +86,52 @@ def load_processor(source: str, revision: str | None = None, image: Mapping[str,
 
 
 def _load(source: str, revision: str | None, image: Mapping[str, Any]) -> tuple[Any, Family]:
-    kind = AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=False).model_type
-    family = family_of(kind)
+    config = AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=False)
+    family = family_of(config.model_type)
     for name, value in image.items():
         if name not in family.image_settings:
             known = ", ".join(family.image_settings) or "nothing"
-            raise SettingError(f"image.{name}", value, f"a model of type {kind} takes {known}")
-    processor = _from_pretrained(source, revision, family)
-    processor.chat_template = processor.chat_template or processor.tokenizer.chat_template
+            raise SettingError(f"image.{name}", value, f"a model of type {config.model_type} takes {known}")
+    processor = _from_pretrained(source, revision, family, config)
+    own = processor.chat_template or processor.tokenizer.chat_template
+    processor.chat_template = own or family.chat_template
     if not processor.chat_template:
         raise Incomplete("no chat template: chat_template.jinja, or chat_template in tokenizer_config.json")
     family.prepare_processor(processor, source, revision, image)
     return processor, family
 
 
-def _from_pretrained(source: str, revision: str | None, family: Family) -> Any:
+def _from_pretrained(source: str, revision: str | None, family: Family, config: Any) -> Any:
     given: dict[str, Any] = {"revision": revision, "trust_remote_code": False}
-    tokenizer = AutoTokenizer.from_pretrained(source, **given, **family.tokenizer_options)
-    if family.images_only is None or is_torchvision_available():
-        whole = AutoProcessor.from_pretrained(source, **given)
-        whole.tokenizer = tokenizer
-        whole.image_processor = AutoImageProcessor.from_pretrained(source, backend="pil", **given)
-        return whole
-    processor, image_processor = family.images_only
-    settings, _ = processor.get_processor_dict(source, revision=revision)
-    own = {name: settings[name] for name in ("image_seq_length", "chat_template") if name in settings}
-    own.setdefault("chat_template", tokenizer.chat_template)
-    return processor(image_processor.from_pretrained(source, revision=revision), tokenizer, None, **own)
+    parts = {
+        "tokenizer": AutoTokenizer.from_pretrained(source, **given, **family.tokenizer_options),
+        "image_processor": AutoImageProcessor.from_pretrained(source, backend="pil", **given),
+        "video_processor": None,
+    }
+    settings, _ = ProcessorMixin.get_processor_dict(source, revision=revision)
+    kind = _processor_class(source, revision, config, settings.get("processor_class"))
+    attributes = kind.get_attributes()
+    unknown = [name for name in attributes if name not in parts]
+    if unknown:
+        raise Incomplete(f"{kind.__name__} needs {', '.join(unknown)}; only models of pictures and text are supported")
+    if "video_processor" in attributes:
+        kind = images_only(kind)
+    return kind.from_args_and_dict([parts[name] for name in attributes], settings)
+
+
+def _processor_class(source: str, revision: str | None, config: Any, name: str | None) -> Any:
+    """The class that the folder's files name, or the one of the model's type; raises Incomplete if there is none."""
+    if name is None:
+        settings, _ = ImageProcessingMixin.get_image_processor_dict(source, revision=revision)
+        name = settings.get("processor_class")
+    if name == "PixtralProcessor":
+        return pixtral_processor()
+    found = processor_class_from_name(name) if name else None
+    if found is None and type(config) in PROCESSOR_MAPPING:
+        found = PROCESSOR_MAPPING[type(config)]
+    if found is None:
+        raise Incomplete(f"transformers has no processor for a model of type {config.model_type}")
+    return found
 
 
 @lru_cache
@@ -111,8 +177,7 @@ def save_processor(processor: Any, folder: Path) -> None:
         processor.save_pretrained(folder)
         return
     own: dict[str, Any] = {"processor_class": type(processor).__mro__[2].__name__}
-    if hasattr(processor, "image_seq_length"):
-        own["image_seq_length"] = processor.image_seq_length
+    own |= {name: getattr(processor, name) for name in KEPT if hasattr(processor, name)}
     processor.tokenizer.save_pretrained(folder)
     processor.image_processor.save_pretrained(folder)
     (folder / "processor_config.json").write_text(json.dumps(own, indent=2) + "\n", encoding="utf-8")

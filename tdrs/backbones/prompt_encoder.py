@@ -52,22 +52,28 @@ class PromptEncoder:
 
         If a sample's text contains the model's own special tokens, the model reads them as text; see `as_text`.
         """
-        images = [self.open(sample.picture) for sample in samples]
-        texts = [self._text(sample) for sample in samples]
+        return self.batch([self._text(sample) for sample in samples], [self.open(sample.picture) for sample in samples])
+
+    def batch(self, texts: Sequence[str], images: Sequence[Image.Image]) -> Any:
+        """The processor's tensors for prompts in the chat template, each with one picture; see `inputs`."""
         given = {"return_tensors": "pt", "padding": True, "padding_side": "left", **self.image_kwargs}
-        batch = self.processor(text=texts, images=images, **given)
+        taken = [self.family.processor_text(text) for text in texts]
+        batch = self.processor(text=taken, images=[[image] for image in images], **given)
+        batch.pop("labels", None)  # PaliGemma's, for training
         return batch.to(self.model.device, dtype=self.model.dtype)
 
     def _text(self, sample: Sample) -> str:
-        """The prompt in the chat template, up to where the model answers."""
         before, prompt = (as_text(self.processor.tokenizer, text) for text in (sample.before, sample.prompt))
+        return insert_before_image(before, self.conversation(prompt), self.processor)
+
+    def conversation(self, prompt: str) -> str:
+        """A picture and a prompt in the chat template, up to where the model answers."""
         turns: list[dict[str, Any]] = []
         if self.settings.system is not None:
             system = as_text(self.processor.tokenizer, self.settings.system)
             turns.append({"role": "system", "content": [{"type": "text", "text": system}]})
         turns.append({"role": "user", "content": [{"type": "image"}, {"type": "text", "text": prompt}]})
-        text = self.processor.apply_chat_template(turns, add_generation_prompt=True)
-        return insert_before_image(before, text, self.processor)
+        return str(self.processor.apply_chat_template(turns, add_generation_prompt=True))
 
 
 class TokenCache:
@@ -85,5 +91,5 @@ class TokenCache:
         if key not in self._batches:
             if len(self._batches) == CACHED_BATCHES:
                 self._batches.clear()
-            self._batches[key] = {name: x for name, x in inputs(samples).items() if name != "pixel_values"}
+            self._batches[key] = {name: x for name, x in inputs(samples).items() if not name.startswith("pixel_")}
         return self._batches[key]

@@ -7,10 +7,16 @@ Llama by another name), and `InternVLProcessor`, which cuts a picture that is no
 
 from typing import Any
 
-from transformers import InternVLConfig, InternVLForConditionalGeneration, InternVLVisionConfig, LlamaConfig
+from transformers import (
+    InternVLConfig,
+    InternVLForConditionalGeneration,
+    InternVLProcessor,
+    InternVLVisionConfig,
+    LlamaConfig,
+)
 from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import GotOcr2ImageProcessorPil
 
-from tdrs.backbones.families.internvl import InternVLImagesOnly
+from tdrs.backbones.processors import images_only
 from tdrs.benchmarks import scenes
 from tdrs.zoo import words
 
@@ -26,7 +32,7 @@ CHAT_TEMPLATE = (
 
 def processor() -> Any:
     """Pictures in, as tiles of one scene's size; the expanded image tokens and `pixel_values` out."""
-    return InternVLImagesOnly(
+    return images_only(InternVLProcessor)(
         GotOcr2ImageProcessorPil(
             size={"height": scenes.SIDE, "width": scenes.SIDE}, crop_to_patches=True, min_patches=1, max_patches=6
         ),

@@ -7,10 +7,10 @@ M-RoPE, which gives an image token a time, a row and a column, and `Qwen2_5_VLPr
 
 from typing import Any
 
-from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
+from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration, Qwen2_5_VLProcessor
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
-from tdrs.backbones.families.qwen2_5_vl import Qwen2_5_VLImagesOnly
+from tdrs.backbones.processors import images_only
 from tdrs.benchmarks import scenes
 from tdrs.zoo import words
 
@@ -30,7 +30,7 @@ CHAT_TEMPLATE = (
 
 def processor() -> Any:
     """Pictures of 4 to 64 cells in; the expanded image tokens, `pixel_values`, `image_grid_thw` and token types out."""
-    return Qwen2_5_VLImagesOnly(
+    return images_only(Qwen2_5_VLProcessor)(
         Qwen2VLImageProcessorPil(
             patch_size=scenes.CELL // 2,
             merge_size=2,

@@ -13,6 +13,7 @@ from tdrs import DC, TDRS, __version__, backbones, benchmarks, checked_file
 from tdrs.analysis import attention, decay
 from tdrs.analysis.attention_weights import Unedited, record_weights
 from tdrs.analysis.figure import stored_measurement
+from tdrs.backbones.families import family_of
 from tdrs.configuration import compose, plain, with_settings
 from tdrs.evaluation import plan
 from tdrs.settings import SettingError
@@ -145,10 +146,12 @@ def test_the_mean_map_is_the_mean_of_all_layers(tmp_path: Path) -> None:
 
 
 def test_tokens_that_are_no_grid_are_refused() -> None:
-    assert attention.token_grid(576, None, 1) == (24, 24)
-    assert attention.token_grid(12, [1, 8, 6], 2) == (4, 3)
+    config = SimpleNamespace(vision_config=SimpleNamespace(spatial_merge_size=2, patch_size=4), spatial_merge_size=2)
+    assert family_of("llava").token_grid(config, {}, 576) == (24, 24)
+    assert family_of("qwen3_vl").token_grid(config, {"image_grid_thw": torch.tensor([[1, 8, 6]])}, 12) == (4, 3)
+    assert family_of("mistral3").token_grid(config, {"image_sizes": torch.tensor([[32, 24]])}, 12) == (4, 3)
     with pytest.raises(SettingError, match="several tiles"):
-        attention.token_grid(256 * 7, None, 1)
+        family_of("unknown").token_grid(config, {}, 256 * 7)
 
 
 @pytest.mark.parametrize("word", ["gain=both", "sample=x"])

@@ -60,9 +60,13 @@ def test_a_system_prompt_is_put_in_front(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("image", "said"),
     [
-        ({"tiles": 6}, "image = 'tiles': must be one of do_pad, min_patches, max_patches, min_pixels, max_pixels"),
+        (
+            {"tiles": 6},
+            "image = 'tiles': must be one of do_pan_and_scan, do_image_splitting, min_patches, max_patches, do_pad",
+        ),
         ({"do_pad": 1}, r"image.do_pad = 1: must be true \(pad to a square\) or false \(crop\)"),
         ({"max_patches": 0}, "image.max_patches = 0: must be a whole number of at least 1"),
+        ({"do_image_splitting": "no"}, "image.do_image_splitting = 'no': must be true or false"),
     ],
 )
 def test_bad_settings_are_named(image: dict[str, object], said: str) -> None:

@@ -59,7 +59,7 @@ def test_a_group_is_set_by_the_name_of_its_choice() -> None:
     found = with_settings(config, {"dataset": "mini_pope", "dataset.gap": 4})
     assert found["dataset"] == {**choice("dataset", "mini_pope"), "gap": 4}
     assert config["dataset"]["name"] == "mini_scienceqa"
-    with pytest.raises(SettingError, match="backbone = 'lava': must be one of internvl2_5_8b_mpo, internvl2_8b, llava"):
+    with pytest.raises(SettingError, match="backbone = 'lava': must be one of gemma3_4b, hf, idefics3_8b, internvl2"):
         with_settings(config, {"backbone": "lava"})
 
 

@@ -1,16 +1,26 @@
 """Families of vision-language models, one adapter per file. Without an adapter, the defaults of `Family` apply."""
 
+from importlib import import_module
+from pkgutil import iter_modules
 from typing import Any
 
-from tdrs.backbones.families.family import TRANSPARENCY, Family, ImagesOnly
-from tdrs.backbones.families.internvl import InternVL
-from tdrs.backbones.families.llava import Llava
-from tdrs.backbones.families.qwen2_5_vl import Qwen2_5_VL
+from tdrs.backbones.families.family import TRANSPARENCY, Family
 from tdrs.settings import check_choice
 
-__all__ = ["FAMILIES", "TRANSPARENCY", "Family", "ImagesOnly", "check_image_setting", "family_of"]
+__all__ = ["FAMILIES", "TRANSPARENCY", "Family", "check_image_setting", "family_of"]
 
-FAMILIES: dict[str, Family] = {family.model_type: family for family in (Llava(), InternVL(), Qwen2_5_VL())}
+
+def _adapters() -> list[type[Family]]:
+    """The adapters in the files of this folder, in the order of the files and of their lines."""
+    found: dict[type[Family], None] = {}
+    for file in iter_modules(__path__):
+        for kind in vars(import_module(f"{__name__}.{file.name}")).values():
+            if isinstance(kind, type) and issubclass(kind, Family) and kind.model_type:
+                found.setdefault(kind)
+    return list(found)
+
+
+FAMILIES: dict[str, Family] = {kind.model_type: kind() for kind in _adapters()}
 
 
 def family_of(model_type: str) -> Family:

@@ -1,26 +1,16 @@
 """What differs between families of vision-language models, with defaults that fit most of them.
 
-To add a family, write a subclass of `Family` in a file of its own and list it in `FAMILIES` (`__init__.py`).
+A model whose type has no adapter gets the defaults. To add an adapter, write a subclass of `Family` in a file of its
+own in this folder.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
-import torch
-
-from tdrs.settings import check_number
+from tdrs.settings import SettingError, check_number
 
 # What to do with a transparent picture: as the family's own code does; drop the transparency; put it on white.
 TRANSPARENCY = ("family", "drop", "white")
-
-
-class ImagesOnly:
-    """A mixin for processor classes: accepts that there is no video processor."""
-
-    def check_argument_for_proper_class(self, argument_name: str, argument: Any) -> Any:
-        if argument_name == "video_processor" and argument is None:
-            return type(None)
-        return super().check_argument_for_proper_class(argument_name, argument)  # type: ignore[misc]
 
 
 def whole_number(name: str, value: object) -> None:
@@ -28,25 +18,35 @@ def whole_number(name: str, value: object) -> None:
     check_number(name, value, 1, whole=True)
 
 
+def true_or_false(name: str, value: object) -> None:
+    """Raises SettingError unless a value is true or false."""
+    if not isinstance(value, bool):
+        raise SettingError(name, value, "must be true or false")
+
+
 class Family:
     """The defaults.
 
     Attributes:
-        model_type: the `model_type` of config.json.
+        model_type: the `model_type` of config.json; "" for models without an adapter.
+        prompt_style: the prompt style of the family's own evaluation; None if there is none.
         image_settings: how pictures can be prepared: the name of each setting and a check, which raises SettingError.
         transparency: what the family's own code does with a transparent picture; see `Picture.open`.
         image_opening: the special token that the chat template may put before the image token; "" for none.
         tokenizer_options: what loading the tokenizer needs.
-        images_only: the processor class without video and its image processor class, for installations without
-            torchvision; None if the family's processor does not need torchvision.
+        chat_template: for folders without one; "" for none.
+        reads_in_pieces: whether the beginning of a prompt can be read before the rest, with the same result. It cannot
+            if a token attends to later ones, or if a layer's cache forgets tokens (a sliding window).
     """
 
     model_type: str = ""
+    prompt_style: str | None = None
     image_settings: Mapping[str, Callable[[str, object], None]] = {}
     transparency: str = "drop"
     image_opening: str = ""
     tokenizer_options: Mapping[str, Any] = {}
-    images_only: tuple[Any, Any] | None = None
+    chat_template: str = ""
+    reads_in_pieces: bool = False
 
     def image_kwargs(self, processor: Any, image: Mapping[str, Any]) -> dict[str, Any]:
         """What calls of the processor receive for the image settings `image`."""
@@ -59,6 +59,22 @@ class Family:
         """Attributes that the processor must have for a model's configuration."""
         return {}
 
-    def pack(self, embeddings: Sequence[torch.Tensor]) -> Any:
-        """The image embeddings of a batch, (tokens, width) each, in the form that the model's forward takes."""
-        return list(embeddings)
+    def processor_text(self, text: str) -> str:
+        """A prompt in the chat template, as the processor takes it."""
+        return text
+
+    def token_grid(self, config: Any, inputs: Mapping[str, Any], count: int) -> tuple[int, int]:
+        """Rows and columns of an image's tokens, for figures.
+
+        Args:
+            config: the model's configuration.
+            inputs: the processor's tensors for one prompt.
+            count: the number of image tokens.
+
+        Raises:
+            SettingError: the tokens form no square, for example because the picture was cut into tiles.
+        """
+        side = round(count**0.5)
+        if side * side != count:
+            raise SettingError("backbone", count, "the picture was cut into several tiles, so there is no single map")
+        return side, side

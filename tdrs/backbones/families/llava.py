@@ -18,7 +18,9 @@ class Llava(Family):
     """Its own code pads a picture to a square. The hub's folders name CLIP's image processor, which crops."""
 
     model_type = "llava"
+    prompt_style = "llava"
     image_settings = {"do_pad": _pad_or_crop}  # noqa: RUF012 - read only
+    reads_in_pieces = True
 
     def prepare_processor(self, processor: Any, source: str, revision: str | None, image: Mapping[str, Any]) -> None:
         if image.get("do_pad"):

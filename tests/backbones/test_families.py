@@ -1,0 +1,316 @@
+"""Every family at small width with random weights, from a folder in the hub's layout, through the real ones' path.
+
+`docs/reference/families.md` has one row for each family of `NAMES`; a test compares them.
+"""
+
+import re
+from dataclasses import dataclass, replace
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from tdrs import DC, RE, TDRS, Stock, backbones, benchmarks, intervene
+from tdrs.attention.block import IMAGE, Block
+from tdrs.attention.call import Call
+from tdrs.attention.core import blocked
+from tdrs.backbones import Backbone, BackboneSettings
+from tdrs.backbones.families import FAMILIES, family_of
+from tdrs.benchmarks.benchmark import Picture, Sample
+from tdrs.configuration import choice, choices
+from tdrs.evaluation import evaluate
+from tdrs.settings import SettingError
+from tests.backbones.folders import write
+from tests.backbones.small import SMALL, UNKNOWN, WINDOW
+from tests.docs.page import ROOT, blocks
+from tests.interventions import calls as oracle
+
+NAMES = ["llava", "internvl", "qwen2_5_vl", *SMALL]
+NEEDS = {"smolvlm": "num2words"}
+PRESETS = {  # the small model that stands for each preset's weights
+    "gemma3_4b": "gemma3", "idefics3_8b": "idefics3", "internvl2_5_8b_mpo": "internvl", "internvl2_8b": "internvl",
+    "internvl3_5_8b": "internvl", "internvl3_8b": "internvl", "llava_1_5_13b": "llava", "llava_1_5_7b": "llava",
+    "llava_next_7b": "llava_next", "llava_onevision_7b": "llava_onevision", "mistral3_24b": "mistral3",
+    "paligemma2_3b": "paligemma", "pixtral_12b": "pixtral", "qwen2_5_vl_7b": "qwen2_5_vl", "qwen2_vl_7b": "qwen2_vl",
+    "qwen3_vl_8b": "qwen3_vl", "smolvlm2_2b": "smolvlm",
+}  # fmt: skip
+METHOD = TDRS(dc=DC(0.3, 0.7, "absolute"), re=RE(0.4, 1.3, "absolute"), distance="position", pairs="text_to_image")
+ROWS = replace(METHOD, stats_scope="row", distance="index", pairs="all")
+STEPS = 3
+GRADIENTS = (Image.radial_gradient, Image.linear_gradient)
+ROWS_TESTED = 14  # by the oracle's plain loops
+
+
+@dataclass
+class Run:
+    """An edited generation of `STEPS` tokens for two prompts, the first one padded.
+
+    Attributes:
+        calls: the edited calls, by step and layer.
+        before: queries and keys before rotation, from the layers' own modules, by layer, then by step.
+    """
+
+    backbone: Backbone
+    inputs: dict[str, Any]
+    said: Any
+    calls: list[list[Call]]
+    before: list[dict[str, list[torch.Tensor]]]
+
+    @property
+    def ids(self) -> torch.Tensor:
+        return self.inputs["input_ids"]
+
+
+def samples() -> list[Sample]:
+    """Two prompts about two small pictures; the first one is shorter."""
+    pictures = [Picture.of(make("L").resize((32, 16)).convert("RGB")) for make in GRADIENTS]
+    short, long = "What color?", "What color is the circle?"
+    return [
+        Sample(text, text, picture, text, text, "red") for text, picture in zip((short, long), pictures, strict=True)
+    ]
+
+
+def generate(backbone: Backbone, inputs: dict[str, Any]) -> Any:
+    asked = {"max_new_tokens": STEPS, "do_sample": False, "eos_token_id": -1, "pad_token_id": 0}
+    return backbone.model.generate(**inputs, **asked, output_logits=True, return_dict_in_generate=True)
+
+
+def listen(attention: Any, found: dict[str, list[torch.Tensor]]) -> list[Any]:
+    """Hooks that keep what a layer rotates: the output of the norms of queries and keys, or of their projections."""
+
+    def keep(part: str, heads: int) -> Any:
+        def hook(module: Any, args: Any, output: torch.Tensor) -> None:
+            by_head = output if output.dim() == 4 else output.unflatten(-1, (heads, -1))
+            found[part].append(by_head if by_head.shape[1] == heads else by_head.transpose(1, 2))
+
+        name = f"{part}_norm" if hasattr(attention, f"{part}_norm") else f"{part}_proj"
+        return getattr(attention, name).register_forward_hook(hook)
+
+    return [keep("q", 4), keep("k", 2)]
+
+
+@pytest.fixture(scope="module", params=NAMES)
+def run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    name = request.param
+    if name in NEEDS and find_spec(NEEDS[name]) is None:
+        pytest.skip(f"{name}'s processor needs {NEEDS[name]}")
+    folder = write(name, tmp_path_factory.mktemp(name))
+    attention = "eager" if name == "paligemma" else "sdpa"
+    backbone = backbones.load(BackboneSettings(name, str(folder), device="cpu", max_new_tokens=2, attention=attention))
+    inputs = backbone.model_inputs(samples())
+    layers = backbone.model.get_decoder().layers
+    before: list[dict[str, list[torch.Tensor]]] = [{"q": [], "k": []} for _ in layers]
+    calls: list[Call] = []
+    with torch.inference_mode(), intervene(backbone.model, METHOD) as session:
+        backbone.model(**inputs)
+        hooks = [hook for layer, found in zip(layers, before, strict=True) for hook in listen(layer.self_attn, found)]
+        execute = session.execute
+
+        def record(call: Call, method: Any) -> torch.Tensor:
+            calls.append(call)
+            return execute(call, method)
+
+        session.execute = record
+        said = generate(backbone, inputs)
+        for hook in hooks:
+            hook.remove()
+    steps = [calls[start : start + len(layers)] for start in range(0, len(calls), len(layers))]
+    return Run(backbone, inputs, said, steps, before)
+
+
+def visible(run: Run, step: int, layer: int) -> torch.Tensor:
+    """V of a call, from what the family's architecture says, (B, Q, K)."""
+    length = run.ids.shape[1]
+    total = length + step
+    row = torch.arange(total)[:, None] if step == 0 else torch.tensor([[total - 1]])
+    key = torch.arange(total)
+    seen = (key <= row).expand(2, -1, -1)
+    config = run.backbone.model.config.get_text_config()
+    sliding = getattr(config, "layer_types", ["full_attention"] * 2)[layer] == "sliding_attention"
+    near = row - key < WINDOW if sliding else torch.ones_like(row == key)
+    kind = SMALL[run.backbone.settings.name].both_ways if run.backbone.settings.name in SMALL else ""
+    if kind == "prompt":
+        seen = (seen & near) | ((row < length) & (key < length))
+    elif kind == "image" and step == 0:
+        image = run.ids == run.backbone.model.config.image_token_id
+        seen = (seen | (image[:, :, None] & image[:, None])) & near
+    else:
+        seen = seen & near
+    real = torch.cat((run.inputs["attention_mask"].bool(), torch.ones(2, step, dtype=torch.bool)), dim=1)
+    seen = seen & real[:, None] & (real[:, :, None] if step == 0 else True)
+    return seen[..., -run.calls[step][layer].key.shape[2] :]
+
+
+def test_all_off_is_stock_bit_for_bit_and_an_edit_is_not(run: Run) -> None:
+    model = run.backbone.model
+    real = run.inputs["attention_mask"].bool()
+    with torch.inference_mode():
+        stock = model(**run.inputs).logits
+        with intervene(model, TDRS(sd=False, dc=None, re=None)):
+            assert torch.equal(model(**run.inputs).logits, stock)
+        with intervene(model, METHOD):
+            edited = model(**run.inputs).logits
+        assert torch.equal(model(**run.inputs).logits, stock)
+    assert edited[real].isfinite().all()
+    assert not torch.allclose(edited[real], stock[real], atol=1e-3)
+
+
+def test_roles_follow_the_input_ids(run: Run) -> None:
+    """Also with left padding and a sliding window's cache; a token of the answer is not an image token."""
+    assert (run.inputs["attention_mask"][0] == 0).any()
+    image = run.ids == run.backbone.model.config.image_token_id
+    assert (image.sum(dim=1) > 0).all()
+    for step, calls in enumerate(run.calls):
+        expected = torch.cat((image, torch.zeros(2, step, dtype=torch.bool)), dim=1)
+        for call in calls:
+            assert torch.equal(call.roles == IMAGE, expected[:, -call.key.shape[2] :])
+
+
+def test_vectors_before_rotation_are_recovered(run: Run) -> None:
+    """In every layer and step, the cache's past included."""
+    for step, calls in enumerate(run.calls):
+        for call, found in zip(calls, run.before, strict=True):
+            rows, keys = call.query.shape[2], call.key.shape[2]
+            key = torch.cat(found["k"][: step + 1], dim=2)[:, :, -keys:]
+            torch.testing.assert_close(
+                Block(call, 0, rows, keys).unrotated_query, found["q"][step], atol=1e-4, rtol=1e-4
+            )
+            seen = call.without_padding(key.clone())
+            torch.testing.assert_close(call.unrotated_key, seen, atol=1e-4, rtol=1e-4)
+
+
+def test_v_is_what_the_architecture_shows(run: Run) -> None:
+    """Windows hide distant keys, and attention in both directions shows later ones."""
+    for step, calls in enumerate(run.calls):
+        for layer, call in enumerate(calls):
+            hidden = Block(call, 0, call.query.shape[2], call.key.shape[2]).hidden.expand(2, -1, -1, -1)[:, 0]
+            assert torch.equal(~hidden, visible(run, step, layer)), (step, layer)
+
+
+@pytest.mark.parametrize("step", [0, STEPS - 1])
+def test_t_drs_equals_the_oracle(run: Run, step: int) -> None:
+    """The core's output on the model's own calls, against float64 and plain loops; last rows of the padded prompt."""
+    for layer, (call, found) in enumerate(zip(run.calls[step], run.before, strict=True)):
+        keys = call.key.shape[2]
+        of_tokens = {name: getattr(call, name)[:1] for name in ("key", "value", "roles", "positions")}
+        query, mask = call.query[:1, :, -ROWS_TESTED:], None if call.mask is None else call.mask[:1, :, -ROWS_TESTED:]
+        rotation = tuple(x[:1] for x in call.rotation)
+        one = replace(call, query=query, mask=mask, rotation=rotation, **of_tokens, wanted=0, block_elements=150)
+        key = torch.cat(found["k"][: step + 1], dim=2)[:1, :, -keys:]
+        seen = visible(run, step, layer)[:1, -ROWS_TESTED:].numpy()
+        sample = oracle.Sample(one, found["q"][step][:1, :, -ROWS_TESTED:], key, seen)
+        expected = oracle.oracle_output(sample, one, "tdrs", METHOD, frozenset(range(4)))
+        output = blocked(one, METHOD).double().numpy()
+        assert np.abs(output - expected).max() < 2e-5 * float(call.value.abs().max()), layer
+
+
+def test_a_sample_does_not_depend_on_its_neighbour_or_on_padding(run: Run) -> None:
+    alone = run.backbone.model_inputs(samples()[:1])
+    with torch.inference_mode(), intervene(run.backbone.model, ROWS):
+        batch, single = (run.backbone.model(**inputs).logits for inputs in (run.inputs, alone))
+    torch.testing.assert_close(batch[0, -1], single[0, -1], atol=2e-3, rtol=1e-3)
+
+
+def test_decoding_with_a_cache_equals_reading_the_whole(run: Run) -> None:
+    """With row statistics, the logits of each step are those of one pass over prompt and answer."""
+    with torch.inference_mode(), intervene(run.backbone.model, ROWS):
+        said = generate(run.backbone, run.inputs)
+        whole = dict(run.inputs)
+        whole["input_ids"] = said.sequences
+        for name in ("attention_mask", "token_type_ids", "mm_token_type_ids"):
+            if name in whole:
+                new = name == "attention_mask" or run.backbone.settings.name == "paligemma"
+                whole[name] = torch.cat((whole[name], torch.full((2, STEPS), int(new))), dim=1)
+        logits = run.backbone.model(**whole).logits
+    for step, found in enumerate(said.logits):
+        torch.testing.assert_close(found, logits[:, run.ids.shape[1] - 1 + step], atol=2e-3, rtol=1e-3)
+
+
+def test_an_evaluation_end_to_end(run: Run) -> None:
+    benchmark = benchmarks.from_settings({"name": "mini_gqa", "gap": 5})
+    asked = benchmarks.load(benchmark, "tuning", 2)
+    stock, off, edited = (
+        evaluate(run.backbone, benchmark, asked, method, batch_size=2)
+        for method in (Stock(), TDRS(sd=False, dc=None, re=None), TDRS())
+    )
+    assert off.records == stock.records
+    assert [r.margin for r in edited.records] != [r.margin for r in stock.records]
+
+
+def test_common_beginnings_change_no_answer(run: Run) -> None:
+    """Where a family's prompts are read in pieces, and where they are not."""
+    (first, _) = samples()
+    asked = [replace(first, id=word, prompt=f"{first.prompt} {word}") for word in ("yes", "no")]
+    with intervene(run.backbone.model, ROWS):
+        shared, whole = (replace(run.backbone, share_prefixes=share).answer(asked, "gqa") for share in (True, False))
+    assert [a.text for a in shared] == [a.text for a in whole]
+    assert [a.margin for a in shared] == pytest.approx([a.margin for a in whole], abs=2e-3)
+
+
+@pytest.mark.parametrize("size", [(64, 64), (17, 31)])
+def test_image_tokens_are_as_many_as_the_embeddings(run: Run, size: tuple[int, int]) -> None:
+    """And embeddings in place of pixels give the same logits."""
+    backbone = run.backbone
+    picture = Picture.of(Image.radial_gradient("L").resize(size).convert("RGB"))
+    batch = backbone.inputs([replace(samples()[0], picture=picture)])
+    image = batch["input_ids"] == backbone.model.config.image_token_id
+    assert int(image.sum()) == len(backbone.image_embeddings(picture))
+    tokens = {name: x for name, x in batch.items() if not name.startswith("pixel_")}
+    with torch.inference_mode():
+        whole = backbone.model(**batch).logits
+        parts = backbone.model(**tokens, mm_encoder_outputs=backbone.images.model_inputs([picture])).logits
+    torch.testing.assert_close(parts, whole, atol=1e-4, rtol=1e-4)
+
+
+def test_the_documents_table_says_what_the_models_are() -> None:
+    """Each row is a small model and the presets of its family; windows, directions and pieces are as it says."""
+    page = (ROOT / "docs" / "reference" / "families.md").read_text()
+    rows = [
+        line.strip("|").split(" | ")
+        for line in page.splitlines()
+        if line.startswith("| `") and "backbone=`" not in line
+    ]
+    listed: list[str] = []
+    presets: list[str] = []
+    for names, kind, decoder, pieces in rows:
+        (model_type,) = re.findall(r"`(\w+)`", kind)
+        name = (re.findall(r"\((\w+)\)", kind) or [model_type])[0]
+        family = family_of(model_type)
+        listed.append(name)
+        assert (pieces.strip() == "yes") == family.reads_in_pieces, kind
+        assert ("no adapter" in kind) == (not family.model_type), kind
+        small = SMALL.get(name)
+        assert ("both directions" in decoder) == bool(small and small.both_ways), kind
+        presets += re.findall(r"`(\w+)`", names)
+    assert sorted(listed) == sorted(NAMES)
+    real = {name for name in choices("backbone") if not name.startswith("mini_")}
+    assert set(presets) == real
+    assert set(FAMILIES) == set(NAMES) - set(UNKNOWN) - {"pixtral"}
+
+
+@pytest.mark.parametrize("name", [name for name in choices("backbone") if not name.startswith(("mini_", "hf"))])
+def test_presets_are_checked_and_load_from_a_folder(name: str, tmp_path: Path) -> None:
+    """Offline, from a folder in the hub's layout, with the preset's own settings for pictures."""
+    kind = PRESETS[name]
+    if kind in NEEDS and find_spec(NEEDS[kind]) is None:
+        pytest.skip(f"{kind}'s processor needs {NEEDS[kind]}")
+    values = {**choice("backbone", name), "source": str(write(kind, tmp_path / "folder")), "device": "cpu"}
+    backbone = backbones.load(backbones.from_settings(values))
+    assert backbone.model.config.model_type == {"pixtral": "llava"}.get(kind, kind)
+    assert backbone.prompts.family.model_type
+
+
+def test_any_model_needs_a_source() -> None:
+    with pytest.raises(SettingError, match=r"backbone\.source = None: must name a model"):
+        backbones.from_settings(choice("backbone", "hf"))
+
+
+def test_the_guides_smallest_adapter_is_as_small_as_it_says() -> None:
+    page = ROOT / "docs" / "guides" / "add-backbone.md"
+    (smallest,) = (block for block in blocks(page) if block.title.endswith("/my_family.py"))
+    assert "The smallest adapter has four lines of code" in page.read_text()
+    assert sum(bool(line) for line in smallest.text.splitlines()) == 4
