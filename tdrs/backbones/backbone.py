@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from PIL import Image
-from transformers import AutoModelForImageTextToText, PreTrainedModel
+from transformers import AutoModelForImageTextToText, LogitsProcessor, PreTrainedModel
 from transformers.utils import logging
 
 from tdrs.attention.intervene import session_of, text_decoder
@@ -23,9 +23,10 @@ from tdrs.backbones.image_embeddings import EmbeddingStore, ImageEncoder, check_
 from tdrs.backbones.prefixes import read_common
 from tdrs.backbones.processors import load_processor
 from tdrs.backbones.prompt_encoder import PromptEncoder, TokenCache
+from tdrs.backbones.ratings import rate
 from tdrs.backbones.tokens import FirstTokens, ends
 from tdrs.benchmarks.benchmark import Picture, Sample
-from tdrs.benchmarks.prompts import answer_length
+from tdrs.benchmarks.prompts import AnswerLength, answer_length
 from tdrs.settings import SettingError
 
 
@@ -92,17 +93,33 @@ class Backbone:
     def answer(self, samples: Sequence[Sample], benchmark: str, style: str | None = None) -> list[Answer]:
         """Greedy answers to a batch, under the intervention that the model is in, if any.
 
+        For samples with rated continuations, an answer is their ratings; see `rate`.
+
         Args:
             benchmark: the name of the real data set, such as `gqa`. With the style, it decides how long an answer may
-                be.
+                be, unless the samples say it.
             style: the style of the prompts; None is the model's own.
 
         Raises:
             FloatingPointError: a logit that decided a token is NaN.
         """
-        session = session_of(self.model)
-        length = answer_length(style or self.settings.prompt_style, benchmark, self.settings.max_new_tokens)
+        if samples[0].rated:
+            return rate(samples, self.processor, self._generate)
+        most = self.settings.max_new_tokens or max((sample.longest or 0 for sample in samples), default=0) or None
+        length = answer_length(style or self.settings.prompt_style, benchmark, most)
         recorder = StepRecorder()
+        said = self._generate(samples, length, recorder)
+        recorder.check(said, self.model.generation_config.eos_token_id, [sample.id for sample in samples])
+        texts = self.processor.tokenizer.batch_decode(said, skip_special_tokens=True)
+        assert recorder.first is not None
+        return [
+            Answer(text.strip(), margin(sample, logs, self.first_tokens))
+            for sample, text, logs in zip(samples, texts, recorder.first, strict=True)
+        ]
+
+    def _generate(self, samples: Sequence[Sample], length: AnswerLength, processor: LogitsProcessor) -> torch.Tensor:
+        """The tokens of greedy answers, (samples, steps); the logits of each step go through the processor."""
+        session = session_of(self.model)
         with session.next_token_only() if session and self.next_token_only else nullcontext():
             inputs = None
             whole = not self.prompts.family.reads_in_pieces
@@ -117,16 +134,9 @@ class Backbone:
                 repetition_penalty=1.0,
                 min_new_tokens=length.least,
                 max_new_tokens=length.most,
-                logits_processor=[recorder],
+                logits_processor=[processor],
             )
-        said = output[:, inputs["input_ids"].shape[1] :]
-        recorder.check(said, self.model.generation_config.eos_token_id, [sample.id for sample in samples])
-        texts = self.processor.tokenizer.batch_decode(said, skip_special_tokens=True)
-        assert recorder.first is not None
-        return [
-            Answer(text.strip(), margin(sample, logs, self.first_tokens))
-            for sample, text, logs in zip(samples, texts, recorder.first, strict=True)
-        ]
+        return output[:, inputs["input_ids"].shape[1] :]
 
 
 @contextmanager

@@ -1,5 +1,6 @@
 """Greedy decoding: answers, their margins, and a check for NaN at every step."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -17,11 +18,13 @@ class Answer:
     Attributes:
         text: the decoded answer, stripped.
         margin: log-odds of the gold answer's first token against the best other option's first token, at the first
-            answer position. In an open question, all other tokens count as options.
+            answer position. In an open question, all other tokens count as options. nan without a gold answer.
+        ratings: of rated continuations, each one's mean of −log p, in nats, and whether it is greedy; see `rate`.
     """
 
     text: str
     margin: float
+    ratings: tuple[tuple[float, bool], ...] = ()
 
 
 def margin(sample: Sample, logs: torch.Tensor, first_tokens: FirstTokens) -> float:
@@ -30,6 +33,8 @@ def margin(sample: Sample, logs: torch.Tensor, first_tokens: FirstTokens) -> flo
     Args:
         logs: log-probabilities of the first answer token, (vocabulary,).
     """
+    if not sample.gold:
+        return math.nan
     gold = first_tokens(sample.gold)
     best = float(logs[gold].max())
     if sample.options:

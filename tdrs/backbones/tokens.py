@@ -104,6 +104,12 @@ def first_tokens(processor: Any, answer: str, blanks: bool = True) -> list[int]:
     return list(dict.fromkeys(found)) or [tokenizer.eos_token_id]
 
 
+def answer_tokens(processor: Any, answer: str) -> list[int]:
+    """All tokens of an answer, as they follow a prompt."""
+    tokenizer = processor.tokenizer
+    return list(_added_tokens(tokenizer, *_with_answer(processor, as_text(tokenizer, answer.strip()))))
+
+
 class FirstTokens:
     """`first_tokens` of one processor, each computed once."""
 

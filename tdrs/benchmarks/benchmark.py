@@ -82,6 +82,9 @@ class Sample:
         categories: the parts of the benchmark to which it belongs, such as POPE's.
         strata: what else a limited split is balanced over, such as the grade; see `draw.py`.
         weight: its weight in means, on average 1. One sample of POPE may stand for a row of each category.
+        row: a hash of the whole row, where the rule reads more of it than these texts.
+        longest: the most tokens of an answer, where the benchmark itself says so; None is what the toolkit allows.
+        rated: continuations of the prompt; the model rates how likely each is, instead of answering in its own words.
     """
 
     id: str
@@ -97,6 +100,9 @@ class Sample:
     categories: tuple[str, ...] = ()
     strata: tuple[str, ...] = ()
     weight: float = 1.0
+    row: str = ""
+    longest: int | None = None
+    rated: tuple[str, ...] = ()
 
     @property
     def image(self) -> Image.Image:
@@ -113,6 +119,7 @@ class Record:
         margin: log-odds of the gold answer against the best other one at the first answer token, in nats; nan if it was
             not measured.
         categories: those of the sample, joined by commas.
+        found: what a task of lmms-eval computed from the answer, as JSON; "" for all other benchmarks.
     """
 
     id: str
@@ -125,6 +132,7 @@ class Record:
     margin: float
     categories: str
     weight: float
+    found: str = ""
 
 
 def make_record(sample: Sample, prediction: str, answer: str, score: float) -> Record:
@@ -221,6 +229,11 @@ class Benchmark:
         prompt = style if self.prompt == "backbone" else self.prompt
         return replace(self, prompt=prompt, rule=prompt if self.rule == "prompt" else self.rule)
 
+    @property
+    def scoring(self) -> list[str]:
+        """What decides the score of an answer to a sample, for cache keys."""
+        return [type(self).__name__, self.rule]
+
     def context(self, split: str, image: str) -> tuple[str, str]:
         """The text in front of an image, and the text between image and question; one of them is "".
 
@@ -286,4 +299,5 @@ def as_row(sample: Sample) -> dict[str, Any]:
     texts = {
         name: getattr(sample, name) for name in ("id", "image_id", "before", "prompt", "gold", "options", "answers")
     }
-    return texts | {"categories": sample.categories, "picture": sample.picture.digest}
+    seldom = {name: getattr(sample, name) for name in ("row", "longest", "rated") if getattr(sample, name)}
+    return texts | {"categories": sample.categories, "picture": sample.picture.digest} | seldom
