@@ -49,6 +49,7 @@ $(VENV)/installed-dev: $(VENV)/installed
 	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt --no-deps --upgrade \
 		--target $(VENV)/torchvision torchvision
+	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt --no-deps lmms-eval
 	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[ray]' \
 		|| echo "ray is not available here: its tests are skipped"
 	touch $@

@@ -70,7 +70,7 @@ class Plan:
         decisive = {
             "backbone": self.backbone.decisive,
             "samples": samples.content,
-            "rule": [type(self.dataset).__name__, self.dataset.rule],
+            "rule": self.dataset.scoring,
             "answer": answer_length(self.style, self.dataset.real, self.backbone.max_new_tokens),
             "method": method,
             "execution": self.execution if method else "",

@@ -10,6 +10,7 @@ from typing import Any
 
 from tdrs.benchmarks.benchmark import SPLITS, Accepts, Benchmark, Record, Sample, Samples, anything
 from tdrs.benchmarks.gqa import GQA
+from tdrs.benchmarks.lmms_eval import LmmsEval
 from tdrs.benchmarks.mini_gqa import MiniGQA
 from tdrs.benchmarks.mini_pope import MiniPOPE
 from tdrs.benchmarks.mini_scienceqa import MiniScienceQA
@@ -30,6 +31,7 @@ DATASETS: dict[str, type[Benchmark]] = {
     "gqa": GQA,
     "textvqa": TextVQA,
     "pope": POPE,
+    "lmms_eval": LmmsEval,
 }
 
 

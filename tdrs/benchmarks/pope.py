@@ -256,7 +256,7 @@ class POPE(POPERules, Sourced):
         kept = [
             number
             for number, name in enumerate(rows["image_source"])
-            if (_share(str(name)) < self.tuning_share) == (split == "tuning")
+            if (share_of(str(name)) < self.tuning_share) == (split == "tuning")
         ]
         if not kept:
             raise SettingError("tuning_share", self.tuning_share, f"leaves no image in the {split} split")
@@ -277,6 +277,6 @@ class POPE(POPERules, Sourced):
         return Samples(gathered, [*gathered.notes, form(gathered)])
 
 
-def _share(name: str) -> float:
+def share_of(name: str) -> float:
     """A number from 0 to 1 that depends on the name alone."""
     return int(hashlib.sha1(name.encode()).hexdigest()[:8], 16) / 16**8

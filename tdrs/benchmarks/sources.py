@@ -283,6 +283,7 @@ class Sourced(Benchmark):
         limit: int | None,
         accepts: Accepts,
         numbers: Sequence[int] | None = None,
+        same_picture: bool = True,
     ) -> Samples:
         """Turn the good rows into samples, with a limit a fair draw of whole images. Bad rows are refused or counted.
 
@@ -292,6 +293,7 @@ class Sourced(Benchmark):
             make: turns a row into a sample: its number, its columns without the image, and the texts around an image.
             numbers: the rows that belong to the split; None is all.
             accepts: as in `Benchmark.load`.
+            same_picture: whether rows about one image must have the same picture; they may also show parts of it.
 
         Raises:
             SettingError: a row is bad and `bad_rows` is `refuse`, or no row is good.
@@ -315,7 +317,7 @@ class Sourced(Benchmark):
         for name in sizes if limit is None else fair_order(whole):
             if limit is not None and taken and taken + sizes[name] > limit:
                 break
-            bad = _bad_pictures({number: drafts[number].picture for number in at[name]}, accepts)
+            bad = _bad_pictures({number: drafts[number].picture for number in at[name]}, accepts, same_picture)
             good = [number for number in at[name] if number not in bad]
             faults |= bad
             found += good
@@ -343,8 +345,8 @@ def _shown(faults: Mapping[int, str]) -> str:
     return "; ".join(some[:3]) + ("; …" if len(some) > 3 else "")
 
 
-def _bad_pictures(pictures: Mapping[int, Picture], accepts: Accepts) -> dict[int, str]:
-    """The bad rows about one image: their picture cannot be used, or differs from the first row's picture."""
+def _bad_pictures(pictures: Mapping[int, Picture], accepts: Accepts, same: bool) -> dict[int, str]:
+    """The bad rows about one image: their picture cannot be used, or is not the `same` as the first row's picture."""
     bad: dict[int, str] = {}
     first: int | None = None
     for number, found in pictures.items():
@@ -355,6 +357,6 @@ def _bad_pictures(pictures: Mapping[int, Picture], accepts: Accepts) -> dict[int
             continue
         if first is None:
             first = number
-        elif found.digest != pictures[first].digest:
+        elif same and found.digest != pictures[first].digest:
             bad[number] = f"another picture than row {first}, under the same name of an image"
     return bad
