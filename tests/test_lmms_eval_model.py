@@ -1,0 +1,111 @@
+"""tdrs as a model of lmms-eval: its evaluator gets what our own evaluation of the same rows gives."""
+
+import json
+import tomllib
+from collections.abc import Iterator
+from importlib.metadata import EntryPoint
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pytest
+
+from tdrs import benchmarks
+from tdrs.backbones import Backbone
+from tdrs.benchmarks import mini_pope
+from tdrs.evaluation import evaluate
+from tdrs.interventions.tdrs import TDRS
+from tdrs.settings import SettingError
+from tests.benchmarks.lmms_rows import PICTURE, TEXT, draw, evaluated, write
+
+pytest.importorskip("lmms_eval", reason="lmms-eval is not installed")
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _quiet() -> Iterator[None]:
+    from loguru import logger
+
+    logger.disable("")
+    yield
+    logger.enable("")
+
+
+def test_lmms_eval_finds_the_model_by_the_entry_point() -> None:
+    from lmms_eval.models.registry_v2 import ModelRegistryV2
+
+    group = "lmms_eval.models"
+    named = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["entry-points"][group]
+    registry = ModelRegistryV2()
+    for name, value in named.items():
+        registry.register_manifest(EntryPoint(name, value, group).load()())
+    assert not registry.get_model_class("tdrs").is_simple
+    assert registry.get_model_class("tdrs", force_simple=True).is_simple
+
+
+def model_of(arguments: str, simple: bool = False) -> Any:
+    """The model that a command names."""
+    from tdrs.lmms_eval_model import ChatModel, SimpleModel
+
+    return (SimpleModel if simple else ChatModel).create_from_arg_string(arguments, {"batch_size": "8"})
+
+
+def test_its_evaluator_gets_what_our_evaluation_gives(mini_llava: Backbone, tmp_path: Path) -> None:
+    file = tmp_path / "data" / "test-0.parquet"
+    file.parent.mkdir()
+    mini_pope.dataset("held_out", 3).to_parquet(file)
+    theirs = evaluated(model_of("backbone=mini_llava,intervention=tdrs"), "pope", file)
+    benchmark = benchmarks.from_settings({"name": "lmms_eval", "task": "pope", "source": str(file), "tuning_share": 0})
+    ours = evaluate(mini_llava, benchmark, benchmarks.load(benchmark, "held_out"), TDRS(), batch_size=8)
+    said = {sample["doc_id"]: sample["filtered_resps"][0] for sample in theirs["samples"]["copy"]}
+    assert [said[int(record.id)] for record in ours.records] == [record.prediction for record in ours.records]
+    assert len(ours.records) == 54
+    assert 0 < ours.metrics["accuracy"] < 1
+    printed = theirs["results"]["copy"]
+    for name in ("pope_accuracy", "pope_precision", "pope_recall", "pope_f1_score", "pope_yes_ratio"):
+        assert printed[f"{name},none"] == ours.metrics[name], name
+
+
+def test_rated_answers_are_those_of_our_evaluation(mini_llava: Backbone, tmp_path: Path) -> None:
+    choices = {"choice_a": "red", "choice_b": "blue", "choice_c": "green", "choice_d": "a dark yellow"}
+    rows = [
+        {"image": [draw(n)], "question": f"What is {n}?", "answer": "ABCD"[n % 4], "data_type": "image"} | choices
+        for n in range(6)
+    ]
+    features = {"image": datasets.List(PICTURE), "question": TEXT, "answer": TEXT, "data_type": TEXT}
+    write(rows, {**features, **dict.fromkeys(choices, TEXT)}, tmp_path / "test-0.parquet")
+    theirs = evaluated(model_of("backbone=mini_llava", simple=True), "seedbench_ppl", tmp_path / "test-0.parquet")
+    settings = {"name": "lmms_eval", "task": "seedbench_ppl", "source": str(tmp_path), "tuning_share": 0}
+    benchmark = benchmarks.from_settings(settings)
+    ours = evaluate(mini_llava, benchmark, benchmarks.load(benchmark, "held_out"), TDRS(sd=False, dc=None, re=None), 8)
+    for record, sample in zip(ours.records, theirs["samples"]["copy"], strict=True):
+        losses = [loss for loss, _ in json.loads(record.prediction)]
+        assert losses == pytest.approx([loss for loss, _ in sample["filtered_resps"]], abs=1e-4)
+        assert record.answer == list(choices.values())[losses.index(min(losses))]
+    assert theirs["results"]["copy"]["acc,none"] == ours.metrics["acc"] == ours.metrics["accuracy"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        ({"backbone": "mini_llava", "intervention": "tdrs", "gian": "weights"}, "intervention.gian"),
+        ({"backbone": "mini_lava"}, "backbone"),
+        ({"intervention": "tdrs", "gain": "large"}, "intervention.gain"),
+        ({"backbone.dtype": "int4"}, "backbone.dtype"),
+    ],
+)
+def test_a_bad_argument_is_named(arguments: dict[str, Any], named: str) -> None:
+    from tdrs.lmms_eval_model import planned
+
+    with pytest.raises(SettingError, match=rf"^{named} = "):
+        planned(arguments)
+
+
+def test_a_bad_argument_of_the_command_ends_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    from tdrs.lmms_eval_model import ChatModel
+
+    with pytest.raises(SystemExit) as end:
+        ChatModel.create_from_arg_string("backbone=mini_llava,intervention=tdrs,gain=large", {"batch_size": 1})
+    assert end.value.code == 2
+    assert capsys.readouterr().err.splitlines()[-1].startswith("error: intervention.gain = 'large': must be one of ")
