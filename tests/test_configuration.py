@@ -24,6 +24,8 @@ GROUPS = sorted(path.relative_to(folder()) for path in folder().rglob("*.yaml") 
 @pytest.mark.parametrize("path", GROUPS, ids=str)
 def test_every_file_composes(path: Path) -> None:
     group, name = str(path.parent), path.stem
+    if name == "lmms_eval":
+        pytest.importorskip("lmms_eval", reason="lmms-eval is not installed")
     words = [f"{'+' if group == 'experiment' else ''}{group}={name}"]
     if name in ("internvl2_8b", "hf"):  # the user makes its folder, or names its source
         words.append("backbone.source=embedded:mini_internvl")
@@ -85,8 +87,8 @@ def test_every_experiment_says_how_to_run_it_and_what_to_expect() -> None:
         ),
         (
             "dataset=vqa",
-            "dataset = 'vqa': must be one of gqa, mini_gqa, mini_pope, mini_scienceqa, mini_textvqa, pope, scienceqa, "
-            "textvqa",
+            "dataset = 'vqa': must be one of gqa, lmms_eval, mini_gqa, mini_pope, mini_scienceqa, mini_textvqa, pope, "
+            "scienceqa, textvqa",
         ),
         (
             "+experiment=nothing",

@@ -9,6 +9,7 @@ from typing import Any
 
 import datasets
 import pytest
+from PIL import ImageFile
 
 from tdrs import benchmarks
 from tdrs.backbones import Backbone
@@ -27,9 +28,11 @@ ROOT = Path(__file__).parents[1]
 def _quiet() -> Iterator[None]:
     from loguru import logger
 
+    strict = ImageFile.LOAD_TRUNCATED_IMAGES  # lmms-eval makes Pillow accept pictures that are cut off
     logger.disable("")
     yield
     logger.enable("")
+    ImageFile.LOAD_TRUNCATED_IMAGES = strict
 
 
 def test_lmms_eval_finds_the_model_by_the_entry_point() -> None:

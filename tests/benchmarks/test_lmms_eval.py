@@ -8,6 +8,7 @@ from typing import Any
 import datasets
 import numpy as np
 import pytest
+from PIL import ImageFile
 
 from tdrs import benchmarks
 from tests.benchmarks import lmms_rows
@@ -19,9 +20,11 @@ lmms_eval = pytest.importorskip("lmms_eval", reason="lmms-eval is not installed"
 def _quiet() -> Iterator[None]:
     from loguru import logger
 
+    strict = ImageFile.LOAD_TRUNCATED_IMAGES  # lmms-eval makes Pillow accept pictures that are cut off
     logger.disable("")
     yield
     logger.enable("")
+    ImageFile.LOAD_TRUNCATED_IMAGES = strict
 
 
 def stub(answers: Sequence[Any]) -> Any:
