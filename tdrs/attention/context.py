@@ -38,11 +38,13 @@ class Context:
         past: how many tokens the cache held when the current forward pass began.
         roles: SYSTEM, IMAGE or TEXT for each token, (B, K); None if the method does not need them.
         trial: while a layer's layout is found by trial, the queries and keys of that layer; else None.
+        marks: which tokens of the prompts take the part of image tokens, (B, L) boolean; None reads input_ids.
     """
 
     def __init__(self, method: Method, image_token: int | None) -> None:
         self.past = 0
         self.roles: torch.Tensor | None = None
+        self.marks: torch.Tensor | None = None
         self._method = method
         self._image_token = image_token
         self.trial: list[torch.Tensor] | None = None
@@ -100,11 +102,21 @@ class Context:
         if "positions" in needs:
             self._add("positions", _positions(kwargs.get("position_ids"), self.past, new))
         if "roles" in needs:
+            if self.marks is not None:
+                self._image = self._marked(new)
             if self._image is None:
                 raise ValueError("token roles are read from input_ids: call the model with them, not inputs_embeds")
             self._add("image", self._image)
             self._image = None
             self.roles = _roles(self._tokens["image"])
+
+    def _marked(self, new: torch.Tensor) -> torch.Tensor:
+        """The marks of the new tokens, (B, L'). Tokens after the marked ones are not marked."""
+        assert self.marks is not None
+        if self.marks.shape[0] != new.shape[0]:
+            raise ValueError(f"{new.shape[0]} prompts are read, and the tokens of {self.marks.shape[0]} are marked")
+        part = self.marks[:, self.past : self._known].to(new.device)
+        return torch.nn.functional.pad(part, (0, new.shape[1] - part.shape[1]))
 
     def _check_cache(self, cache: Any) -> None:
         if self._known != self.past:

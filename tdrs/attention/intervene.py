@@ -40,7 +40,9 @@ class Session:
         execute: the execution that calls of edited layers go to.
     """
 
-    def __init__(self, model: PreTrainedModel, decoder: PreTrainedModel, method: Method, execution: str) -> None:
+    def __init__(
+        self, model: PreTrainedModel, decoder: PreTrainedModel, method: Method, execution: str, marked: bool = False
+    ) -> None:
         self.method = method
         self.execute = EXECUTIONS[execution]
         self.base: str = decoder.config._attn_implementation
@@ -55,17 +57,27 @@ class Session:
         self.image_token: int | None = getattr(model.config, "image_token_id", None)
         self.tally = Tally()
         self.context = Context(method, self.image_token)
-        self._check_needs(type(model).__name__)
+        self._check_needs(type(model).__name__, marked)
         self._next_token_only = False
 
-    def _check_needs(self, name: str) -> None:
+    def mark(self, tokens: torch.Tensor) -> None:
+        """Say which tokens of the next prompts take the part of image tokens, (B, L) boolean, left-padded like them.
+
+        A text model has no image token of its own. All tokens after the prompt are text.
+        """
+        self.context.marks = tokens
+
+    def _check_needs(self, name: str, marked: bool) -> None:
         attention = type(next(iter(self.layers)))
         receives_rotation = "position_embeddings" in inspect.signature(attention.forward).parameters
         if "rotation" in self.method.needs and not receives_rotation:
             reason = f"its layers are not given position_embeddings{self.context.advice('rotation')}"
             raise SettingError("model", name, reason)
-        if "roles" in self.method.needs and self.image_token is None:
-            reason = "it has no image_token_id, and this method needs to know which tokens are the image"
+        if "roles" in self.method.needs and self.image_token is None and not marked:
+            reason = (
+                "it has no image_token_id, and this method needs to know which tokens are the image: "
+                "intervene(…, marked=True) lets session.mark say which tokens take their part"
+            )
             raise SettingError("model", name, reason)
 
     @property
@@ -204,7 +216,9 @@ def text_decoder(model: PreTrainedModel) -> PreTrainedModel:
 
 
 @contextmanager
-def intervene(model: PreTrainedModel, method: Method, execution: str = "auto") -> Iterator[Session]:
+def intervene(
+    model: PreTrainedModel, method: Method, execution: str = "auto", marked: bool = False
+) -> Iterator[Session]:
     """Edit the attention of a model's text decoder inside a `with` block. The vision tower is never edited.
 
     On layers that the method does not edit, and if its settings edit nothing, the model's own attention runs: the
@@ -215,6 +229,7 @@ def intervene(model: PreTrainedModel, method: Method, execution: str = "auto") -
         model: any RoPE model of transformers that dispatches through `AttentionInterface`, with sdpa or eager.
         method: the method, such as `tdrs.TDRS(...)`.
         execution: `blocked`: in blocks of query rows; `reference`: over the whole map at once; `auto`: the fastest.
+        marked: the caller says before each prompt which tokens take the part of image tokens, with `session.mark`.
 
     Returns:
         The session. `session.tally.read()` gives what the method counted, such as clamped end points.
@@ -225,7 +240,7 @@ def intervene(model: PreTrainedModel, method: Method, execution: str = "auto") -
     """
     check_choice("execution", execution, list(EXECUTIONS))
     decoder = text_decoder(model)
-    session = Session(model, decoder, method, execution)
+    session = Session(model, decoder, method, execution, marked)
     context = session.context
     handles = []
     try:
