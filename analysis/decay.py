@@ -83,7 +83,7 @@ def decay_curves(outcome: Outcome) -> Decay:
             sums, counts = np.zeros(0), np.zeros(0)
             for first in range(0, len(samples), AT_ONCE):
                 batch = samples[first : first + AT_ONCE]
-                image = (backbone.inputs(batch)["input_ids"] == backbone.model.config.image_token_id).cpu()
+                image = backbone.image_tokens(backbone.inputs(batch)).cpu()
                 for call, weights in record_weights(backbone, batch, method):
                     total, pairs = _by_distance(call, weights, image)
                     size = max(len(sums), len(total))

@@ -22,7 +22,6 @@ from tqdm import tqdm
 
 from tdrs import backbones
 from tdrs.analysis.figure import span
-from tdrs.attention.intervene import intervene
 from tdrs.backbones import Backbone
 from tdrs.backbones.image_embeddings import EmbeddingStore
 from tdrs.benchmarks import Sample
@@ -83,7 +82,8 @@ def examine(values: Mapping[str, Any]) -> Iterator[Finding]:
     yield finding
     if backbone.model.device.type == "cuda":
         yield _largest_batch(backbone, planned, samples)
-    yield _features(backbone, samples, study, look / len(batch), output, gib(values["features_gib"]))
+    if backbone.reads_pictures:
+        yield _features(backbone, samples, study, look / len(batch), output, gib(values["features_gib"]))
     yield _study(study, rates, len(batch), values)
     yield _score(backbone, values, output)
 
@@ -103,7 +103,8 @@ def _data(planned: Plan, samples: Sequence[Sample]) -> str:
     dataset = planned.dataset
     style = dataset.prompt if dataset.prompt != "backbone" else planned.backbone.prompt_style
     images = len({sample.image_id for sample in samples})
-    text = f"{len(samples)} held-out samples over {images} pictures; prompt {style}, rule {dataset.rule}"
+    kind = "pictures" if dataset.pictures else "passages"
+    text = f"{len(samples)} held-out samples over {images} {kind}; prompt {style}, rule {dataset.rule}"
     return f"{text}, gap {dataset.gap}" if dataset.gap else text
 
 
@@ -126,13 +127,14 @@ def _model(planned: Plan, backbone: Backbone, seconds: float) -> Finding:
 
 def _prompt(backbone: Backbone, sample: Sample) -> Finding:
     """The first prompt as the model reads it; image tokens in a row are shown as one token and their number."""
-    ids = backbone.inputs([sample])["input_ids"][0].tolist()
-    image = backbone.model.config.image_token_id
+    inputs = backbone.inputs([sample])
+    ids, marks = inputs["input_ids"][0].tolist(), backbone.image_tokens(inputs)[0].tolist()
     parts = []
-    for is_image, run_ in itertools.groupby(ids, lambda token: token == image):
-        some = list(run_)
-        text = backbone.processor.tokenizer.decode(some[:1] if is_image else some)
-        parts.append(f"{text}×{len(some)}" if is_image else text)
+    for is_image, run_ in itertools.groupby(zip(ids, marks, strict=True), lambda token: token[1]):
+        some = [token for token, _ in run_]
+        short = is_image and backbone.reads_pictures
+        text = backbone.processor.tokenizer.decode(some[:1] if short else some)
+        parts.append(f"{text}×{len(some)}" if short else text)
     whole = "".join(parts)
     if len(whole) > 700:
         whole = f"{whole[:350]} […] {whole[-350:]}"
@@ -140,15 +142,18 @@ def _prompt(backbone: Backbone, sample: Sample) -> Finding:
 
 
 def _tokens(backbone: Backbone, batch: Sequence[Sample]) -> Finding:
-    inputs = backbone.model_inputs(batch)
-    counted = (inputs["input_ids"] == backbone.model.config.image_token_id).sum(dim=1).tolist()
-    made = [backbone.image_embeddings(sample.picture).shape[0] for sample in batch]
+    inputs = backbone.inputs(batch)
+    counted = backbone.image_tokens(inputs).sum(dim=1).tolist()
     lengths = inputs["attention_mask"].sum(dim=1).tolist()
     left = bool(inputs["attention_mask"][:, -1].all())
+    padded = f"{span(lengths)} tokens a prompt; padding {'left' if left else 'NOT ON THE LEFT'}"
+    if not backbone.reads_pictures:
+        return Finding("tokens", [f"{span(counted)} tokens a passage", padded], min(counted) > 0 and left)
+    made = [backbone.image_embeddings(sample.picture).shape[0] for sample in batch]
     lines = [
         f"{span(counted)} image tokens a prompt, {span(made)} features a picture: "
         f"{'equal' if counted == made else 'UNEQUAL'}",
-        f"{span(lengths)} tokens a prompt; padding {'left' if left else 'NOT ON THE LEFT'}",
+        padded,
     ]
     return Finding("tokens", lines, counted == made and left)
 
@@ -157,7 +162,7 @@ def _tokens(backbone: Backbone, batch: Sequence[Sample]) -> Finding:
 def _off(backbone: Backbone, batch: Sequence[Sample]) -> Finding:
     inputs = backbone.model_inputs(batch)
     stock = backbone.model(**inputs).logits
-    with intervene(backbone.model, TDRS(sd=False, dc=None, re=None)):
+    with backbone.intervene(TDRS(sd=False, dc=None, re=None)):
         off = backbone.model(**inputs).logits
     equal = torch.equal(stock, off)
     said = "equal bit for bit" if equal else f"DIFFERENT by up to {(stock - off).abs().max().item():.3g}"
@@ -175,7 +180,7 @@ def _cost(backbone: Backbone, planned: Plan, batch: Sequence[Sample]) -> tuple[d
         whole_prompts.answer(batch, planned.dataset.real, planned.style)
 
     def edited() -> None:
-        with intervene(backbone.model, planned.intervention, planned.execution):
+        with backbone.intervene(planned.intervention, planned.execution):
             backbone.answer(batch, planned.dataset.real, planned.style)
 
     times = medians({"stock": stock, "whole": whole, "edited": edited}, ROUNDS)
@@ -204,7 +209,7 @@ def _largest_batch(backbone: Backbone, planned: Plan, samples: Sequence[Sample])
     fits, size = 0, 1
     while size <= len(longest):
         try:
-            with intervene(backbone.model, planned.intervention, planned.execution):
+            with backbone.intervene(planned.intervention, planned.execution):
                 backbone.answer(longest[:size], planned.dataset.real, planned.style)
         except (RuntimeError, MemoryError) as error:
             if not out_of_memory(error):

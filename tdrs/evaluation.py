@@ -21,7 +21,6 @@ import torch
 
 from tdrs import __version__, backbones, benchmarks, interventions
 from tdrs.attention.core import EXECUTIONS
-from tdrs.attention.intervene import intervene
 from tdrs.attention.selection import names_numbers, resolve
 from tdrs.backbones import Backbone, BackboneSettings
 from tdrs.backbones.decoding import Answer
@@ -97,9 +96,14 @@ def plan(config: Mapping[str, Any]) -> Plan:
         chosen = getattr(intervention, part)
         if names_numbers(chosen):
             resolve(f"intervention.{part}", chosen, backbone.shape[number])
+    dataset = benchmarks.from_settings(config["dataset"]).asked_by(backbone.prompt_style)
+    # what a model of the hub reads is known when it is there; asking it about pictures is refused then
+    if (not dataset.pictures or backbone.folder.is_dir()) and dataset.pictures != backbone.reads_pictures:
+        kind, other = ("pictures", "text alone") if dataset.pictures else ("passages of text", "pictures")
+        raise SettingError("dataset", config["dataset"]["name"], f"has {kind}, and {backbone.name} reads {other}")
     return Plan(
         backbone=backbone,
-        dataset=benchmarks.from_settings(config["dataset"]).asked_by(backbone.prompt_style),
+        dataset=dataset,
         intervention=intervention,
         execution=config["attention"]["execution"],
         split=config["split"],
@@ -151,7 +155,7 @@ def run_batches(
     """
     benchmark = benchmark.asked_by(backbone.settings.prompt_style)
     size = min([batch_size, *(batch.size for batch in done)])
-    with intervene(backbone.model, intervention, execution) as session:
+    with backbone.intervene(intervention, execution) as session:
         known = {batch.start for batch in done}
         for first in range(0, len(samples), batch_size) if starts is None else starts:
             if first in known:

@@ -1,29 +1,32 @@
-"""A vision-language model with its processor, loaded by transformers' own classes, that answers batches of questions.
+"""A model with its processor, loaded by transformers' own classes, that answers batches of questions.
 
-Embedded models and models of the hub take the same path: a folder in the hub's layout, or a hub id.
+It is a vision-language model, or a language model, which reads a passage in the place of a picture. Embedded models and
+models of the hub take the same path: a folder in the hub's layout, or a hub id.
 """
 
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from PIL import Image
-from transformers import AutoModelForImageTextToText, LogitsProcessor, PreTrainedModel
+from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, LogitsProcessor, PreTrainedModel
 from transformers.utils import logging
 
-from tdrs.attention.intervene import session_of, text_decoder
+from tdrs.attention.intervene import Session, intervene, session_of, text_decoder
+from tdrs.attention.method import Method
 from tdrs.backbones.backbone_settings import BackboneSettings, not_loaded
 from tdrs.backbones.checkpoint import check_processor, check_tensors, check_values
 from tdrs.backbones.decoding import Answer, StepRecorder, greedy, margin
-from tdrs.backbones.families import family_of
+from tdrs.backbones.families import family_of, is_language_model
 from tdrs.backbones.image_embeddings import EmbeddingStore, ImageEncoder, check_without_adapter
 from tdrs.backbones.prefixes import read_common
 from tdrs.backbones.processors import load_processor
 from tdrs.backbones.prompt_encoder import PromptEncoder, TokenCache
 from tdrs.backbones.ratings import rate
+from tdrs.backbones.text_encoder import TextEncoder, load_text_processor
 from tdrs.backbones.tokens import FirstTokens, ends
 from tdrs.benchmarks.benchmark import Picture, Sample
 from tdrs.benchmarks.prompts import AnswerLength, answer_length
@@ -62,8 +65,25 @@ class Backbone:
         Args:
             store: where image embeddings are kept; None keeps none.
         """
-        prompts = PromptEncoder(settings, model, processor, family_of(model.config.model_type))
+        kind = model.config.model_type
+        encoder = TextEncoder if is_language_model(kind) else PromptEncoder
+        prompts = encoder(settings, model, processor, family_of(kind))
         return cls(settings, model, processor, prompts, ImageEncoder(prompts, store), FirstTokens(processor))
+
+    @property
+    def reads_pictures(self) -> bool:
+        """Whether the model reads pictures. If not, a sample's passage stands in the place of the picture."""
+        return not isinstance(self.prompts, TextEncoder)
+
+    def intervene(self, method: Method, execution: str = "auto") -> AbstractContextManager[Session]:
+        """`tdrs.intervene` on this model. In a language model, a passage's tokens have the role of image tokens."""
+        return intervene(self.model, method, execution, marked=not self.reads_pictures)
+
+    def image_tokens(self, inputs: Mapping[str, Any]) -> torch.Tensor:
+        """Which tokens of `inputs` are the image's, or the passage's, (samples, tokens) boolean."""
+        if not self.reads_pictures:
+            return inputs["marks"]
+        return inputs["input_ids"] == self.model.config.image_token_id
 
     def open(self, picture: Picture) -> Image.Image:
         """A picture's pixels, as the model's processor receives them."""
@@ -82,9 +102,21 @@ class Backbone:
         return self.images.embeddings(picture)
 
     def model_inputs(self, samples: Sequence[Sample]) -> dict[str, Any]:
-        """What the model's forward takes for a batch: `inputs` with image embeddings instead of pixels."""
+        """What the model's forward takes for a batch: `inputs` with image embeddings instead of pixels.
+
+        In a language model's `intervene` block, this also says which tokens are the passage's.
+        """
+        if not self.reads_pictures:
+            given = dict(self._tokens(samples))
+            marks, session = given.pop("marks"), session_of(self.model)
+            if session:
+                session.mark(marks)
+            return given
         images = self.images.model_inputs([sample.picture for sample in samples])
         return {**self._tokens(samples), "mm_encoder_outputs": images}
+
+    def _first_tokens(self, sample: Sample) -> FirstTokens:
+        return FirstTokens(self.processor, sample.opening) if sample.opening else self.first_tokens
 
     def _tokens(self, samples: Sequence[Sample]) -> dict[str, Any]:
         return self.tokens.get(samples, self.inputs)
@@ -113,7 +145,7 @@ class Backbone:
         texts = self.processor.tokenizer.batch_decode(said, skip_special_tokens=True)
         assert recorder.first is not None
         return [
-            Answer(text.strip(), margin(sample, logs, self.first_tokens))
+            Answer(text.strip(), margin(sample, logs, self._first_tokens(sample)))
             for sample, text, logs in zip(samples, texts, recorder.first, strict=True)
         ]
 
@@ -122,8 +154,8 @@ class Backbone:
         session = session_of(self.model)
         with session.next_token_only() if session and self.next_token_only else nullcontext():
             inputs = None
-            whole = not self.prompts.family.reads_in_pieces
-            if self.share_prefixes and not whole and (session is None or session.row_local):
+            pieces = self.reads_pictures and self.prompts.family.reads_in_pieces
+            if self.share_prefixes and pieces and (session is None or session.row_local):
                 pictures = [sample.picture for sample in samples]
                 inputs = read_common(self.model, self.images, session, self._tokens(samples), pictures)
             inputs = inputs or self.model_inputs(samples)
@@ -164,9 +196,12 @@ def load(settings: BackboneSettings, store: EmbeddingStore | None = None) -> Bac
         logging.disable_progress_bar()
     try:
         settings.check_files()
-        processor = load_processor(source, revision, settings.image)
+        pictures = settings.reads_pictures
+        processor = (
+            load_processor(source, revision, settings.image) if pictures else load_text_processor(source, revision)
+        )
         with _quiet():
-            loaded: Any = AutoModelForImageTextToText.from_pretrained(
+            loaded: Any = (AutoModelForImageTextToText if pictures else AutoModelForCausalLM).from_pretrained(
                 source,
                 revision=revision,
                 dtype=settings.resolved_dtype,
@@ -192,7 +227,7 @@ def load(settings: BackboneSettings, store: EmbeddingStore | None = None) -> Bac
     if settings.device != "spread":
         torch.nn.Module.to(model, settings.resolved_device)
     backbone = Backbone.of(settings, model.eval(), processor, store.of(settings.decisive) if store else None)
-    if not backbone.prompts.family.model_type:
+    if pictures and not backbone.prompts.family.model_type:
         try:
             check_without_adapter(backbone.prompts, backbone.images)
         except SettingError as error:

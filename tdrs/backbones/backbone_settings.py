@@ -16,7 +16,7 @@ from huggingface_hub.constants import HF_HUB_CACHE
 from transformers import AutoConfig
 
 from tdrs.backbones.checkpoint import Incomplete, check_files
-from tdrs.backbones.families import TRANSPARENCY, check_image_setting
+from tdrs.backbones.families import TRANSPARENCY, check_image_setting, is_language_model
 from tdrs.backbones.processors import size_fault
 from tdrs.benchmarks.prompts import STYLES
 from tdrs.environment import versions
@@ -144,6 +144,11 @@ class BackboneSettings:
             raise error.under("backbone") from None
         except Exception as error:
             raise not_loaded(self.source, error, self.revision) from error
+
+    @property
+    def reads_pictures(self) -> bool:
+        """Whether the model reads pictures, from its configuration alone. A language model reads text."""
+        return not is_language_model(self._config.model_type)
 
     @property
     def shape(self) -> tuple[int, int]:

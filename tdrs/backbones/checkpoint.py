@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from tdrs.backbones.families import family_of
+from tdrs.backbones.families import family_of, is_language_model
 from tdrs.settings import first_line
 
 # The files of a folder that transformers reads as JSON; other JSON files do not matter.
@@ -49,7 +49,8 @@ def check_files(folder: Path, whole: bool = True) -> None:
     _check_weights(folder, whole)
     if not whole:
         return
-    if not any((folder / name).exists() for name in ("processor_config.json", "preprocessor_config.json")):
+    pictures = not is_language_model(str(_json(folder / "config.json").get("model_type")))
+    if pictures and not any((folder / name).exists() for name in ("processor_config.json", "preprocessor_config.json")):
         raise Incomplete("no processor_config.json or preprocessor_config.json, which say how pictures are prepared")
     for names in (("tokenizer_config.json",), ("tokenizer.json", "tokenizer.model", "vocab.json")):
         if not any((folder / name).exists() for name in names):
@@ -156,8 +157,9 @@ def check_values(model: PreTrainedModel) -> None:
 
 def check_processor(processor: Any, config: Any) -> None:
     """Raises Incomplete if the tokenizer or the processor belongs to another model than the configuration."""
-    known = getattr(processor, "image_token_ids", None) or [processor.image_token_id]
-    if config.image_token_id not in known:
+    pictures = not is_language_model(config.model_type)
+    known = pictures and (getattr(processor, "image_token_ids", None) or [processor.image_token_id])
+    if known and config.image_token_id not in known:
         token = f"{processor.image_token!r}, {known[0]},"
         raise Incomplete(f"the tokenizer's image token is {token} and {config.image_token_id} in config.json")
     size = max(processor.tokenizer.get_vocab().values()) + 1

@@ -83,11 +83,11 @@ class TokenCache:
     """
 
     def __init__(self) -> None:
-        self._batches: dict[tuple[tuple[str, str, str], ...], dict[str, Any]] = {}
+        self._batches: dict[tuple[tuple[str, ...], ...], dict[str, Any]] = {}
 
     def get(self, samples: Sequence[Sample], inputs: Callable[[Sequence[Sample]], Any]) -> dict[str, Any]:
         """The result of `inputs` for a batch, without the pixels."""
-        key = tuple((sample.before, sample.prompt, sample.picture.digest) for sample in samples)
+        key = tuple((sample.before, sample.prompt, sample.picture.digest, sample.opening) for sample in samples)
         if key not in self._batches:
             if len(self._batches) == CACHED_BATCHES:
                 self._batches.clear()

@@ -10,6 +10,7 @@ from jinja2 import TemplateError
 from tdrs.settings import SettingError
 
 ANSWER = "A"  # stands for any answer
+OPENS = "\"'“‘([{"  # no space follows these
 
 
 @lru_cache
@@ -85,7 +86,7 @@ def _with_answer(processor: Any, answer: str) -> tuple[str, str]:
     return asked, f"{asked}{'' if asked[-1:].isspace() else ' '}{answer}"
 
 
-def first_tokens(processor: Any, answer: str, blanks: bool = True) -> list[int]:
+def first_tokens(processor: Any, answer: str, blanks: bool = True, opening: str = "") -> list[int]:
     """The tokens that a model's answer may begin with: the answer as written, and with a capital letter.
 
     Prompt and answer are tokenized together, because the first token of an answer alone may be another one.
@@ -93,12 +94,18 @@ def first_tokens(processor: Any, answer: str, blanks: bool = True) -> list[int]:
     Args:
         blanks: whether the token may be a space alone, as Llama's tokenizer has it before a number. If not, the next
             token counts.
+        opening: the beginning of the answer that the model continues. A space follows it, unless it ends in a space,
+            a quotation mark or a bracket.
     """
     tokenizer = processor.tokenizer
     text = as_text(tokenizer, answer.strip())
     found: list[int] = []
     for spelling in dict.fromkeys((text, text[:1].upper() + text[1:])):
-        asked, told = _with_answer(processor, spelling)
+        if opening:
+            asked = f"{_asked(processor)}{opening}"
+            told = f"{asked}{'' if opening[-1].isspace() or opening[-1] in OPENS else ' '}{spelling}"
+        else:
+            asked, told = _with_answer(processor, spelling)
         ids = _added_tokens(tokenizer, asked, told)
         found += [i for i in ids if i != tokenizer.unk_token_id and (blanks or tokenizer.decode([i]).strip())][:1]
     return list(dict.fromkeys(found)) or [tokenizer.eos_token_id]
@@ -111,16 +118,17 @@ def answer_tokens(processor: Any, answer: str) -> list[int]:
 
 
 class FirstTokens:
-    """`first_tokens` of one processor, each computed once."""
+    """`first_tokens` of one processor, each computed once, after the opening of an answer if there is one."""
 
-    def __init__(self, processor: Any) -> None:
+    def __init__(self, processor: Any, opening: str = "") -> None:
         self._processor = processor
+        self._opening = opening
         self._known: dict[tuple[str, bool], list[int]] = {}
 
     def __call__(self, answer: str, blanks: bool = True) -> list[int]:
         """The tokens that an answer may begin with; see `first_tokens`."""
         if (answer, blanks) not in self._known:
-            self._known[answer, blanks] = first_tokens(self._processor, answer, blanks)
+            self._known[answer, blanks] = first_tokens(self._processor, answer, blanks, self._opening)
         return self._known[answer, blanks]
 
 

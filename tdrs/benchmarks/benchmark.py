@@ -67,6 +67,30 @@ class Picture:
 
 
 @dataclass(frozen=True)
+class Passage(Picture):
+    """A text in the place of a picture, for language models. `read` gives its bytes.
+
+    Attributes:
+        text: a language model reads it where another model sees the picture.
+    """
+
+    text: str
+
+    @classmethod
+    def of_text(cls, text: str) -> "Passage":
+        """A passage from its text."""
+        return cls(text.encode, text)
+
+    def open(self, transparency: str = "drop") -> Image.Image:
+        """Raises OSError: there is no picture."""
+        raise OSError("a text, not a picture")
+
+    def blank(self) -> "Passage":
+        """A passage of the same number of words that says nothing."""
+        return Passage.of_text(" ".join("_" for _ in self.text.split()))
+
+
+@dataclass(frozen=True)
 class Sample:
     """One question about one picture.
 
@@ -85,6 +109,7 @@ class Sample:
         row: a hash of the whole row, where the rule reads more of it than these texts.
         longest: the most tokens of an answer, where the benchmark itself says so; None is what the toolkit allows.
         rated: continuations of the prompt; the model rates how likely each is, instead of answering in its own words.
+        opening: the beginning of the model's answer, which it continues. Only language models take one.
     """
 
     id: str
@@ -103,6 +128,7 @@ class Sample:
     row: str = ""
     longest: int | None = None
     rated: tuple[str, ...] = ()
+    opening: str = ""
 
     @property
     def image(self) -> Image.Image:
@@ -208,6 +234,7 @@ class Benchmark:
 
     real: ClassVar[str]  # the name of the real set; an embedded twin has its prompts and rules
     rules: ClassVar[Mapping[str, Rule]]
+    pictures: ClassVar[bool] = True  # whether samples have pictures, or passages for language models
     shown: ClassVar[tuple[str, ...]] = ()  # metrics that a one-line summary shows beside accuracy
     rule: str
     prompt: str = "backbone"
@@ -275,9 +302,14 @@ class Benchmark:
         """The samples without duplicates of a question, with their weights. By default nothing is merged."""
         return list(samples)
 
+    @property
+    def applied(self) -> Rule:
+        """The rule that scores answers."""
+        return self.rules[self.asked_by(STYLES[0]).rule]
+
     def score(self, prediction: str, sample: Sample) -> Record:
         """The record of a prediction, scored by the benchmark's rule."""
-        rule = self.rules[self.asked_by(STYLES[0]).rule]
+        rule = self.applied
         answer = rule.read(prediction, sample)
         return make_record(sample, prediction, answer, rule.score(answer, sample))
 
@@ -299,5 +331,5 @@ def as_row(sample: Sample) -> dict[str, Any]:
     texts = {
         name: getattr(sample, name) for name in ("id", "image_id", "before", "prompt", "gold", "options", "answers")
     }
-    seldom = {name: getattr(sample, name) for name in ("row", "longest", "rated") if getattr(sample, name)}
+    seldom = {name: getattr(sample, name) for name in ("row", "longest", "rated", "opening") if getattr(sample, name)}
     return texts | {"categories": sample.categories, "picture": sample.picture.digest} | seldom

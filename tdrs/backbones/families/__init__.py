@@ -4,10 +4,15 @@ from importlib import import_module
 from pkgutil import iter_modules
 from typing import Any
 
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
+)
+
 from tdrs.backbones.families.family import TRANSPARENCY, Family
 from tdrs.settings import check_choice
 
-__all__ = ["FAMILIES", "TRANSPARENCY", "Family", "check_image_setting", "family_of"]
+__all__ = ["FAMILIES", "TRANSPARENCY", "Family", "check_image_setting", "family_of", "is_language_model"]
 
 
 def _adapters() -> list[type[Family]]:
@@ -26,6 +31,12 @@ FAMILIES: dict[str, Family] = {kind.model_type: kind() for kind in _adapters()}
 def family_of(model_type: str) -> Family:
     """The adapter for a `model_type` of config.json; the defaults if there is none."""
     return FAMILIES.get(model_type, Family())
+
+
+def is_language_model(model_type: str) -> bool:
+    """Whether models of a `model_type` of config.json read text alone."""
+    known = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
+    return model_type in known[0] and model_type not in known[1]
 
 
 def check_image_setting(name: str, value: Any) -> None:

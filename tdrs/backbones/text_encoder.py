@@ -1,0 +1,89 @@
+"""Samples as a language model's tokenizer encodes them: a passage stands where another model sees the picture."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from transformers import AutoTokenizer
+
+from tdrs.backbones.prompt_encoder import PromptEncoder
+from tdrs.backbones.tokens import as_text, special_token_in
+from tdrs.benchmarks.benchmark import Passage, Sample
+from tdrs.settings import SettingError
+
+
+class TextProcessor:
+    """A tokenizer with the parts of a processor that the rest of the package uses."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        self.tokenizer = tokenizer
+        self.chat_template = tokenizer.chat_template
+        if tokenizer.pad_token_id is None:
+            tokenizer.pad_token = tokenizer.eos_token
+
+    def apply_chat_template(self, turns: Sequence[Mapping[str, Any]], add_generation_prompt: bool = False) -> str:
+        """A conversation in the chat template. Language models' templates take a turn's content as one text."""
+        plain = [{**turn, "content": "".join(part["text"] for part in turn["content"])} for turn in turns]
+        text = self.tokenizer.apply_chat_template(plain, tokenize=False, add_generation_prompt=add_generation_prompt)
+        return str(text)
+
+
+def load_text_processor(source: str, revision: str | None = None) -> TextProcessor:
+    """The tokenizer of a hub id or of a local folder; raises what `from_pretrained` raises.
+
+    Raises:
+        SettingError: there is no chat template, or the tokenizer does not say which characters a token covers.
+    """
+    tokenizer = AutoTokenizer.from_pretrained(source, revision=revision, trust_remote_code=False)
+    if not tokenizer.chat_template:
+        raise SettingError("source", source, "has no chat template: chat_template.jinja, or in tokenizer_config.json")
+    if not tokenizer.is_fast:
+        raise SettingError("source", source, "needs a tokenizer.json, which says which characters a token covers")
+    return TextProcessor(tokenizer)
+
+
+class TextEncoder(PromptEncoder):
+    """A language model's tokenizer with the settings for prompts."""
+
+    def special_token_in(self, sample: Sample) -> str:
+        found = special_token_in(self.processor.tokenizer, passage_of(sample))
+        return found or super().special_token_in(sample)
+
+    def inputs(self, samples: Sequence[Sample]) -> Any:
+        """The tokens of a batch, left-padded, on the model's device, and `marks`: which of them are the passage's.
+
+        A token belongs to the passage if it covers one of its characters.
+        """
+        texts, spans = zip(*map(self._text_and_span, samples), strict=True)
+        given = {"return_tensors": "pt", "padding": True, "padding_side": "left", "add_special_tokens": False}
+        batch = self.processor.tokenizer(list(texts), return_offsets_mapping=True, **given)
+        offsets = batch.pop("offset_mapping")
+        starts, ends = torch.tensor(spans).T[..., None]
+        marks = (offsets[..., 0] < ends) & (offsets[..., 1] > starts) & batch["attention_mask"].bool()
+        chosen = {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"], "marks": marks}
+        return {name: value.to(self.model.device) for name, value in chosen.items()}
+
+    def _text_and_span(self, sample: Sample) -> tuple[str, tuple[int, int]]:
+        """The prompt in the chat template with the opening of the answer, and where the passage is in it."""
+        tokenizer = self.processor.tokenizer
+        before, passage, prompt, opening = (
+            as_text(tokenizer, text) for text in (sample.before, passage_of(sample), sample.prompt, sample.opening)
+        )
+        content = f"{before}{passage}\n{prompt}".strip()  # as many templates would
+        turns: list[dict[str, Any]] = []
+        if self.settings.system is not None:
+            turns.append({"role": "system", "content": [{"type": "text", "text": self.settings.system}]})
+        turns.append({"role": "user", "content": [{"type": "text", "text": content}]})
+        text = self.processor.apply_chat_template(turns, add_generation_prompt=True)
+        start = text.rfind(content)
+        if start < 0:
+            raise SettingError("prompt", content[:80], "is not in the chat template's text as it was given")
+        start += content.index(passage, len(before.lstrip()))
+        return text + opening, (start, start + len(passage))
+
+
+def passage_of(sample: Sample) -> str:
+    """The text that stands in the place of a sample's picture. Raises SettingError if it has a picture."""
+    if not isinstance(sample.picture, Passage):
+        raise SettingError("dataset", sample.id, "asks about pictures, and a language model reads text alone")
+    return sample.picture.text
