@@ -15,8 +15,10 @@ from tdrs.benchmarks.mini_gqa import MiniGQA
 from tdrs.benchmarks.mini_pope import MiniPOPE
 from tdrs.benchmarks.mini_scienceqa import MiniScienceQA
 from tdrs.benchmarks.mini_textvqa import MiniTextVQA
+from tdrs.benchmarks.own import Own
 from tdrs.benchmarks.pope import POPE
 from tdrs.benchmarks.scienceqa import ScienceQA
+from tdrs.benchmarks.text import Text
 from tdrs.benchmarks.textvqa import TextVQA
 from tdrs.settings import SettingError, build_named, check_choice
 
@@ -32,6 +34,8 @@ DATASETS: dict[str, type[Benchmark]] = {
     "textvqa": TextVQA,
     "pope": POPE,
     "lmms_eval": LmmsEval,
+    "own": Own,
+    "text": Text,
 }
 
 

@@ -17,8 +17,7 @@ from tdrs.benchmarks import lmms_request, lmms_task
 from tdrs.benchmarks.benchmark import Accepts, Picture, Record, Rule, Sample, Samples, anything, make_record, mean_score
 from tdrs.benchmarks.lmms_definition import Definition, definition, mean_function, quiet
 from tdrs.benchmarks.lmms_task import Task
-from tdrs.benchmarks.pope import share_of
-from tdrs.benchmarks.sources import BadRow, Context, Sourced
+from tdrs.benchmarks.sources import BadRow, Context, Sourced, share_of
 from tdrs.settings import SettingError, check_choice, check_number, first_line
 from tdrs.statistics import Interval, accuracy_interval, cluster_draws, percentiles
 

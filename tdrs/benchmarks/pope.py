@@ -17,7 +17,18 @@ import numpy as np
 from tdrs.benchmarks import prompts
 from tdrs.benchmarks.benchmark import Accepts, Benchmark, Picture, Record, Rule, Sample, Samples, anything
 from tdrs.benchmarks.evalai import without_marks
-from tdrs.benchmarks.sources import BadRow, Context, Pictures, Sourced, Unique, check_columns, name_of, open_rows, text
+from tdrs.benchmarks.sources import (
+    BadRow,
+    Context,
+    Pictures,
+    Sourced,
+    Unique,
+    check_columns,
+    name_of,
+    open_rows,
+    share_of,
+    text,
+)
 from tdrs.settings import SettingError, check_number
 from tdrs.statistics import Interval, cluster_draws, percentiles
 
@@ -77,7 +88,7 @@ def _positives(record: Record, rule: str) -> tuple[bool, bool, bool]:
     return said, said and gold, gold and not (rule == "lmms_eval" and not record.answer)
 
 
-def _counts(records: Sequence[Record], rule: str) -> dict[str, float]:
+def counts(records: Sequence[Record], rule: str) -> dict[str, float]:
     """Metrics of one category, with yes as positive. An answer that is neither yes nor no is wrong and not a yes."""
     nan = float("nan")
     n = len(records)
@@ -102,24 +113,26 @@ def metrics(records: Sequence[Record], rule: str = "official") -> dict[str, floa
     If it has a gold yes and yes is never predicted, precision and F1 are 0.
     """
     parts = {name: [r for r in records if name in r.categories.split(",")] for name in CATEGORIES}
-    found = {name: _counts(part, rule) for name, part in parts.items() if part}
+    found = {name: counts(part, rule) for name, part in parts.items() if part}
     if not found:
-        return _counts([], rule)
-    result = {key: sum(part[key] for part in found.values()) / len(found) for key in _counts([], rule)}
+        return counts([], rule)
+    result = {key: sum(part[key] for part in found.values()) / len(found) for key in counts([], rule)}
     for name, values in found.items():
         result |= {f"{name}.{key}": value for key, value in values.items()}
-    pooled = _counts([record for part in parts.values() for record in part], rule)
+    pooled = counts([record for part in parts.values() for record in part], rule)
     return result | {f"pooled.{key}": value for key, value in pooled.items()}
 
 
 INTERVALS = ("precision", "recall", "f1")
 
 
-def _resampled(records: Sequence[Record], index: np.ndarray, draws: np.ndarray, rule: str) -> dict[str, np.ndarray]:
+def _resampled(
+    records: Sequence[Record], index: np.ndarray, draws: np.ndarray, rule: str, categories: Sequence[str] = CATEGORIES
+) -> dict[str, np.ndarray]:
     """Macro precision, recall and F1 of each resample of the images, (resamples,) each."""
     parts: dict[str, list[np.ndarray]] = {name: [] for name in INTERVALS}
     k = draws.shape[1]
-    for category in CATEGORIES:
+    for category in categories:
         chosen = [n for n, record in enumerate(records) if category in record.categories.split(",")]
         if not chosen:
             continue
@@ -141,6 +154,14 @@ def intervals(records: Sequence[Record], rule: str = "official") -> dict[str, In
     """Macro precision, recall and F1, each with its 95 % interval by a bootstrap over images."""
     index, draws = cluster_draws([record.image_id for record in records])
     found, values = _resampled(records, index, draws, rule), metrics(records, rule)
+    return {name: percentiles(values[name], found[name]) for name in INTERVALS}
+
+
+def pooled_intervals(records: Sequence[Record], rule: str) -> dict[str, Interval]:
+    """As `intervals`, of records that belong to no category."""
+    alike = [replace(record, categories="all") for record in records]
+    index, draws = cluster_draws([record.image_id for record in alike])
+    found, values = _resampled(alike, index, draws, rule, ("all",)), counts(alike, rule)
     return {name: percentiles(values[name], found[name]) for name in INTERVALS}
 
 
@@ -275,8 +296,3 @@ class POPE(POPERules, Sourced):
 
         gathered = self.gather(rows, make, split, limit, accepts, kept)
         return Samples(gathered, [*gathered.notes, form(gathered)])
-
-
-def share_of(name: str) -> float:
-    """A number from 0 to 1 that depends on the name alone."""
-    return int(hashlib.sha1(name.encode()).hexdigest()[:8], 16) / 16**8

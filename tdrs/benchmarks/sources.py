@@ -8,18 +8,19 @@ import hashlib
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, ClassVar
 
 import datasets
 
-from tdrs.benchmarks.benchmark import Accepts, Benchmark, Picture, Sample, Samples, anything
+from tdrs.benchmarks.benchmark import Accepts, Benchmark, Passage, Picture, Sample, Samples, anything
 from tdrs.benchmarks.draw import by_image, fair_order
 from tdrs.file_hash import file_hash
 from tdrs.settings import SettingError, check_choice, check_number, first_line
 
 BAD_ROWS = ("refuse", "skip")
+Rows = Any  # a datasets.Dataset, or rows with the methods of one that are used here
 Context = Callable[[str], tuple[str, str]]  # the name of an image → the texts before it and after it
 Make = Callable[[int, Any, Context], Sample]  # number of a row, its columns without the image → the sample
 
@@ -28,19 +29,22 @@ class BadRow(Exception):
     """A row cannot become a sample. The message says why."""
 
 
-def open_rows(source: str, config: str | None, split: str, revision: str | None = None) -> datasets.Dataset:
+def open_rows(
+    source: str, config: str | None, split: str, revision: str | None = None, files: Sequence[Path] = ()
+) -> datasets.Dataset:
     """The rows of one split. Pictures stay encoded.
 
     Args:
         source: a hub id (owner/name); a folder in the hub's layout, where `config` is a folder of Parquet files or a
             configuration of its card; a Parquet file; a folder that `save_to_disk` wrote, one set or a dict of splits.
         config: the configuration; ignored if the source has none.
+        files: the source's Parquet files, if they are known already.
 
     Raises:
         SettingError: `source` cannot be found or read.
     """
     try:
-        rows = _open(source, config, split, revision)
+        rows = _parquet(files, split) if files else _open(source, config, split, revision)
     except SettingError:
         raise
     except Exception as error:  # the library's errors do not name the setting
@@ -136,6 +140,11 @@ def name_of(row: Mapping[str, Any], name: str) -> str:
     return text(row, name)
 
 
+def share_of(name: str) -> float:
+    """A number from 0 to 1 that depends on the name alone."""
+    return int(hashlib.sha1(name.encode()).hexdigest()[:8], 16) / 16**8
+
+
 class Unique:
     """Names that must be different in each row of a split."""
 
@@ -153,17 +162,19 @@ class Pictures:
 
     Args:
         source: the table's source. Relative paths in the table begin at this folder, or at the folder of this file.
+        column: the column of the pictures.
     """
 
-    def __init__(self, rows: datasets.Dataset, source: str) -> None:
+    def __init__(self, rows: Rows, source: str, column: str = "image") -> None:
         path = Path(source).expanduser()
         self._rows = rows
+        self._column = column
         self._folder = path.parent if path.is_file() else path
         self._known: dict[int, Picture] = {}
 
     def __getitem__(self, number: int) -> Picture:
         if number not in self._known:
-            self._known[number] = Picture(lambda: _encoded(self._rows[number]["image"], self._folder))
+            self._known[number] = Picture(lambda: _encoded(self._rows[number].get(self._column), self._folder))
         return self._known[number]
 
 
@@ -208,6 +219,8 @@ _SIZES: dict[str, tuple[int, int] | str] = {}  # by a picture's digest: its widt
 
 def check_picture(found: Picture, accepts: Accepts) -> None:
     """Raises BadRow if the picture is missing or corrupt, or if the model cannot take its size."""
+    if isinstance(found, Passage):
+        return
     key = digest(found)
     if key not in _SIZES:
         try:
@@ -277,7 +290,7 @@ class Sourced(Benchmark):
 
     def gather(
         self,
-        rows: datasets.Dataset,
+        rows: Rows,
         make: Make,
         split: str,
         limit: int | None,
@@ -302,6 +315,7 @@ class Sourced(Benchmark):
         drafts: dict[int, Sample] = {}
         texts_only = rows.remove_columns("image") if "image" in rows.column_names else rows
         chosen = range(len(rows)) if numbers is None else numbers
+        shown = partial(_shown, place=getattr(rows, "place", "row {}".format))
         for number, row in zip(chosen, texts_only if numbers is None else texts_only.select(numbers), strict=True):
             try:
                 drafts[number] = make(number, row, lambda image: ("", ""))
@@ -323,7 +337,7 @@ class Sourced(Benchmark):
             found += good
             taken += len(self.merged([drafts[number] for number in good]))
         if faults and self.bad_rows == "refuse":
-            allowed = f"{len(faults)} unusable of {len(chosen)} rows: {_shown(faults)}; bad_rows=skip leaves them out"
+            allowed = f"{len(faults)} unusable of {len(chosen)} rows: {shown(faults)}; bad_rows=skip leaves them out"
             raise SettingError("source", self.source, allowed)
         context = lru_cache(maxsize=None)(lambda image: self.context(split, image))
         found = sorted(found) if limit is None else found
@@ -331,17 +345,17 @@ class Sourced(Benchmark):
         if limit is not None and len(samples) > limit:  # the first image alone has more questions
             samples = self.merged(samples[:limit])
         if not samples:
-            raise SettingError("source", self.source, f"has no usable row ({_shown(faults) or 'it is empty'})")
-        notes = [f"{len(faults)} rows of {self.source} left out: {_shown(faults)}"] if faults else []
+            raise SettingError("source", self.source, f"has no usable row ({shown(faults) or 'it is empty'})")
+        notes = [f"{len(faults)} rows of {self.source} left out: {shown(faults)}"] if faults else []
         if limit is not None and len(samples) < limit:
             why = "images are taken whole" if len(found) + len(faults) < len(chosen) else "there are no more"
             notes.append(f"{len(samples)} samples for a limit of {limit}: {why}")
         return Samples(samples, notes)
 
 
-def _shown(faults: Mapping[int, str]) -> str:
+def _shown(faults: Mapping[int, str], place: Callable[[int], str]) -> str:
     """The first three faults, by row."""
-    some = [f"row {number} has {fault}" for number, fault in sorted(faults.items())]
+    some = [f"{place(number)} has {fault}" for number, fault in sorted(faults.items())]
     return "; ".join(some[:3]) + ("; …" if len(some) > 3 else "")
 
 

@@ -1,0 +1,254 @@
+"""A user's own questions: a table in any of the usual formats, its columns mapped by settings, scored by a rule."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, NamedTuple
+
+from tdrs.benchmarks import pope, prompts
+from tdrs.benchmarks.benchmark import Accepts, Picture, Record, Rule, Sample, Samples, anything, mean_score
+from tdrs.benchmarks.own_rules import ANSWER_AS, RULES, check_answers, chosen, number_rule
+from tdrs.benchmarks.prompts import LETTERS
+from tdrs.benchmarks.sources import BadRow, Context, Pictures, Sourced, Unique, digest, name_of, share_of, text
+from tdrs.benchmarks.tables import BROKEN, columns_of, open_table
+from tdrs.settings import SettingError, check_choice, check_number
+from tdrs.statistics import Interval
+
+
+class Fields(NamedTuple):
+    """A row of a table: the names of its columns by their meaning, and its cells by these names."""
+
+    at: Mapping[str, str]
+    cells: Mapping[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tabled(Sourced):
+    """What tables of questions share, with pictures or with passages.
+
+    Args:
+        source: a file of JSON lines (.jsonl, .ndjson), CSV (.csv, .tsv) or Parquet, or a folder with one table, or with
+            Parquet files. Text is UTF-8. Paths of pictures begin at the folder of the file.
+        revision: must be null: a table has no versions.
+        column: which column is what, by meaning: `question`, `image` (or `passage`), `answers`, `choices`, `image_id`
+            (or `passage_id`), `id`, `category`, `opening`, `split`. What is not set is found by its usual name; null
+            says that there is none.
+        rule: how answers are scored: `any_of`, one of the answers, without case, punctuation and articles;
+            `normalised`, the same with one answer; `exact`, the one answer as it is written; `contains`, the words of
+            one of the answers stand in the model's; `multiple_choice`, the letter or the text of the right choice;
+            `yes_no`, with precision, recall and F1; `evalai`, the soft score of VQA over ten answers; `number`, the
+            first number.
+        tolerance: of the rule `number`, a share of the right number, from 0 to 1.
+        answer_as: how the right choice is named: by its `letter`, its `text`, its `index` from 0 or its `number` from
+            1; `auto` is a letter or a text.
+        separator: stands between answers, or choices, in one cell of a CSV file.
+        tuning, held_out: the values of the column `split` whose rows are the tuning and the held-out split.
+        tuning_share: without a column `split`, this share of the images, chosen by a hash of their names, is the tuning
+            split, and the others are held out; 0 holds all out.
+    """
+
+    real: ClassVar[str] = "own"
+    rules: ClassVar[Mapping[str, Rule]] = RULES
+    kinds: ClassVar[tuple[str, ...]] = (
+        "question",
+        "image",
+        "answers",
+        "choices",
+        "image_id",
+        "id",
+        "category",
+        "split",
+    )
+    media: ClassVar[str] = "image"
+    column: dict = field(default_factory=dict, hash=False)  # type: ignore[type-arg]
+    rule: str = "any_of"
+    tolerance: float = 0.0
+    answer_as: str = "auto"
+    separator: str = "|"
+    tuning: str = "tuning"
+    held_out: str = "held_out"
+    tuning_share: float = 0.2
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_choice("answer_as", self.answer_as, ANSWER_AS)
+        check_number("tolerance", self.tolerance, 0, 1)
+        check_number("tuning_share", self.tuning_share, 0, 1)
+        if self.revision is not None:
+            raise SettingError("revision", self.revision, "must be null: a table has no versions")
+        if not self.separator.strip():
+            raise SettingError("separator", self.separator, "must be a mark that stands between answers, such as |")
+        if self.tuning == self.held_out:
+            raise SettingError("tuning", self.tuning, "must differ from held_out")
+        for kind, name in self.column.items():
+            if kind not in self.kinds:
+                raise SettingError(f"column.{kind}", name, f"unknown; known are {', '.join(self.kinds)}")
+            if name is not None and not isinstance(name, str):
+                raise SettingError(f"column.{kind}", name, "must be the name of a column, or null")
+
+    @property
+    def applied(self) -> Rule:
+        return number_rule(self.tolerance) if self.rule == "number" else super().applied
+
+    @property
+    def scoring(self) -> list[str]:
+        return [*super().scoring, *([str(self.tolerance)] if self.rule == "number" else [])]
+
+    def load(self, split: str, limit: int | None, style: str, accepts: Accepts = anything) -> Samples:
+        rows = open_table(self.source)
+        at = columns_of(self.column, rows.column_names, self.kinds, self.source)
+        self._check_columns(at, rows.column_names)
+        rows, found = self.media_of(rows, at)
+        names: dict[int, str] = {}
+
+        def name(number: int, row: Any) -> str:
+            if number not in names:
+                if row.get(BROKEN):
+                    raise BadRow(str(row[BROKEN]))
+                given = at.get(f"{self.media}_id")
+                names[number] = name_of(row, given) if given else digest(found(number, row))
+            return names[number]
+
+        numbers, notes = self._numbers(rows, at, split, name)
+        ids = Unique()
+
+        def make(number: int, row: Any, context: Context) -> Sample:
+            image = name(number, row)
+            one = self.sample(Fields(at, row), number, found(number, row), image, style, context(image))
+            if "id" in at:
+                ids.check(at["id"], one.id, number)
+            return one
+
+        gathered = self.gather(rows, make, split, limit, accepts, numbers)
+        return Samples(gathered, [*gathered.notes, *notes])
+
+    def media_of(self, rows: Any, at: Mapping[str, str]) -> tuple[Any, Any]:
+        """The rows without their pictures, and what gives the picture of a row by its number."""
+        column = at["image"]
+        if column != "image" and hasattr(rows, "rename_column"):  # Parquet: its pictures are read one by one
+            rows = rows.remove_columns("image") if "image" in rows.column_names else rows
+            rows = rows.rename_column(column, "image")
+            column = "image"
+        found = Pictures(rows, self.source, column)
+        return rows, lambda number, row: found[number]
+
+    def _check_columns(self, at: Mapping[str, str], names: Sequence[str]) -> None:
+        needed = ["question", self.media, "answers", *(["choices"] if self.rule == "multiple_choice" else [])]
+        for kind in needed:
+            if kind not in at:
+                allowed = f"{self.source} has the columns {', '.join(names)}; which of them is the {kind}?"
+                raise SettingError(f"column.{kind}", self.column.get(kind), allowed)
+        if "choices" in at and self.rule != "multiple_choice":
+            allowed = f"leaves the column {at['choices']} unused; rule=multiple_choice, or column.choices=null"
+            raise SettingError("rule", self.rule, allowed)
+
+    def _numbers(self, rows: Any, at: Mapping[str, str], split: str, name: Any) -> tuple[list[int], list[str]]:
+        """The numbers of the rows of a split, with notes.
+
+        A row that cannot be read is in both splits, so that it is named.
+        """
+        wanted = getattr(self, split)
+        texts = rows.remove_columns("image") if "image" in rows.column_names else rows
+        kept: list[int] = []
+        others: dict[str, int] = {}
+        for number, row in enumerate(texts):
+            try:
+                if "split" in at:
+                    if row.get(BROKEN):
+                        raise BadRow(str(row[BROKEN]))
+                    said = text(row, at["split"]).strip()
+                    if said not in (self.tuning, self.held_out):
+                        others[said] = others.get(said, 0) + 1
+                    mine = said == wanted
+                else:
+                    mine = (share_of(name(number, row)) < self.tuning_share) == (split == "tuning")
+            except BadRow:
+                mine = True
+            if mine:
+                kept.append(number)
+        if "split" not in at and split == "tuning" and self.tuning_share == 0:
+            raise SettingError("tuning_share", 0, "leaves no row for the tuning split")
+        if not kept:
+            if "split" in at:
+                known = ", ".join(others) or "nothing else"
+                raise SettingError(split, wanted, f"no row has it in the column {at['split']}, which has {known}")
+            raise SettingError("tuning_share", self.tuning_share, f"leaves no {self.media} in the {split} split")
+        told = ", ".join(f"{count} of {said!r}" for said, count in others.items())
+        return kept, [f"rows of other splits are not used: {told}"] if told else []
+
+    def sample(
+        self, row: Any, number: int, picture: Picture, image: str, style: str, context: tuple[str, str]
+    ) -> Sample:
+        at, cells = row
+        question = text(cells, at["question"])
+        category = text(cells, at["category"], optional=True) if "category" in at else ""
+        choices: tuple[str, ...] = ()
+        if self.rule == "multiple_choice":
+            choices = self._listed(cells.get(at["choices"]), at["choices"])
+            if not 2 <= len(choices) <= len(LETTERS) or len(set(choices)) != len(choices):
+                raise BadRow(f"{len(choices)} {at['choices']}, which must be 2 to {len(LETTERS)} different ones")
+            answers: tuple[str, ...] = ()
+            gold = chosen(cells.get(at["answers"]), choices, self.answer_as, at["answers"])
+        else:
+            answers = self._listed(cells.get(at["answers"]), at["answers"])
+            check_answers(self.rule, answers, at["answers"])
+            gold = answers[0].strip().lower() if self.rule == "yes_no" else answers[0].strip()
+        options = tuple(LETTERS[: len(choices)]) or (("yes", "no") if self.rule == "yes_no" else ())
+        return Sample(
+            id=name_of(cells, at["id"]) if "id" in at else str(number),
+            image_id=image,
+            picture=picture,
+            question=question,
+            prompt=self.asked(style, question, choices, context[1]),
+            before=context[0],
+            gold=gold,
+            options=options,
+            choices=choices,
+            answers=answers,
+            categories=(category,) if category else (),
+            opening=text(cells, at["opening"], optional=True) if "opening" in at else "",
+        )
+
+    def asked(self, style: str, question: str, choices: Sequence[str], context: str) -> str:
+        """The text of the user's turn after the image, in the style of a benchmark of the same kind."""
+        if self.rule == "multiple_choice":
+            return prompts.scienceqa(style, question, choices, context=context)
+        return (prompts.pope if self.rule == "yes_no" else prompts.gqa)(style, question, context)
+
+    def _listed(self, value: Any, name: str) -> tuple[str, ...]:
+        """The texts of a cell: a list, a text, a number, or in CSV several texts; raises BadRow."""
+        if isinstance(value, str) and value.lstrip().startswith("["):
+            try:
+                value = json.loads(value)
+            except ValueError:
+                raise BadRow(f"{name} {value[:40]!r}, a list that is not JSON") from None
+        if isinstance(value, str) and self.source.lower().endswith((".csv", ".tsv")):
+            value = value.split(self.separator)
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            value = f"{value:.15g}"
+        found = [value] if isinstance(value, str) else value
+        if not isinstance(found, list | tuple) or not found:
+            raise BadRow(f"no {name}" if value is None or found == [] else f"{name} {value!r}, not a text or a list")
+        shown = [f"{one:.15g}" if isinstance(one, int | float) and not isinstance(one, bool) else one for one in found]
+        return tuple(text({name: one}, name).strip() for one in shown)
+
+    def metrics(self, records: Sequence[Record]) -> dict[str, float]:
+        """`accuracy`, that of each category, and for `yes_no` precision, recall, F1 and the share of yes."""
+        found = super().metrics(records)
+        if self.rule == "yes_no":
+            found = pope.counts(records, "vlmevalkit") | found
+        parts: dict[str, list[Record]] = {}
+        for record in records:
+            if record.categories:
+                parts.setdefault(record.categories, []).append(record)
+        return found | {f"{name}.accuracy": mean_score(part) for name, part in parts.items()}
+
+    def intervals(self, records: Sequence[Record]) -> dict[str, Interval]:
+        return pope.pooled_intervals(records, "vlmevalkit") if self.rule == "yes_no" else {}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Own(Tabled):
+    """A user's own questions about pictures."""
+
+    shown: ClassVar[tuple[str, ...]] = ("f1", "precision", "recall", "yes_ratio")

@@ -1,0 +1,333 @@
+"""A user's own questions: every format, every rule, splits by image, and one line for each thing that is wrong."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pytest
+from PIL import Image
+
+from tdrs import benchmarks
+from tdrs.benchmarks.benchmark import Benchmark, Samples
+from tdrs.benchmarks.own_rules import normalised
+from tdrs.configuration import compose, plain
+from tdrs.evaluation import plan
+from tdrs.settings import SettingError
+
+COLORS = ("red", "green", "blue", "white", "black", "gray")
+
+
+def own(source: Path, **values: Any) -> Benchmark:
+    return benchmarks.from_settings({"name": "own", "source": str(source), "tuning_share": 0, **values})
+
+
+def load(source: Path, split: str = "held_out", limit: int | None = None, **values: Any) -> Samples:
+    return benchmarks.load(own(source, **values), split, limit)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Six pictures in a folder `pictures`."""
+    folder = tmp_path_factory.mktemp("own")
+    (folder / "pictures").mkdir()
+    for color in COLORS:
+        Image.new("RGB", (40, 40), color).save(folder / "pictures" / f"{color}.png")
+    return folder
+
+
+def rows(**changed: Any) -> list[dict[str, Any]]:
+    """Twelve questions, two about each picture."""
+    return [
+        {
+            "id": f"{color}{n}",
+            "image": f"pictures/{color}.png",
+            "question": f"What is it, {n}?",
+            "answer": color,
+            **changed,
+        }
+        for color in COLORS
+        for n in range(2)
+    ]
+
+
+def write(folder: Path, found: list[Any], name: str = "questions.jsonl") -> Path:
+    path = folder / name
+    path.write_text("".join(line if isinstance(line, str) else json.dumps(line) + "\n" for line in found))
+    return path
+
+
+def test_all_formats_give_the_same_samples(folder: Path, tmp_path: Path) -> None:
+    lines = write(folder, rows())
+    cells = folder / "questions.csv"
+    quoted = "".join(f'{r["id"]},{r["image"]},"{r["question"]}",{r["answer"]}\r\n' for r in rows())
+    cells.write_text(f"id,image,question,answer\r\n{quoted}")
+    marked = folder / "questions.tsv"
+    marked.write_text("\ufeffid\timage\tquestion\tanswer\n" + "".join("\t".join(r.values()) + "\n" for r in rows()))
+    parquet = folder / "questions.parquet"
+    table = [{**row, "picture": (folder / row["image"]).read_bytes()} for row in rows()]
+    datasets.Dataset.from_list([{k: v for k, v in row.items() if k != "image"} for row in table]).to_parquet(parquet)
+    alone = tmp_path / "alone"
+    alone.mkdir()
+    (alone / "pictures").symlink_to(folder / "pictures")
+    write(alone, rows(), "metadata.jsonl")
+    sources = {"lines": lines, "csv": cells, "tsv": marked, "parquet": parquet, "folder": alone}
+    contents = {name: load(source).content for name, source in sources.items()}
+    assert len(set(contents.values())) == 1, contents
+    samples = load(lines)
+    assert [sample.id for sample in samples[:2]] == ["red0", "red1"]
+    assert len({sample.image_id for sample in samples}) == 6  # the picture's content, where no column names it
+    assert samples[0].image.getpixel((0, 0)) == (255, 0, 0)
+
+
+def test_another_row_or_picture_is_another_cache_key(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "pictures").mkdir()
+    for path in (folder / "pictures").iterdir():
+        (tmp_path / "pictures" / path.name).write_bytes(path.read_bytes())
+    source = write(tmp_path, rows())
+
+    def key(**values: Any) -> str:
+        config = plain(compose("evaluate", ["dataset=own", f"dataset.source={source}", "dataset.tuning_share=0"]))
+        config["dataset"] |= values
+        planned = plan(config)
+        return planned.cache_key(planned.load())
+
+    before = key()
+    write(tmp_path, [*rows()[:-1], {**rows()[-1], "answer": "grey"}])
+    changed = key()
+    write(tmp_path, rows())
+    assert key() == before
+    Image.new("RGB", (40, 40), "pink").save(tmp_path / "pictures" / "red.png")
+    assert len({before, changed, key()}) == 3
+    write(tmp_path, rows(answer="7"))
+    assert key(rule="number", tolerance=0.1) != key(rule="number", tolerance=0.2)
+
+
+def test_columns_are_mapped(folder: Path) -> None:
+    source = write(
+        folder, [{"q": "What?", "file": "pictures/red.png", "truth": ["red", "crimson"], "kind": "a"}], "mapped.jsonl"
+    )
+    with pytest.raises(
+        SettingError, match=r"dataset.column.question = None: .* has the columns q, file, truth, kind; which"
+    ):
+        load(source)
+    sample = load(source, column={"question": "q", "image": "file", "answers": "truth", "category": "kind"})[0]
+    assert (sample.question, sample.gold, sample.answers, sample.categories) == (
+        "What?",
+        "red",
+        ("red", "crimson"),
+        ("a",),
+    )
+    with pytest.raises(SettingError, match=r"dataset.column.question = 'query': .* has no such column, but q, file"):
+        load(source, column={"question": "query"})
+    with pytest.raises(SettingError, match=r"dataset.column.qestion = 'q': unknown; known are question, image"):
+        own(source, column={"qestion": "q"})
+
+
+def test_the_split_is_by_image_or_by_a_column(folder: Path) -> None:
+    source = write(folder, rows())
+    parts = {split: load(source, split, tuning_share=0.5) for split in benchmarks.SPLITS}
+    images = {split: {sample.image_id for sample in part} for split, part in parts.items()}
+    assert images["tuning"]
+    assert not images["tuning"] & images["held_out"]
+    assert sum(map(len, parts.values())) == 12
+    assert [s.id for s in load(source, "tuning", tuning_share=0.5)] == [s.id for s in parts["tuning"]]
+    with pytest.raises(SettingError, match=r"dataset.tuning_share = 0: leaves no row for the tuning split"):
+        load(source, "tuning")
+    named = write(
+        folder, [{**row, "split": ("train", "test", "extra")[n % 3]} for n, row in enumerate(rows())], "split.jsonl"
+    )
+    samples = load(named, "tuning", tuning="train", held_out="test")
+    assert [sample.id for sample in samples] == ["red0", "green1", "white0", "black1"]
+    assert samples.notes == ["rows of other splits are not used: 4 of 'extra'"]
+    with pytest.raises(SettingError, match=r"dataset.tuning = 'tuning': no row has it in the column split, which has"):
+        load(named, "tuning")
+
+
+def test_a_limit_is_a_fair_draw_of_whole_images(folder: Path) -> None:
+    source = write(folder, rows())
+    samples = load(source, limit=5)
+    assert len(samples) == 4
+    assert len({sample.image_id for sample in samples}) == 2
+    assert [s.id for s in load(source, limit=8)][:4] == [s.id for s in samples]
+
+
+BAD: dict[str, tuple[Any, str]] = {
+    "no picture": ({"image": "pictures/none.png"}, r"row 1 \(line 2\) has no image: 'pictures/none.png' is no file in"),
+    "no picture's name": ({"image": None}, r"row 1 \(line 2\) has no image"),
+    "a torn picture": ({"image": "torn.png"}, r"row 1 \(line 2\) has a corrupt image"),
+    "no question": ({"question": " "}, r"row 1 \(line 2\) has an empty question"),
+    "no answers": ({"answer": []}, r"row 1 \(line 2\) has no answer"),
+    "an empty answer": ({"answer": ["red", ""]}, r"row 1 \(line 2\) has an empty answer"),
+    "an answer of another type": (
+        {"answer": {"a": 1}},
+        r"row 1 \(line 2\) has answer \{'a': 1\}, not a text or a list",
+    ),
+    "nan": ({"answer": "nan"}, r"row 1 \(line 2\) has answer 'nan', a missing value"),
+    "an answer of marks": ({"answer": "?!"}, r"row 1 \(line 2\) has answer '\?!', of which punctuation"),
+    "an id twice": ({"id": "red0"}, r"row 1 \(line 2\) has the id of row 0"),
+    "torn JSON": ('{"id": "x", "question": "W\n', r"row 1 \(line 2\) has no JSON \(Unterminated string"),
+    "a list": ("[1, 2]\n", r"row 1 \(line 2\) has a list, not a JSON object"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_a_bad_row_is_named_and_never_dropped_without_a_word(folder: Path, name: str) -> None:
+    (folder / "torn.png").write_bytes((folder / "pictures" / "red.png").read_bytes()[:50])
+    change, message = BAD[name]
+    found: list[Any] = rows()
+    found[1] = change if isinstance(change, str) else {**found[1], **change}
+    source = write(folder, found, "bad.jsonl")
+    with pytest.raises(SettingError, match=rf"^dataset.source = '{source}': 1 unusable of 12 rows: {message}"):
+        load(source)
+    samples = load(source, bad_rows="skip")
+    assert len(samples) == 11
+    assert samples.notes[0].startswith(f"1 rows of {source} left out: row 1")
+
+
+CHOICES = {"choices": ["cat", "dog", "bird"]}
+
+
+@pytest.mark.parametrize(
+    ("answer", "answer_as", "gold"),
+    [
+        ("B", "auto", "B"),
+        ("b", "letter", "B"),
+        ("dog", "auto", "B"),
+        ("dog", "text", "B"),
+        (1, "index", "B"),
+        (1, "number", "A"),
+        ("3", "number", "C"),
+        ("E", "auto", "names no choice; it must be a letter from A to C or the text of one choice"),
+        ("horse", "text", "names no choice; it must be the text of one choice"),
+        (3, "index", "a whole number from 0 to 2"),
+        (0, "number", "a whole number from 1 to 3"),
+        (1, "auto", "for numbers set answer_as"),
+        (True, "index", "names no choice"),
+    ],
+)
+def test_how_the_right_choice_is_named(folder: Path, answer: Any, answer_as: str, gold: str) -> None:
+    source = write(folder, [{**row, **CHOICES, "answer": answer} for row in rows()], "choices.jsonl")
+    values: dict[str, Any] = {"rule": "multiple_choice", "answer_as": answer_as}
+    if len(gold) > 1:
+        with pytest.raises(
+            SettingError, match=rf"12 unusable .* row 0 \(line 1\) has answer {answer!r}, which .*{gold}"
+        ):
+            load(source, **values)
+        return
+    sample = load(source, **values)[0]
+    assert sample.gold == gold
+    assert "A. cat\nB. dog\nC. bird\n" in sample.prompt
+    with pytest.raises(SettingError, match=r"dataset.rule = 'any_of': leaves the column choices unused"):
+        load(source)
+
+
+def test_a_letter_that_is_also_another_choice_is_refused(folder: Path) -> None:
+    source = write(folder, [{**row, "choices": ["B", "A"], "answer": "A"} for row in rows()], "two.jsonl")
+    with pytest.raises(SettingError, match=r"has answer 'A', which names two choices"):
+        load(source, rule="multiple_choice")
+    assert load(source, rule="multiple_choice", answer_as="text")[0].gold == "B"
+
+
+SCORES: list[tuple[str, Any, str, float]] = [
+    ("any_of", ["a fire truck", "engine"], "The fire-truck.", 1),
+    ("any_of", ["engine"], "an engine room", 0),
+    ("normalised", "Red", " red!", 1),
+    ("normalised", "Red", "reddish", 0),
+    ("exact", "Red", "Red\n", 1),
+    ("exact", "Red", "red", 0),
+    ("contains", ["cat", "kitten"], "It is a Kitten, I think.", 1),
+    ("contains", "cat", "a category", 0),
+    ("yes_no", "Yes", "yes, it is", 1),
+    ("yes_no", "no", "No.", 1),
+    ("yes_no", "no", "yes and no", 0),
+    ("number", 1200, "about 1,200 people", 1),
+    ("number", "-0.5", "-0.5", 1),
+    ("number", 7, "17", 0),
+    ("number", 7, "seven", 0),
+    ("evalai", ["stop"] * 4 + ["go"] * 6, "Stop!", 1),
+    ("evalai", ["stop"] * 1 + ["go"] * 9, "stop", 0.3),
+]
+
+
+@pytest.mark.parametrize(("rule", "answer", "said", "score"), SCORES)
+def test_rules(folder: Path, rule: str, answer: Any, said: str, score: float) -> None:
+    source = write(folder, rows(answer=answer), "rules.jsonl")
+    benchmark = own(source, rule=rule)
+    record = benchmark.score(said, benchmarks.load(benchmark, "held_out", 1)[0])
+    assert record.score == pytest.approx(score)
+
+
+def test_the_tolerance_is_a_share_of_the_right_number(folder: Path) -> None:
+    source = write(folder, rows(answer=200), "number.jsonl")
+    benchmark = own(source, rule="number", tolerance=0.05)
+    sample = benchmarks.load(benchmark, "held_out", 1)[0]
+    assert [benchmark.score(said, sample).score for said in ("190", "210.0", "189", "211", "")] == [1, 1, 0, 0, 0]
+
+
+@pytest.mark.parametrize(
+    ("rule", "answer", "message"),
+    [
+        ("number", "many", "answer 'many', not a number"),
+        ("yes_no", "maybe", "answer 'maybe', not yes or no"),
+        ("evalai", ["a"] * 9, "9 answer, and the rule evalai needs 10"),
+        ("exact", ["a", "b"], "2 answer, and the rule exact needs one"),
+    ],
+)
+def test_a_rule_says_which_answers_it_needs(folder: Path, rule: str, answer: Any, message: str) -> None:
+    with pytest.raises(SettingError, match=rf"12 unusable of 12 rows: row 0 .* has {message}"):
+        load(write(folder, rows(answer=answer), "needs.jsonl"), rule=rule)
+
+
+def test_yes_and_no_have_f1_with_an_interval(folder: Path) -> None:
+    found = [{**row, "answer": ("yes", "no")[n % 2], "category": ("a", "b")[n // 6]} for n, row in enumerate(rows())]
+    benchmark = own(write(folder, found, "yes.jsonl"), rule="yes_no")
+    samples = benchmarks.load(benchmark, "held_out")
+    said = ["yes"] * 6 + ["no"] * 6
+    records = [benchmark.score(one, sample) for one, sample in zip(said, samples, strict=True)]
+    metrics = benchmark.metrics(records)
+    assert (metrics["precision"], metrics["recall"], metrics["f1"]) == (0.5, 0.5, 0.5)
+    assert (metrics["a.accuracy"], metrics["b.accuracy"], metrics["yes_ratio"]) == (0.5, 0.5, 0.5)
+    interval = benchmark.intervals(records)["f1"]
+    assert interval.low < interval.value == 0.5 < interval.high
+
+
+FILES: list[tuple[str, bytes, str]] = [
+    ("a.xlsx", b"", r"must end in .jsonl, .ndjson, .csv, .tsv, .parquet"),
+    ("b.csv", b"id,question\r\n\xff\xfe", "line 2 is not UTF-8"),
+    ("c.csv", b"id,id\n1,2\n", "has the column 'id' twice"),
+    ("d.csv", b'image,question,answer\na,"b,c\n', r"line \d is no CSV"),
+    (
+        "e.csv",
+        b"image,question,answer\npictures/red.png,What?\n",
+        r"row 0 \(line 2\) has 2 cells, not 3",
+    ),
+    ("f.parquet", b"PAR1 torn", "cannot be read"),
+    ("g.jsonl", b"", "has the columns ; which of them is the question"),
+]
+
+
+@pytest.mark.parametrize(("name", "content", "message"), FILES)
+def test_a_bad_file_is_one_line(folder: Path, name: str, content: bytes, message: str) -> None:
+    (folder / name).write_bytes(content)
+    with pytest.raises(SettingError, match=message):
+        load(folder / name)
+
+
+def test_a_folder_has_one_table(folder: Path, tmp_path: Path) -> None:
+    write(tmp_path, rows(), "a.jsonl")
+    write(tmp_path, rows(), "b.jsonl")
+    with pytest.raises(SettingError, match=r"must have one table, or Parquet files alone; it has a.jsonl, b.jsonl"):
+        load(tmp_path)
+    with pytest.raises(SettingError, match=r"no such file or folder"):
+        load(tmp_path / "none")
+
+
+def test_cells_of_a_csv_hold_several_texts(folder: Path) -> None:
+    path = folder / "several.csv"
+    path.write_text("image,question,answer\npictures/red.png,What?,red|dark red\n")
+    assert load(path)[0].answers == ("red", "dark red")
+    assert load(path, separator=";")[0].answers == ("red|dark red",)
+    assert math.isclose(own(path).score("Dark-red", load(path)[0]).score, 1)
+    assert normalised("The  Dark-red, car!") == "dark red car"
