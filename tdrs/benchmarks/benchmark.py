@@ -90,7 +90,7 @@ class Passage(Picture):
         return Passage.of_text(" ".join("_" for _ in self.text.split()))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Sample:
     """One question about one picture.
 
@@ -135,7 +135,7 @@ class Sample:
         return self.picture.open()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Record:
     """The scored answer to one sample.
 

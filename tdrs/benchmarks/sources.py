@@ -339,6 +339,7 @@ class Sourced(Benchmark):
         if faults and self.bad_rows == "refuse":
             allowed = f"{len(faults)} unusable of {len(chosen)} rows: {shown(faults)}; bad_rows=skip leaves them out"
             raise SettingError("source", self.source, allowed)
+        del drafts, whole, at  # a large set would be in memory twice
         context = lru_cache(maxsize=None)(lambda image: self.context(split, image))
         found = sorted(found) if limit is None else found
         samples = self.merged([make(number, texts_only[number], context) for number in found])
