@@ -191,12 +191,11 @@ def load(settings: BackboneSettings, store: EmbeddingStore | None = None) -> Bac
     Raises:
         SettingError: the files or the weights are missing, damaged or incomplete.
     """
-    source, revision = settings.location, settings.commit
+    source, revision, pictures = settings.location, settings.commit, settings.reads_pictures
     if not sys.stderr.isatty():
         logging.disable_progress_bar()
     try:
         settings.check_files()
-        pictures = settings.reads_pictures
         processor = (
             load_processor(source, revision, settings.image) if pictures else load_text_processor(source, revision)
         )
