@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from tdrs import doctor, intervene
+from tdrs import intervene
 from tdrs.backbones import Backbone
 from tdrs.benchmarks import scienceqa
 from tdrs.benchmarks.benchmark import Rule
@@ -43,7 +43,7 @@ def test_what_is_wrong_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(Backbone, "image_embeddings", lambda self, picture: look(self, picture)[:15])
     monkeypatch.setattr(Backbone, "model_inputs", lambda self, samples: dict(self.inputs(samples)))
     monkeypatch.setattr("tdrs.backbones.backbone.read_common", lambda *_: None)
-    monkeypatch.setattr(doctor, "intervene", lambda model, *_: intervene(model, Temperature(tau=0.9)))
+    monkeypatch.setattr(Backbone, "intervene", lambda self, *_: intervene(self.model, Temperature(tau=0.9)))
     monkeypatch.setitem(scienceqa.RULES, "llava", Rule(lambda prediction, sample: ""))
     found = findings(tmp_path, "dataset.gap=32", "features_gib=0.000001")
     assert [what for what, finding in found.items() if not finding.good] == ["tokens", "off", "features", "score"]
