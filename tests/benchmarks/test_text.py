@@ -1,7 +1,6 @@
 """Recall from a text, generated or read from a file, asked of a tiny random language model; the roles of its tokens."""
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -158,7 +157,7 @@ def test_a_model_and_a_data_set_must_fit(folder: Path) -> None:
 
 
 @pytest.fixture
-def passages(tmp_path: Path) -> Iterator[Path]:
+def passages(tmp_path: Path) -> Path:
     row = {"passage": "Bob was born in Paris", "question": "Where was Bob born?", "answer": "Paris", "opening": "in"}
     path = tmp_path / "facts.jsonl"
     path.write_text("".join(json.dumps({**row, "id": str(n)}) + "\n" for n in range(3)))
