@@ -157,11 +157,11 @@ def check_values(model: PreTrainedModel) -> None:
 
 def check_processor(processor: Any, config: Any) -> None:
     """Raises Incomplete if the tokenizer or the processor belongs to another model than the configuration."""
-    pictures = not is_language_model(config.model_type)
-    known = pictures and (getattr(processor, "image_token_ids", None) or [processor.image_token_id])
-    if known and config.image_token_id not in known:
-        token = f"{processor.image_token!r}, {known[0]},"
-        raise Incomplete(f"the tokenizer's image token is {token} and {config.image_token_id} in config.json")
+    if not is_language_model(config.model_type):
+        known = getattr(processor, "image_token_ids", None) or [processor.image_token_id]
+        if config.image_token_id not in known:
+            token = f"{processor.image_token!r}, {known[0]},"
+            raise Incomplete(f"the tokenizer's image token is {token} and {config.image_token_id} in config.json")
     size = max(processor.tokenizer.get_vocab().values()) + 1
     if size > config.get_text_config().vocab_size:
         rows = config.get_text_config().vocab_size
