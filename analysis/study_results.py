@@ -14,6 +14,7 @@ from typing import Any
 import pandas as pd
 
 from tdrs import __version__
+from tdrs.analysis import summary
 from tdrs.analysis.evidence import Evidence, clamped_lines, compare_rows, condition_name
 from tdrs.records import Records
 from tdrs.settings import SettingError, check_choice, folder_named
@@ -50,7 +51,7 @@ class StudyResults:
         self._evidence: dict[str, list[Evidence]] = {}
 
     def __repr__(self) -> str:
-        return "\n".join([f"study {self.name}", *self.outcome.table(), *self.notes])
+        return "\n".join([f"study {self.name}", *summary.table(self.outcome), *self.notes])
 
     @property
     def notes(self) -> list[str]:

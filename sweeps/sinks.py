@@ -15,12 +15,11 @@ import optuna
 from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
-from tdrs import checked_file, escape
+from tdrs import checked_file
 from tdrs.addresses import JOURNAL
 from tdrs.checked_file import Damaged
 from tdrs.configuration import with_settings
 from tdrs.interventions.tdrs import READINGS
-from tdrs.published import Comparison, checked, compare
 from tdrs.records import Records
 from tdrs.settings import first_line
 from tdrs.tracking import LoggedSamples, Run, Tracker, metric_name
@@ -250,8 +249,8 @@ class MlflowRuns:
     def keep(self, trials: Mapping[str, Trial], aside: Callable[[], Path]) -> None:
         self.tracker.keep(self._name, self.parent, set(trials))
 
-    def describe(self, outcome: Outcome) -> None:
-        """Put an outcome's result, its table and its held-out numbers on the study's run."""
+    def result(self, outcome: Outcome) -> None:
+        """Put an outcome's held-out numbers on the study's run."""
         metrics: dict[str, float] = {}
         for row in outcome.rows:
             parts = ["held_out", *(str(value) for value in row.condition.values()), row.name.replace(", ", ".")]
@@ -261,14 +260,12 @@ class MlflowRuns:
             if row.difference:
                 values = zip(("", "_low", "_high"), row.difference, strict=True)
                 metrics |= {f"{name}.difference{end}": value for end, value in values}
-        code = [escape.fenced(outcome.command), "", escape.fenced("\n".join(outcome.table()))]
-        text = "\n".join([*_summary(outcome, self._records), "", *code])
-        self.tracker.describe(self.parent, text, metrics, [])
+        self.tracker.describe(self.parent, None, metrics, [])
 
-    def attach(self, folder: Path) -> None:
-        """Log the figures and tables in a study's folder, its outcome and its configuration."""
+    def attach(self, folder: Path, text: str) -> None:
+        """Log a study's description, the figures and tables in its folder, its outcome and its configuration."""
         files = [path for path in sorted(folder.iterdir()) if path.suffix in ATTACHED]
-        self.tracker.describe(self.parent, None, {}, [*files, folder / "study.json", folder / "config.yaml"])
+        self.tracker.describe(self.parent, text, {}, [*files, folder / "study.json", folder / "config.yaml"])
 
 
 def tags(config: Mapping[str, Any]) -> dict[str, str]:
@@ -277,29 +274,6 @@ def tags(config: Mapping[str, Any]) -> dict[str, str]:
     found = {"protocol": config["search"]["protocol"], "method": method["name"]}
     found |= {part: config[part]["name"] for part in ("backbone", "dataset")}
     return found | {f"reading.{name}": str(value) for name, value in method.items() if name in READINGS}
-
-
-def _summary(outcome: Outcome, records: Records) -> list[str]:
-    """The result in lines: what was compared, the rows furthest above and below the stock model, what was checked."""
-    rows = [row for row in outcome.rows if row.difference]
-    tuned = sum(row.budget > 0 for row in rows)
-    lines = [outcome.warning] if outcome.warning else []
-    split = "on the held-out split"
-    lines += [f"{len(rows)} rows beside the stock model {split}, {tuned} of them tuned on the tuning split"]
-    for word, pick in (("highest", max), ("lowest", min)) if rows else ():
-        row = pick(rows, key=lambda row: row.difference or (0, 0, 0))
-        assert row.difference
-        value, low, high = (100 * number for number in row.difference)
-        name = " ".join([*(str(value) for value in row.condition.values()), row.name])
-        lines.append(f"{word}: {name}, {value:+.1f} [{low:+.1f}, {high:+.1f}] points, n = {row.n}")
-    compared = [
-        compare(with_settings(outcome.config, row.condition), records.read(row.cache_key).records)
-        for row in outcome.rows
-        if row.name == STOCK and row.status == COMPLETE
-    ]
-    lines.append(checked(compared))
-    lines += [one.sentence for one in compared if isinstance(one, Comparison) and one.off]
-    return [f"{escape.markdown(line)}  " for line in lines]  # two blanks break the line
 
 
 class Log:
@@ -373,11 +347,15 @@ class Log:
             sink.keep(self._asked, aside)
         if aside.cache_info().misses:
             print(f"{self._name}: {others} trials that are no longer asked for are now in {aside()}", file=sys.stderr)
-        self.runs.describe(outcome)
+        self.runs.result(outcome)
 
 
-def sync(folder: Path, tracker: Tracker, records: Records) -> int:
-    """Write a study's trials wherever they are missing, from its files; returns how many trials it has."""
+def sync(folder: Path, tracker: Tracker, records: Records, describe: Callable[[Outcome, Records], str]) -> int:
+    """Write a study's trials wherever they are missing, from its files; returns how many trials it has.
+
+    Args:
+        describe: the description of a finished study's run.
+    """
     config = checked_file.read_yaml(folder / "config.yaml")
     log = Log(folder, config, tracker, records, open_storage(config["study"].get("storage", JOURNAL)))
     with log.open({}):
@@ -385,6 +363,7 @@ def sync(folder: Path, tracker: Tracker, records: Records) -> int:
         for trial in trials:
             log.add(trial)
         if (folder / "study.json").exists():
-            log.runs.describe(read_outcome(folder))
-            log.runs.attach(folder)
+            outcome = read_outcome(folder)
+            log.runs.result(outcome)
+            log.runs.attach(folder, describe(outcome, records))
     return len(trials)

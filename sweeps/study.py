@@ -227,9 +227,9 @@ class Study:
             self.log.finish(outcome)
         return outcome
 
-    def attach(self) -> None:
-        """Log the figures and tables in the study's folder as artifacts of its run."""
-        self.log.runs.attach(self.folder)
+    def attach(self, text: str) -> None:
+        """Log a description of the study, and the figures and tables in its folder as artifacts of its run."""
+        self.log.runs.attach(self.folder, text)
 
 
 def _kind(config: Any) -> tuple[str, ...]:

@@ -11,7 +11,6 @@ from typing import Any
 
 from tdrs import checked_file
 from tdrs.benchmarks import Record
-from tdrs.escape import printable
 from tdrs.results import Counts, check_same_samples
 from tdrs.settings import SettingError, build
 from tdrs.statistics import Interval, paired_difference
@@ -267,40 +266,3 @@ class Outcome:
     def failures(self) -> list[Trial]:
         """Trials that failed, on either split."""
         return [trial for trial in [*self.trials, *self.rows] if trial.status == FAILED]
-
-    def table(self) -> list[str]:
-        """The held-out rows as lines of text, by condition, after what a protocol says of the tuning split."""
-        lines = [self.warning] if self.warning else []
-        lines += self._cells() if self.protocol == "grid" else []
-        budget = max((row.budget for row in self.rows), default=0)
-        chosen = f"tuned rows: settings chosen on the tuning split, n = {self.tuning_n}"
-        lines.append(f"held-out split; {chosen if budget else 'settings given beforehand'}")
-        width = max((len(row.name) for row in self.rows), default=0) + 2
-        head = f"{'':{width + 2}}{'accuracy [95 %]':24}{'difference to stock, paired [95 %]':36}"
-        lines.append(head + ("chosen settings" if budget else ""))
-        condition = None
-        for row in self.rows:
-            if row.condition != condition:
-                condition = row.condition
-                lines.append(", ".join(filter(None, [spelled(condition), f"n = {row.n}"])))
-            values = shown(row.settings) if row.budget else ""
-            numbers = _numbers(row) + ("  " if row.status == FAILED else "")
-            lines.append(f"  {row.name:{width}}{numbers}{values}".rstrip())
-        return [printable(line) for line in lines]
-
-    def _cells(self) -> list[str]:
-        """Every cell of a grid, failed ones too."""
-        lines = [f"tuning split, every cell, n = {self.tuning_n}"]
-        own = {cell.key: STOCK if cell.name == STOCK else spelled(cell.settings) for cell in self.trials}
-        texts = [" ".join(filter(None, [spelled(cell.condition), own[cell.key]])) for cell in self.trials]
-        width = max(map(len, texts)) + 2
-        lines += [f"  {text:{width}}{_numbers(cell)}".rstrip() for text, cell in zip(texts, self.trials, strict=True)]
-        return [*lines, ""]
-
-
-def _numbers(trial: Trial) -> str:
-    if trial.status == FAILED:
-        return f"failed: {trial.reason}"
-    accuracy = "{:.3f} [{:.3f}, {:.3f}]".format(*trial.accuracy)
-    difference = "{:+.3f} [{:+.3f}, {:+.3f}]".format(*trial.difference) if trial.difference else "-"
-    return f"{accuracy:24}{difference:36}"

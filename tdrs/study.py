@@ -25,6 +25,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from tqdm import tqdm
 
+from tdrs.analysis import summary
 from tdrs.commands import changes, command, parse, value
 from tdrs.configuration import choice, choices, compose, plain, with_settings
 from tdrs.entry_point import run_command
@@ -80,7 +81,7 @@ def _show(study: Kept) -> None:
             print(f"{'':>35}{trial.reason}{whole}")
     if (study.folder / "study.json").exists():
         print()
-        print("\n".join(read_outcome(study.folder).table()))
+        print("\n".join(summary.table(read_outcome(study.folder))))
 
 
 def _best(study: Kept) -> None:
@@ -158,7 +159,7 @@ def _sync(study: Kept, tracking: dict[str, Any]) -> int:
     if study.running:
         raise SettingError("study", study.name, "is running, and logs by itself")
     with open_tracker(tracking, study.output, repair=True) as tracker:
-        count = sync(study.folder, tracker, study.records)
+        count = sync(study.folder, tracker, study.records, summary.description)
         if tracker.down:
             print("\n".join(tracker.later(study.name)), file=sys.stderr)
             return 1

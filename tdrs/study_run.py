@@ -4,7 +4,7 @@ import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
-from tdrs.analysis import report
+from tdrs.analysis import report, summary
 from tdrs.analysis.report import Report
 from tdrs.analysis.study_results import StudyResults
 from tdrs.commands import command, value
@@ -27,7 +27,7 @@ def run_and_report(study: Study) -> tuple[Outcome, Report, list[Path]]:
     """
     outcome = study.run()
     page, written = report.report_study(outcome, study.records, study.folder)
-    study.attach()
+    study.attach(summary.description(outcome, study.records))
     return outcome, page, written
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
+from tdrs.analysis import summary
 from tdrs.commands import command, study_command
 from tdrs.configuration import plain, run, typed
 from tdrs.entry_point import run_command
@@ -41,7 +42,7 @@ def main_sweep(config: DictConfig) -> int:
         print()
         print("".join(f"{line}\n" for line in page.off), end="")
         print(f"{page.verified[0]} (see the report)")
-        print("\n".join(outcome.table()))
+        print("\n".join(summary.table(outcome)))
         print("".join(f"{line}\n" for line in page.clamped), end="")
         print("".join(f"{note}\n" for note in study.jobs.notes), end="")
         seconds = time.perf_counter() - start

@@ -8,6 +8,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
+from tdrs.analysis import summary
 from tdrs.configuration import run
 from tdrs.evaluate_command import main_evaluate
 from tdrs.study import main
@@ -42,7 +43,7 @@ def test_list_and_show(tmp_path: Path, pretended: list[str], capsys: pytest.Capt
     assert line.split()[:6] == ["small", "compare", "finished", "6", "0", "0"]
     shown = say(capsys, "show", "small", f"output={tmp_path}")
     assert all(trial.cache_key in shown for trial in [*found.trials, *found.rows])
-    assert found.table()[-1] in shown
+    assert summary.table(found)[-1] in shown
     (tmp_path / "studies" / "small" / "study.json").unlink()
     assert "small: compare, stopped, 6 trials" in say(capsys, "show", "small", f"output={tmp_path}")
 

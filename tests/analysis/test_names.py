@@ -9,7 +9,7 @@ from markdown_it import MarkdownIt
 from mlflow.tracking import MlflowClient
 
 from tdrs import escape
-from tdrs.analysis import comparison, distance, report, sensitivity
+from tdrs.analysis import comparison, distance, report, sensitivity, summary
 from tdrs.sweeps.study import Study
 from tdrs.tracking import Tracker
 from tests.sweeps.pretend import configuration
@@ -49,6 +49,7 @@ def test_methods_of_any_name(tmp_path: Path, pretended: list[str]) -> None:
     outcome = made.run()
     assert not made.log.runs.tracker.down
     page, written = report.report_study(outcome, made.records, made.folder)
+    made.attach(summary.description(outcome, made.records))
     paths = {path.name: path for path in written}
     shown = ["stock", *map(escape.one_line, NAMES)]
 

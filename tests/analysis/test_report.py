@@ -11,7 +11,7 @@ from mlflow.tracking import MlflowClient
 
 from tdrs import backbones, published
 from tdrs import evaluation as evaluation_module
-from tdrs.analysis import distance, evidence, report, tables
+from tdrs.analysis import distance, evidence, report, summary, tables
 from tdrs.benchmarks import mini_textvqa, pope
 from tdrs.configuration import compose, plain
 from tdrs.records import Records
@@ -289,7 +289,8 @@ def test_a_result_tuned_on_the_reported_split_is_marked_everywhere(
     outcome = study.run()
     warning = "TUNED ON THE REPORTED SPLIT: 8 held-out samples are also in the tuning split"
     assert outcome.overlap == 8
-    assert outcome.table()[0] == warning
+    assert summary.table(outcome)[0] == warning
+    study.attach(summary.description(outcome, study.records))
     folder = study.folder
     assert report.main(["study=small", f"output={tmp_path}"]) == 0
     for name in ("report.html", "report.md", "table.md", "table.tex", "table.csv", "comparison.svg"):

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from tdrs import backbones
-from tdrs.analysis import comparison, distance
+from tdrs.analysis import comparison, distance, summary
 from tdrs.configuration import choice, compose, plain, run, with_settings
 from tdrs.results import check_same_samples
 from tdrs.settings import SettingError
@@ -85,7 +85,7 @@ def test_a_finished_comparison_and_its_figure(
         assert edited.difference is not None
         assert edited.difference[0] == pytest.approx(edited.score - stock.score)
     assert read_outcome(tmp_path / "studies" / "small") == found
-    assert len(found.table()) == 2 + 8 * 3
+    assert len(summary.table(found)) == 2 + 8 * 3
 
     panels = distance.distance_curves(found)
     assert [(panel.backbone, panel.dataset) for panel in panels] == [
@@ -118,7 +118,7 @@ def test_a_method_with_a_space_is_tuned_at_each_place(tmp_path: Path, pretended:
         (row,) = [row for row in found.rows if row.name == "tuned" and row.condition["dataset.gap"] == gap]
         assert row.budget == 4
         assert row.settings == max(trials, key=lambda trial: trial.score).settings
-    assert "tuned rows: settings chosen on the tuning split, n = 8" in "\n".join(found.table())
+    assert "tuned rows: settings chosen on the tuning split, n = 8" in "\n".join(summary.table(found))
 
 
 def test_a_comparison_at_one_distance_is_a_forest(tmp_path: Path) -> None:

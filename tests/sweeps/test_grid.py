@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from tdrs import evaluation as evaluation_module
+from tdrs.analysis import summary
 from tdrs.settings import SettingError
 from tdrs.sweeps.storage import load_optuna
 from tdrs.sweeps.study import Study
@@ -34,7 +35,7 @@ def test_every_cell_is_there_in_order(tmp_path: Path, pretended: list[str]) -> N
     assert [row.name for row in found.rows] == ["stock", "as configured", "best of 6"]
     assert found.rows[2].settings == best.settings
     assert found.rows[2].budget == 6
-    table = "\n".join(found.table())
+    table = "\n".join(summary.table(found))
     assert table.count("gain=logits") == 3 + found.rows[2].settings["intervention.gain"].count("no")
     trials = load_optuna(tmp_path / "studies" / "small", "small").get_trials()
     assert [trial.params for trial in trials] == [{}, *(cell.settings for cell in cells)]
@@ -55,7 +56,7 @@ def test_failed_cells_are_tried_again_and_shown(
     found = Study(small(tmp_path), Tracker("none", tmp_path)).run()
     assert len(attempts) == 4
     assert [trial.status == FAILED for trial in found.trials] == [False, False, False, True, False, False, True]
-    assert "\n".join(found.table()).count("failed: RuntimeError: no") == 2
+    assert "\n".join(summary.table(found)).count("failed: RuntimeError: no") == 2
     assert found.rows[2].settings["intervention.dc.w_min"] != 10
 
 
@@ -73,7 +74,7 @@ def test_each_condition_has_a_stock_model_a_best_cell_and_controls(tmp_path: Pat
         assert best.settings == max(cells, key=lambda cell: cell.score).settings
         (stock,) = [row for row in found.rows if row.name == "stock" and row.condition["dataset.gap"] == gap]
         assert best.difference[0] == pytest.approx(best.score - stock.score)
-    assert "dataset.gap=7 dc.w_min=3" in "\n".join(found.table())
+    assert "dataset.gap=7 dc.w_min=3" in "\n".join(summary.table(found))
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from mlflow.tracking import MlflowClient
 
 from tdrs import backbones, checked_file
 from tdrs import evaluation as evaluation_module
-from tdrs.analysis import report, sensitivity
+from tdrs.analysis import report, sensitivity, summary
 from tdrs.benchmarks import mini_textvqa
 from tdrs.configuration import compose, plain, run, with_settings
 from tdrs.environment import environment
@@ -96,7 +96,9 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Outcome]:
     output = tmp_path_factory.mktemp("finished")
     with pytest.MonkeyPatch.context() as monkeypatch:
         pretend.pretend(monkeypatch)
-        outcome = study(output).run()
+        made = study(output)
+        outcome = made.run()
+        made.attach(summary.description(outcome, made.records))
     return output, outcome
 
 
@@ -312,7 +314,7 @@ def test_when_the_stock_model_fails_there_are_no_differences(
     monkeypatch.setattr(evaluation_module, "run_batches", no_stock)
     outcome = study(tmp_path, tracking="none").run()
     assert all(row.difference is None for row in outcome.rows)
-    assert "failed: RuntimeError: no" in "\n".join(outcome.table())
+    assert "failed: RuntimeError: no" in "\n".join(summary.table(outcome))
 
 
 def test_tracking_that_is_down_stops_nothing_and_is_made_up_for(
@@ -327,7 +329,8 @@ def test_tracking_that_is_down_stops_nothing_and_is_made_up_for(
     assert tracker.next_steps("small")[0] == f"tracking was unavailable; when it answers again:  {sync_command}"
     assert tracker.next_steps("small")[1].endswith(f"{sync_command} tracking.uri=null")
     folder = tmp_path / "studies" / "small"
-    assert sync(folder, Tracker("mlflow", tmp_path), Records(tmp_path / "records")) == len(children(finished[0]))
+    store, records = Tracker("mlflow", tmp_path), Records(tmp_path / "records")
+    assert sync(folder, store, records, summary.description) == len(children(finished[0]))
     assert logged(tmp_path) == logged(finished[0])
     assert parents(tmp_path)[0].info.status == "FINISHED"
 
