@@ -345,11 +345,8 @@ def _write_processor(original: Mapping[str, Any], config: InternVLConfig, tokeni
         image_mean=MEAN,
         image_std=DEVIATION,
     )
-    length = config.image_seq_length
-    save_processor(
-        images_only(InternVLProcessor)(pictures, tokenizer, None, image_seq_length=length, chat_template=CHAT_TEMPLATE),
-        folder,
-    )
+    own: dict[str, Any] = {"image_seq_length": config.image_seq_length, "chat_template": CHAT_TEMPLATE}
+    save_processor(images_only(InternVLProcessor)(pictures, tokenizer, None, **own), folder)
 
 
 def _write_weights(weights: Original, config: InternVLConfig, sizes: Mapping[str, int], folder: Path) -> None:
