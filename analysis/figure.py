@@ -65,6 +65,10 @@ def axes_for(
     axes = list(np.atleast_1d(np.asarray(given, dtype=object)).flat)
     if len(axes) != len(cells):
         raise SettingError("axes", len(axes), f"must be as many Axes as the figure has panels, {len(cells)}")
+    if not all(isinstance(one, Axes) for one in axes):
+        raise SettingError("axes", given, "must be Axes of matplotlib")
+    if len(set(axes)) < len(axes) or len({one.get_figure(root=True) for one in axes}) > 1:
+        raise SettingError("axes", len(axes), "must be different Axes of one figure")
     return axes[0].get_figure(root=True), axes
 
 

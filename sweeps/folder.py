@@ -47,7 +47,7 @@ def study_folders(output: Path) -> list[Path]:
 
 def study_folder(output: Path, name: str) -> Path:
     """Where a study is kept; raises SettingError if its name cannot be the name of a folder there."""
-    if name in ("", ".", "..") or "/" in name or "\0" in name:
+    if not isinstance(name, str) or name in ("", ".", "..") or "/" in name or "\0" in name:
         raise SettingError("study", name, "must be the name of one folder: without a slash, and not . or ..")
     return studies_folder(output) / name
 

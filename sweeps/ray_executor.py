@@ -110,7 +110,7 @@ class RayExecutor:
         try:
             import ray
         except ModuleNotFoundError:
-            raise SettingError("workers.name", "ray", "needs the package ray: pip install 'tdrs[ray]'") from None
+            raise SettingError("workers.name", "ray", "needs the package ray: pip install ray") from None
         self._ray: Any = ray
         self._threads = max(1, torch.get_num_threads() // self._settings["count"])  # of each worker
         self._workers: list[Any] = []

@@ -44,6 +44,8 @@ class Range:
             raise SettingError("low", self.low, "must be above 0 with log=true")
         if self.whole and not (float(self.low).is_integer() and float(self.high).is_integer()):
             raise SettingError("low", self.low, "both ends must be whole with whole=true")
+        if self.off_at is not None and self.low <= self.off_at <= self.high:
+            raise SettingError("off_at", self.off_at, f"must be outside {self.low:g} to {self.high:g}")
 
     def ends(self) -> list[float]:
         """The lowest and the highest value, and the value that switches off."""

@@ -36,7 +36,8 @@ def open_storage(value: str) -> BaseStorage | None:
     try:
         return None if value == JOURNAL else _open(value)
     except ImportError:
-        raise SettingError("study.storage", value, "needs more packages: pip install 'tdrs[storage]'") from None
+        allowed = "needs more packages: pip install 'psycopg[binary]' grpcio protobuf"
+        raise SettingError("study.storage", value, allowed) from None
     except Exception as error:  # each library below has errors of its own for a server that is not there
         raise SettingError("study.storage", value, f"cannot be opened: {first_line(error)}") from error
 

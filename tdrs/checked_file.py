@@ -112,6 +112,8 @@ def read_json(path: Path, key: str) -> dict[str, Any]:
 def _content(path: Path) -> bytes:
     if path.is_symlink():
         raise Damaged(f"{path.name} is a link")
+    if path.exists() and not path.is_file() and not path.is_dir():  # a pipe, which would be waited for
+        raise Damaged(f"{path.name} is no file")
     try:
         return path.read_bytes()
     except FileNotFoundError:

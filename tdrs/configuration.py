@@ -222,6 +222,9 @@ def with_settings(config: Mapping[str, Any], settings: Mapping[str, Any]) -> dic
     """
     result = copy.deepcopy(dict(config))
     for key, value in settings.items():
+        part = next((other for other in settings if "." in key and other.startswith(f"{key}.")), None)
+        if part is not None:
+            raise SettingError("search", key, f"replaces {part}, which is set, too; take one away")
         if isinstance(result.get(key), dict):
             result[key] = choice(key, value)
             continue

@@ -259,7 +259,7 @@ def shard_starts(samples: int, batch_size: int, shard: str | None) -> Sequence[i
     starts = range(0, samples, batch_size)
     if shard is None:
         return starts
-    found = re.fullmatch(r"(\d+)/(\d+)", str(shard))
+    found = re.fullmatch(r"([0-9]+)/([0-9]+)", str(shard))
     number, of = (int(found[1]), int(found[2])) if found else (0, 0)
     if not 1 <= number <= of:
         raise SettingError("shard", shard, "must be i/n, such as 2/4, with i from 1 to n")

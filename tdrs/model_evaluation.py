@@ -13,6 +13,7 @@ from tdrs import benchmarks
 from tdrs.analysis.evidence import compare_records, verdict
 from tdrs.analysis.study_results import measure_columns
 from tdrs.attention.core import EXECUTIONS
+from tdrs.attention.method import check_method
 from tdrs.backbones import Backbone, BackboneSettings
 from tdrs.backbones.checkpoint import Incomplete, check_processor
 from tdrs.backbones.decoding import greedy
@@ -49,6 +50,7 @@ class ModelEvaluation:
         method: the edit.
         split: `held_out` or `tuning`.
         content: a hash of all that was asked.
+        system, max_new_tokens: the system prompt and the longest answer that were given.
         evaluation: records, metrics and notes, as an evaluation's command keeps them.
     """
 
@@ -57,6 +59,8 @@ class ModelEvaluation:
     split: str
     content: str
     evaluation: Evaluation
+    system: str | None = None
+    max_new_tokens: int | None = None
 
     @property
     def metrics(self) -> dict[str, float]:
@@ -91,11 +95,19 @@ class ModelEvaluation:
     def compare(self, baseline: "ModelEvaluation") -> pd.DataFrame:
         """Compare this evaluation with another one of the same samples, with the statistics of `StudyResults.compare`.
 
-        The difference is this evaluation's accuracy minus the baseline's. POPE has a second line for F1.
+        The difference is this evaluation's accuracy minus the baseline's. POPE has a second line for F1. The model, the
+        batch size and the execution may differ.
 
         Raises:
-            SettingError: the two were not asked the same, or were scored by another rule.
+            SettingError: the baseline is no evaluation, was not asked the same, or was scored by another rule.
         """
+        if not isinstance(baseline, ModelEvaluation):
+            raise SettingError("baseline", baseline, "must be what tdrs.evaluate returned")
+        for name in ("system", "max_new_tokens"):
+            given, other = getattr(self, name), getattr(baseline, name)
+            if given != other:
+                allowed = f"was asked with {name} = {other!r}, not {given!r}"
+                raise SettingError("baseline", str(baseline.method), allowed)
         if (self.content, self.benchmark.rule) != (baseline.content, baseline.benchmark.rule):
             raise SettingError("baseline", str(baseline.method), "was asked other samples, or scored by another rule")
         check_same_samples(baseline.records, self.records, "baseline")
@@ -151,6 +163,14 @@ def evaluate(
         ValueError: the model's attention cannot be edited.
         FloatingPointError: the logits have a NaN.
     """
+    method = Stock() if method is None else method
+    check_method(method)
+    if not isinstance(model, PreTrainedModel):
+        raise SettingError("model", type(model).__name__, "must be a loaded model of transformers")
+    if not isinstance(benchmark, str | Benchmark):
+        raise SettingError("benchmark", type(benchmark).__name__, "must be a name in conf/dataset or a Benchmark")
+    if system is not None and not isinstance(system, str):
+        raise SettingError("system", system, "must be text")
     check_choice("split", split, SPLITS)
     check_choice("execution", execution, list(EXECUTIONS))
     check_number("batch_size", batch_size, 1, whole=True)
@@ -172,14 +192,14 @@ def evaluate(
     _check_model(model, processor)
     benchmark = benchmark.asked_by(style)
     samples = benchmarks.load(benchmark, split, limit, style)
-    method = method or Stock()
     batches = []
     with _prepared(model, processor), tqdm(total=len(samples), unit="sample", disable=not shows_progress()) as bar:
         backbone = Backbone.of(settings, model, processor)
         for batch in run_batches(backbone, benchmark, samples, method, batch_size, execution):
             batches.append(batch)
             bar.update(len(batch.records))
-    return ModelEvaluation(benchmark, method, split, samples.content, summary(benchmark, samples, batches, batch_size))
+    found = summary(benchmark, samples, batches, batch_size)
+    return ModelEvaluation(benchmark, method, split, samples.content, found, system, max_new_tokens)
 
 
 def _pope_rule(benchmark: Benchmark) -> str | None:
@@ -205,11 +225,12 @@ def _check_model(model: PreTrainedModel, processor: Any) -> None:
 @contextmanager
 def _prepared(model: PreTrainedModel, processor: Any) -> Iterator[None]:
     """A `with` block in which the model is in eval mode and decodes greedily. Afterwards it is as before."""
-    generation_config, training = model.generation_config, model.training
+    generation_config, training = model.generation_config, {part: part.training for part in model.modules()}
     model.generation_config = greedy(generation_config, ends(processor))
     model.eval()
     try:
         yield
     finally:
         model.generation_config = generation_config
-        model.train(training)
+        for part, mode in training.items():
+            part.training = mode

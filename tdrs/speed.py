@@ -10,6 +10,7 @@ writes a JSON file into OUTPUT/benchmark; `attention` and `sweep` also write a f
 
 import json
 import os
+import re
 import statistics
 import subprocess
 import sys
@@ -36,11 +37,12 @@ from tdrs.attention.intervene import intervene
 from tdrs.backbones import Backbone
 from tdrs.backbones.prompt_encoder import TokenCache
 from tdrs.commands import parse
-from tdrs.configuration import choice, compose, plain
+from tdrs.configuration import choice, choices, compose, plain
 from tdrs.entry_point import run_command
 from tdrs.environment import environment, keep_memory
 from tdrs.evaluation import evaluate
 from tdrs.interventions import METHODS, Method
+from tdrs.schema import check_output
 from tdrs.settings import SettingError, check_choice, first_line, folder_named
 from tdrs.sweeps.job import Job
 from tdrs.sweeps.study import Study
@@ -370,7 +372,7 @@ def main(arguments: Sequence[str]) -> int:
     """The command; returns the exit code: 2 for bad arguments."""
     bare, given = parse(arguments)
     words = [word for word in bare if not word.startswith("-")]
-    if len(words) != 1:
+    if len(words) != 1 or {"--help", "-h"} & set(arguments):
         print((__doc__ or "").strip())
         return 0 if {"--help", "-h"} & set(arguments) else 2
     try:
@@ -378,10 +380,20 @@ def main(arguments: Sequence[str]) -> int:
         run, known = VERBS[words[0]]
         for key in given:
             check_choice("option", key, known)
-        for key in ("lengths", "rounds"):
-            if not all(part.isdigit() and int(part) for part in given.get(key, "1").split(",")):
-                raise SettingError(key, given[key], "must be whole numbers of at least 1")
-        folder = folder_named("output", given.get("output", "outputs")) / "benchmark"
+        for word in bare:
+            if word.startswith("-"):
+                raise SettingError("option", word, f"must be {', '.join(f'{name}=…' for name in known)}")
+        lengths = given.get("lengths", "1").split(",")
+        if not all(re.fullmatch("[1-9][0-9]{0,5}", length) for length in lengths) or len(set(lengths)) < len(lengths):
+            raise SettingError("lengths", given["lengths"], "must be different whole numbers from 1 to 999999")
+        if not re.fullmatch("[1-9][0-9]{0,5}", given.get("rounds", "1")):
+            raise SettingError("rounds", given["rounds"], "must be a whole number from 1 to 999999")
+        for key in ("experiment", "preset", "backbone"):
+            if key in given:
+                check_choice(key, given[key], choices(key))
+        folder = folder_named("output", given.get("output", "outputs"))
+        check_output(str(folder))
+        folder = folder / "benchmark"
         folder.mkdir(parents=True, exist_ok=True)
         keep_memory()  # as all commands
         run(given, folder)

@@ -33,9 +33,10 @@ from tdrs.kept import Kept
 from tdrs.settings import SettingError, check_choice, folder_named
 from tdrs.study_check import check, prune
 from tdrs.study_delete import delete
+from tdrs.sweeps import protocol
 from tdrs.sweeps.folder import read_outcome, studies_folder
 from tdrs.sweeps.sinks import sync
-from tdrs.sweeps.trial import FAILED, PRUNED, STOCK, Request, Trial, spelled
+from tdrs.sweeps.trial import COMPLETE, FAILED, PRUNED, STOCK, Request, Trial, spelled
 from tdrs.tracking import open_tracker
 
 
@@ -89,12 +90,12 @@ def _best(study: Kept) -> None:
     if (study.folder / "study.json").exists():
         chosen = [row for row in read_outcome(study.folder).rows if row.budget]
     else:
-        groups: dict[tuple[str, str], Trial] = {}
+        groups: dict[tuple[str, str], list[Trial]] = {}
         for trial in study.trials:
-            key = trial.name, str(trial.condition)
-            if trial.split == "tuning" and trial.name != STOCK and trial.score > getattr(groups.get(key), "score", -1):
-                groups[key] = trial
-        chosen = list(groups.values())
+            if trial.split == "tuning" and trial.name != STOCK and trial.status == COMPLETE:
+                groups.setdefault((trial.name, str(trial.condition)), []).append(trial)
+        objective = protocol.from_settings(study.config["search"]).objective
+        chosen = [protocol.best(trials, objective) for trials in groups.values()]
     if not chosen:
         print(f"{study.name} chose nothing: its settings were given")
     for trial in chosen:
@@ -126,7 +127,7 @@ def _cell(given: Any) -> str:
     return given if isinstance(given, str) else json.dumps(given, ensure_ascii=False)
 
 
-def _export(study: Kept) -> None:
+def _export(study: Kept) -> int:
     folder = study.folder / "export"
     folder.mkdir(exist_ok=True)
     metrics = sorted({name for trial in study.trials for name in trial.metrics})
@@ -141,9 +142,14 @@ def _export(study: Kept) -> None:
             texts = [_cell(given[key]) if key in given else "" for key in keys]
             writer.writerow([*row, *texts, *(t.metrics.get(m, "") for m in metrics)])
     path = folder / "samples.parquet"
+    path.unlink(missing_ok=True)
     writer_: pq.ParquetWriter | None = None
-    for cache_key in tqdm({t.cache_key for t in study.trials}, desc="samples", unit="trial", disable=None, leave=False):
-        if study.records.done(cache_key):
+    complete = dict.fromkeys(trial.cache_key for trial in study.trials if trial.status == COMPLETE)
+    missing = []
+    for cache_key in tqdm(complete, desc="samples", unit="trial", disable=None, leave=False):
+        if not study.records.done(cache_key):
+            missing.append(cache_key)
+        else:
             table = pq.read_table(study.records.path(cache_key) / "samples.parquet")
             table = table.append_column("cache_key", pa.array([cache_key] * len(table)))
             table = table.replace_schema_metadata({"study": study.name, "study_key": study.key})
@@ -152,7 +158,12 @@ def _export(study: Kept) -> None:
     if writer_:
         writer_.close()
     print(folder / "trials.csv")
-    print(f"{path}   (joins trials.csv by cache_key)")
+    if writer_:
+        print(f"{path}   (joins trials.csv by cache_key)")
+    for cache_key in missing:
+        text = "its records are missing or damaged, so its samples are not exported; run the study again"
+        print(f"{cache_key}: {text}", file=sys.stderr)
+    return 1 if missing else 0
 
 
 def _sync(study: Kept, tracking: dict[str, Any]) -> int:
@@ -188,6 +199,8 @@ def main(arguments: Sequence[str]) -> int:
         for key in given:
             check_choice("option", key, ("study", "output", "tracking.uri"))
         output = folder_named("output", given.get("output", "outputs"))
+        if output.exists() and not output.is_dir():
+            raise SettingError("output", str(output), "must be a folder")
         whole: dict[str, Callable[[], int]] = {
             "list": lambda: _list(output),
             "check": lambda: check(output),

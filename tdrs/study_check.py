@@ -169,7 +169,13 @@ def _shared(study: Kept, outcome: Outcome) -> bool:
 
 
 def check(output: Path) -> int:
-    """Print every fault and what would repair it; returns the exit code, 1 if there is one."""
+    """Print every fault and what would repair it; returns the exit code, 1 if there is one.
+
+    Raises:
+        SettingError: there is no such folder.
+    """
+    if not output.is_dir():
+        raise SettingError("output", str(output), "must be the folder of kept studies; there is none")
     found = 0
     for fault in faults(output):
         found += 1

@@ -9,7 +9,7 @@ from tdrs.analysis.report import Report
 from tdrs.analysis.study_results import StudyResults
 from tdrs.commands import command, value
 from tdrs.configuration import check, choices, compose, plain
-from tdrs.settings import SettingError, check_choice
+from tdrs.settings import SettingError, check_choice, folder_named
 from tdrs.stopping import stoppable
 from tdrs.sweeps.study import Study
 from tdrs.sweeps.trial import Outcome
@@ -55,8 +55,9 @@ def run_study(experiment: str, overrides: Sequence[str] = (), output: str | Path
         KeyboardInterrupt: somebody asked to stop; what was measured is kept.
     """
     check_choice("experiment", experiment, choices("experiment"))
-    if isinstance(overrides, str):
+    if not isinstance(overrides, list | tuple) or not all(isinstance(word, str) for word in overrides):
         raise SettingError("overrides", overrides, "must be a list of texts")
+    folder_named("output", str(output) if isinstance(output, Path) else output)
     words = [f"+experiment={experiment}", *overrides, f"output={value(str(output))}"]
     config = plain(compose("sweep", words))
     check("sweep", config)

@@ -91,6 +91,11 @@ def test_yaml_is_for_people_and_checked(tmp_path: Path) -> None:
         checked_file.read_yaml(path)
 
 
+def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "lines")
+    assert checked_file.read_lines(tmp_path / "lines", "mine") == ([], ["lines is no file"])
+
+
 def test_good_lines_are_kept_and_a_torn_one_is_no_damage(tmp_path: Path) -> None:
     path = tmp_path / "lines"
     assert checked_file.read_lines(path, "mine") == ([], [])

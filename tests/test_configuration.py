@@ -215,6 +215,14 @@ def test_settings_without_effect_decide_nothing(some: list[str], others: list[st
     assert cache_key(*some) == cache_key(*others)
 
 
+@pytest.mark.parametrize("turned", [False, True])
+def test_a_setting_does_not_replace_one_that_is_set_too(turned: bool) -> None:
+    given = {"intervention": "tdrs", "intervention.dc.weight": 2, "intervention.dc": None}
+    settings = dict(reversed(given.items())) if turned else given
+    with pytest.raises(SettingError, match=r"intervention.dc'?: replaces intervention.dc.weight, which is set, too"):
+        with_settings(plain(compose("sweep", [])), settings)
+
+
 def test_cache_key_follows_the_content_not_the_path(tmp_path: Path) -> None:
     rows = mini_textvqa.dataset("held_out", 3)
     rows.to_parquet(tmp_path / "a.parquet")

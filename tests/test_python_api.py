@@ -180,6 +180,9 @@ def test_figures_are_returned(name: str, results: tdrs.StudyResults, monkeypatch
         SettingError, match=f"axes = {count + 1}: must be as many Axes as the figure has panels, {count}"
     ):
         draw(results, axes=axes)
+    if count > 1:
+        with pytest.raises(SettingError, match=f"axes = {count}: must be different Axes of one figure"):
+            draw(results, axes=[axes[0]] * count)
 
 
 def test_a_study_goes_on_after_a_stop(
@@ -224,6 +227,10 @@ def test_a_study_goes_on_after_a_stop(
         (lambda o: tdrs.load_study("x", o), "study = 'x': must be a finished study: sensitivity"),
         (lambda o: tdrs.load_study("sensitivity", o).compare("tuned"), "method = 'tuned': must be one of stock, "),
         (lambda o: tdrs.load_study("sensitivity", o).compare("stock"), "method = 'stock': is the baseline"),
+        (lambda o: tdrs.load_study(3, o), "study = 3: must be the name of one folder"),
+        (lambda o: tdrs.load_study("sensitivity", None), "output = None: must be a folder"),
+        (lambda o: tdrs.run_study("sqa_ablation", [3], o), "overrides = [3]: must be a list of texts"),
+        (lambda o: tdrs.plot.comparison(tdrs.load_study("sensitivity", o), axes="x"), "axes = 'x': must be Axes"),
         (lambda o: tdrs.load_study("sensitivity", o).compare(baseline="x"), "baseline = 'x': must be one of stock, "),
         (lambda o: tdrs.plot.attention(tdrs.load_study("sensitivity", o), gain="x"), "gain = 'x': must be one of "),
     ],
@@ -270,6 +277,20 @@ def test_a_loaded_model_is_evaluated_and_left_as_it_was(mini_llava: Backbone) ->
     other = tdrs.evaluate(model, processor, benchmark, limit=8)
     with pytest.raises(SettingError, match="was asked other samples"):
         other.compare(stock)
+    with pytest.raises(SettingError, match=r"was asked with max_new_tokens = None, not 16"):
+        replace(stock, max_new_tokens=16).compare(stock)
+    with pytest.raises(SettingError, match=r"baseline = 'stock': must be what tdrs.evaluate returned"):
+        stock.compare("stock")
+
+
+def test_each_part_of_a_loaded_model_keeps_its_mode(mini_llava: Backbone) -> None:
+    model = mini_llava.model
+    model.train()
+    model.model.vision_tower.eval()
+    before = [part.training for part in model.modules()]
+    tdrs.evaluate(model, mini_llava.processor, "mini_pope", limit=2)
+    assert [part.training for part in model.modules()] == before
+    model.eval()
 
 
 @pytest.mark.parametrize(
@@ -280,6 +301,11 @@ def test_a_loaded_model_is_evaluated_and_left_as_it_was(mini_llava: Backbone) ->
         ({"limit": 0}, "limit = 0: must be"),
         ({"prompt_style": "x"}, "prompt_style = 'x': must be one of "),
         ({"processor": object()}, "processor = 'object': must be a processor of pictures and text"),
+        ({"model": None}, "model = 'NoneType': must be a loaded model of transformers"),
+        ({"benchmark": None}, "benchmark = 'NoneType': must be a name"),
+        ({"method": {}}, "method = {}: must be a method with its settings"),
+        ({"method": tdrs.TDRS}, "method = 'the class TDRS': must be a method with its settings"),
+        ({"system": 3}, "system = 3: must be text"),
         ({"model": "text"}, "model = 'LlamaForCausalLM': must be a vision-language model"),
     ],
 )

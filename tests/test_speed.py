@@ -53,7 +53,11 @@ def test_runs_take_turns() -> None:
     ("arguments", "said"),
     [
         (["speed"], "verb = 'speed': must be one of attention, sweep, neighbours"),
-        (["attention", "lengths=0"], "lengths = '0': must be whole numbers of at least 1"),
+        (["attention", "lengths=0"], "lengths = '0': must be different whole numbers from 1 to 999999"),
+        (["attention", "lengths=64,64"], "lengths = '64,64': must be different whole numbers from 1 to 999999"),
+        (["attention", "rounds=2,3"], "rounds = '2,3': must be a whole number from 1 to 999999"),
+        (["attention", "backbone=x"], "backbone = 'x': must be one of "),
+        (["attention", "--foo"], "option = '--foo': must be lengths=…, rounds=…, backbone=…, output=…"),
         (["sweep", "lengths=3"], "option = 'lengths': must be one of experiment, preset, output"),
         (["sweep", "experiment=nothing"], "experiment = 'nothing': must be one of distance"),
     ],
@@ -61,6 +65,7 @@ def test_runs_take_turns() -> None:
 def test_bad_arguments(arguments: list[str], said: str, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     assert main([*arguments, f"output={tmp_path}"]) == 2
     assert said in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
 
 
 def test_neighbours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -13,7 +13,7 @@ from tdrs.configuration import run
 from tdrs.evaluate_command import main_evaluate
 from tdrs.study import main
 from tdrs.sweeps.study import Study
-from tdrs.sweeps.trial import Outcome
+from tdrs.sweeps.trial import STOCK, Outcome
 from tdrs.tracking import Tracker
 
 from .sweeps.pretend import configuration
@@ -80,6 +80,40 @@ def test_export(tmp_path: Path, pretended: list[str], capsys: pytest.CaptureFixt
     assert {row["dataset.gap"] for row in rows} == {"3"}
     samples = pq.read_table(folder / "samples.parquet").to_pylist()
     assert len(samples) == 8 * len({row["cache_key"] for row in rows})
+
+
+def test_an_export_says_what_it_lacks(tmp_path: Path, pretended: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    found = made(tmp_path, tracking="none")
+    say(capsys, "export", "small", f"output={tmp_path}")
+    lost = {trial.cache_key for trial in [*found.trials, *found.rows]}
+    for cache_key in lost:
+        (tmp_path / "records" / cache_key / "samples.parquet").write_bytes(b"x")
+    assert main(["export", "small", f"output={tmp_path}"]) == 1
+    said = capsys.readouterr()
+    assert {line.split(":")[0] for line in said.err.splitlines() if "not exported" in line} == lost
+    assert "samples.parquet" not in said.out
+    assert not (tmp_path / "studies" / "small" / "export" / "samples.parquet").exists()
+
+
+def test_best_so_far_is_by_the_searchs_objective(
+    tmp_path: Path, pretended: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    space = {"intervention.tau": {"low": 0.2, "high": 1}}
+    given = {"space": space, "objective": "margin", "trials": 6, "controls": {}}
+    config = configuration(tmp_path, "search=sampled", "intervention=temperature", "tracking=none", **given)
+    found = Study(config, Tracker("none", tmp_path)).run()
+    trials = [trial for trial in found.trials if trial.name != STOCK]
+    best = max(trials, key=lambda trial: trial.metrics["margin"])
+    assert best.score < max(trial.score for trial in trials)
+    (tmp_path / "studies" / "small" / "study.json").unlink()
+    assert f"intervention.tau={best.settings['intervention.tau']}" in say(capsys, "best", "small", f"output={tmp_path}")
+
+
+def test_a_folder_that_is_not_there_has_no_sound_studies(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "file").touch()
+    assert main(["check", f"output={tmp_path}/none"]) == 2
+    assert "must be the folder of kept studies; there is none" in capsys.readouterr().err
+    assert main(["list", f"output={tmp_path}/file"]) == 2
 
 
 def test_delete_keeps_what_other_studies_use(

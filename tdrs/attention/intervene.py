@@ -21,7 +21,7 @@ from transformers.masking_utils import eager_mask, sdpa_mask
 from tdrs.attention.call import Call
 from tdrs.attention.context import Context
 from tdrs.attention.core import EXECUTIONS
-from tdrs.attention.method import Method
+from tdrs.attention.method import Method, check_method
 from tdrs.attention.selection import resolve
 from tdrs.attention.tally import Tally
 from tdrs.settings import SettingError, check_choice
@@ -239,6 +239,7 @@ def intervene(
             edited, or it cannot provide what the method needs.
     """
     check_choice("execution", execution, list(EXECUTIONS))
+    check_method(method)
     decoder = text_decoder(model)
     session = Session(model, decoder, method, execution, marked)
     context = session.context

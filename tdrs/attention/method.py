@@ -9,7 +9,7 @@ import torch
 from tdrs.attention.block import Block
 from tdrs.attention.call import Call
 from tdrs.attention.selection import Selection, check_selection
-from tdrs.settings import check_choice
+from tdrs.settings import SettingError, check_choice
 
 PHASES = ("both", "prefill", "decode")
 
@@ -83,3 +83,10 @@ class Method:
         The core masks hidden pairs afterwards and restores the logits of heads that are not edited.
         """
         raise NotImplementedError
+
+
+def check_method(method: object) -> None:
+    """Raises SettingError unless this is a method, with its settings."""
+    if not isinstance(method, Method):
+        shown = f"the class {method.__name__}" if isinstance(method, type) else method
+        raise SettingError("method", shown, "must be a method with its settings, such as tdrs.TDRS()")

@@ -35,7 +35,7 @@ from tqdm import tqdm
 from tdrs import commands
 from tdrs.backbones.processors import save_processor
 from tdrs.configuration import plain, run
-from tdrs.settings import SettingError, build, check_choice
+from tdrs.settings import LARGEST_SEED, SettingError, build, check_choice, check_number
 from tdrs.zoo import cards
 from tdrs.zoo.families import FAMILIES
 from tdrs.zoo.start import start_from
@@ -232,7 +232,10 @@ def main_train(config: DictConfig) -> None:
     name = values["backbone"]["name"]
     check_choice("backbone", name, list(FAMILIES))
     given = {setting: value for setting, value in values["recipe"].items() if value is not None}
+    if name not in values["recipes"]:
+        raise SettingError(f"recipes.{name}", None, "must be the recipe of this model")
     recipe = build(Recipe, {**values["recipes"][name], **given}, "recipe")
+    check_number("recipe.seed", recipe.seed, 0, LARGEST_SEED, whole=True)
     folder = Path(values["output"]) / "zoo" / (f"{name}-seed{recipe.seed}" if "seed" in given else name)
     model = train(name, recipe, folder)
     cards.write(name, asdict(recipe), model, cards.measure(name, model))

@@ -62,6 +62,8 @@ def test_every_trial_has_the_same_parameters_on_or_off() -> None:
         ({"a": {"low": 2, "high": 1}}, "s.a.low = 2.0: must be below high = 1"),
         ({"a": {"low": 0, "high": 1, "log": True}}, "s.a.low = 0.0: must be above 0 with log=true"),
         ({"a": {"low": 0.5, "high": 2, "whole": True}}, "s.a.low = 0.5: both ends must be whole"),
+        ({"a": {"low": 0, "high": 1, "off_at": 0.5}}, "s.a.off_at = 0.5: must be outside 0 to 1"),
+        ({"a": {"low": 0, "high": 1, "off_at": 0}}, "s.a.off_at = 0.0: must be outside 0 to 1"),
         ({"a": {"low": 0, "high": 1, "step": 1}}, "s.a.step = 1: unknown setting"),
     ],
 )
