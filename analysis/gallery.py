@@ -118,10 +118,10 @@ def main_gallery(config: DictConfig) -> None:
         raise SettingError("datasets", values["datasets"], f"must name some of {', '.join(benchmarks.DATASETS)}")
     settings = backbones.from_settings(values["backbone"])
     pages = []
-    for name in values["datasets"]:
-        check_choice("datasets", name, list(benchmarks.DATASETS))
     if len(set(values["datasets"])) < len(values["datasets"]):
         raise SettingError("datasets", values["datasets"], "must be different data sets")
+    for name in values["datasets"]:
+        check_choice("datasets", name, list(benchmarks.DATASETS))
         given = plain(compose("evaluate", [f"dataset={name}"]))["dataset"] | {"filler": values["filler"]}
         benchmark = benchmarks.from_settings(given if values["gap"] is None else {**given, "gap": values["gap"]})
         several = PER_PICTURE * values["samples"]
