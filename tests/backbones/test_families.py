@@ -38,6 +38,7 @@ PRESETS = {  # the small model that stands for each preset's weights
     "paligemma2_3b": "paligemma", "pixtral_12b": "pixtral", "qwen2_5_vl_7b": "qwen2_5_vl", "qwen2_vl_7b": "qwen2_vl",
     "qwen3_vl_8b": "qwen3_vl", "smolvlm2_2b": "smolvlm",
 }  # fmt: skip
+LANGUAGE_MODELS = {"language_model", "smollm2"}  # see tests/benchmarks/test_text.py
 METHOD = TDRS(dc=DC(0.3, 0.7, "absolute"), re=RE(0.4, 1.3, "absolute"), distance="position", pairs="text_to_image")
 ROWS = replace(METHOD, stats_scope="row", distance="index", pairs="all")
 STEPS = 3
@@ -288,11 +289,12 @@ def test_the_documents_table_says_what_the_models_are() -> None:
         presets += re.findall(r"`(\w+)`", names)
     assert sorted(listed) == sorted(NAMES)
     real = {name for name in choices("backbone") if not name.startswith("mini_")}
-    assert set(presets) == real
+    assert set(presets) == real - LANGUAGE_MODELS
+    assert set(PRESETS) == real - LANGUAGE_MODELS - {"hf"}
     assert set(FAMILIES) == set(NAMES) - set(UNKNOWN) - {"pixtral"}
 
 
-@pytest.mark.parametrize("name", [name for name in choices("backbone") if not name.startswith(("mini_", "hf"))])
+@pytest.mark.parametrize("name", PRESETS)
 def test_presets_are_checked_and_load_from_a_folder(name: str, tmp_path: Path) -> None:
     """Offline, from a folder in the hub's layout, with the preset's own settings for pictures."""
     kind = PRESETS[name]
