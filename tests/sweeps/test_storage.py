@@ -56,7 +56,7 @@ def test_a_server_that_is_not_there(
 
 def test_a_missing_package(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "psycopg", None)
-    with pytest.raises(SettingError, match=r"needs more packages: pip install 'tdrs\[storage\]'"):
+    with pytest.raises(SettingError, match=r"needs more packages: pip install 'psycopg\[binary\]' grpcio protobuf"):
         open_storage("postgresql+psycopg://127.0.0.1:1/db")
 
 
