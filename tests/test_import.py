@@ -6,7 +6,7 @@ import sys
 
 # What the libraries below set when they are imported is theirs. Everything is compared after that.
 PROGRAM = """
-import importlib, importlib.util, json, locale, logging, os, pkgutil, signal, sys, warnings
+import importlib, json, locale, logging, os, pkgutil, signal, sys, warnings
 import alembic, datasets, hydra, matplotlib.pyplot, mlflow, mlflow.store.db.utils, numpy, optuna, optuna.storages
 import PIL.Image, pyarrow, torch, torch.nn.attention.flex_attention, transformers
 import mlflow.tracking, huggingface_hub, sqlalchemy
@@ -47,7 +47,7 @@ found = []
 for package in ("tdrs", "tdrs.sweeps", "tdrs.analysis"):
     folder = importlib.import_module(package).__path__
     for module in pkgutil.walk_packages(folder, f"{package}."):
-        if module.name == "tdrs.lmms_eval_model" and not importlib.util.find_spec("lmms_eval"):
+        if module.name == "tdrs.lmms_eval_model":  # lmms-eval alone imports it; that library sets filters of warnings
             continue
         importlib.import_module(module.name)
         found.append(module.name)
