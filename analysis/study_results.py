@@ -214,7 +214,7 @@ def load_study(name: str | None, output: str | Path = "outputs") -> StudyResults
     Raises:
         SettingError: no finished study has this name, or its files are damaged.
     """
-    place = folder_named("output", str(output) if isinstance(output, Path) else output)
+    place = folder_named("output", output)
     folder = study_folder(place, name) if name is not None else None
     if folder and (folder / "config.yaml").exists() and not (folder / "study.json").exists():
         raise SettingError("study", name, f"in {place} has not finished; run it again, and it continues")

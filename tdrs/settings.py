@@ -57,8 +57,9 @@ def folder_named(name: str, value: object) -> Path:
     """The folder that a setting names; `~` is the user's home.
 
     Raises:
-        SettingError: the value is not text, or there is no such home.
+        SettingError: the value is neither text nor a path, or there is no such home.
     """
+    value = str(value) if isinstance(value, Path) else value
     if not isinstance(value, str) or not value:
         raise SettingError(name, value, "must be a folder")
     try:

@@ -57,7 +57,7 @@ def run_study(experiment: str, overrides: Sequence[str] = (), output: str | Path
     check_choice("experiment", experiment, choices("experiment"))
     if not isinstance(overrides, list | tuple) or not all(isinstance(word, str) for word in overrides):
         raise SettingError("overrides", overrides, "must be a list of texts")
-    folder_named("output", str(output) if isinstance(output, Path) else output)
+    folder_named("output", output)
     words = [f"+experiment={experiment}", *overrides, f"output={value(str(output))}"]
     config = plain(compose("sweep", words))
     check("sweep", config)

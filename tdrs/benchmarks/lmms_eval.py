@@ -17,7 +17,7 @@ from tdrs.benchmarks import lmms_request, lmms_task
 from tdrs.benchmarks.benchmark import Accepts, Picture, Record, Rule, Sample, Samples, anything, make_record, mean_score
 from tdrs.benchmarks.lmms_definition import Definition, definition, mean_function, quiet
 from tdrs.benchmarks.lmms_task import Task
-from tdrs.benchmarks.sources import BadRow, Context, Sourced, share_of
+from tdrs.benchmarks.sources import BadRow, Context, Sourced, in_split
 from tdrs.settings import SettingError, check_choice, check_number, first_line
 from tdrs.statistics import Interval, accuracy_interval, cluster_draws, percentiles
 
@@ -87,9 +87,7 @@ class LmmsEval(Sourced):
         task = self._task
         self.check_count(len(task.texts), split)
         images = [task.image_name(number) for number in range(len(task.texts))]
-        numbers = [
-            number for number, name in enumerate(images) if (share_of(name) < self.tuning_share) == (split == "tuning")
-        ]
+        numbers = [number for number, name in enumerate(images) if in_split(name, split, self.tuning_share)]
         if not numbers:
             raise SettingError("tuning_share", self.tuning_share, f"leaves no image in the {split} split")
         length = lmms_request.length_of(self._generation)

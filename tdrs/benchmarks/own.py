@@ -9,7 +9,7 @@ from tdrs.benchmarks import pope, prompts
 from tdrs.benchmarks.benchmark import Accepts, Picture, Record, Rule, Sample, Samples, anything, mean_score
 from tdrs.benchmarks.own_rules import ANSWER_AS, RULES, check_answers, chosen, number_rule
 from tdrs.benchmarks.prompts import LETTERS
-from tdrs.benchmarks.sources import BadRow, Context, Pictures, Sourced, Unique, digest, name_of, share_of, text
+from tdrs.benchmarks.sources import BadRow, Context, Pictures, Sourced, Unique, digest, in_split, name_of, text
 from tdrs.benchmarks.tables import BROKEN, columns_of, open_table
 from tdrs.settings import SettingError, check_choice, check_number
 from tdrs.statistics import Interval
@@ -161,7 +161,7 @@ class Tabled(Sourced):
                         others[said] = others.get(said, 0) + 1
                     mine = said == wanted
                 else:
-                    mine = (share_of(name(number, row)) < self.tuning_share) == (split == "tuning")
+                    mine = in_split(name(number, row), split, self.tuning_share)
             except BadRow:
                 mine = True
             if mine:

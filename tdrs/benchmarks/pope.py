@@ -24,9 +24,9 @@ from tdrs.benchmarks.sources import (
     Sourced,
     Unique,
     check_columns,
+    in_split,
     name_of,
     open_rows,
-    share_of,
     text,
 )
 from tdrs.settings import SettingError, check_number
@@ -275,9 +275,7 @@ class POPE(POPERules, Sourced):
         check_columns(rows, tuple(FEATURES), self.source)
         self.check_count(len(rows), split)
         kept = [
-            number
-            for number, name in enumerate(rows["image_source"])
-            if (share_of(str(name)) < self.tuning_share) == (split == "tuning")
+            number for number, name in enumerate(rows["image_source"]) if in_split(str(name), split, self.tuning_share)
         ]
         if not kept:
             raise SettingError("tuning_share", self.tuning_share, f"leaves no image in the {split} split")

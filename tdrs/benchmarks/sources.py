@@ -140,9 +140,10 @@ def name_of(row: Mapping[str, Any], name: str) -> str:
     return text(row, name)
 
 
-def share_of(name: str) -> float:
-    """A number from 0 to 1 that depends on the name alone."""
-    return int(hashlib.sha1(name.encode()).hexdigest()[:8], 16) / 16**8
+def in_split(image: str, split: str, tuning_share: float) -> bool:
+    """Whether an image belongs to a split. A share of the images, chosen by a hash of their names, is for tuning."""
+    number = int(hashlib.sha1(image.encode()).hexdigest()[:8], 16) / 16**8
+    return (number < tuning_share) == (split == "tuning")
 
 
 class Unique:
