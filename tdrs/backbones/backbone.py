@@ -227,8 +227,5 @@ def load(settings: BackboneSettings, store: EmbeddingStore | None = None) -> Bac
         torch.nn.Module.to(model, settings.resolved_device)
     backbone = Backbone.of(settings, model.eval(), processor, store.of(settings.decisive) if store else None)
     if pictures and not backbone.prompts.family.model_type:
-        try:
-            check_without_adapter(backbone.prompts, backbone.images)
-        except SettingError as error:
-            raise error.under("backbone") from None
+        check_without_adapter(backbone.prompts, backbone.images)
     return backbone

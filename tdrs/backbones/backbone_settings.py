@@ -3,7 +3,7 @@
 import hashlib
 import os
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from importlib.util import find_spec
@@ -17,7 +17,8 @@ from transformers import AutoConfig
 
 from tdrs.backbones.checkpoint import Incomplete, check_files
 from tdrs.backbones.families import TRANSPARENCY, check_image_setting, is_language_model
-from tdrs.backbones.processors import size_fault
+from tdrs.backbones.processors import several_fault, size_fault
+from tdrs.benchmarks.benchmark import Size
 from tdrs.benchmarks.prompts import STYLES
 from tdrs.environment import versions
 from tdrs.file_hash import file_hash
@@ -136,10 +137,12 @@ class BackboneSettings:
         status = os.stat(file) if file.exists() else None
         return _config(self.location, self.revision, (status.st_mtime_ns, status.st_ino) if status else None)
 
-    def accepts(self, size: tuple[int, int]) -> str:
-        """Why the model cannot accept a picture of a width and height; "" if it can."""
+    def accepts(self, sizes: Sequence[Size]) -> str:
+        """Why the model cannot accept a prompt's pictures of these widths and heights; "" if it can."""
+        given = self.location, self.commit, self.image
         try:
-            return size_fault(self.location, self.commit, self.image, size)
+            fault = several_fault(*given, len(sizes)) if len(sizes) > 1 else ""
+            return fault or next(filter(None, (size_fault(*given, size) for size in sizes)), "")
         except SettingError as error:
             raise error.under("backbone") from None
         except Exception as error:

@@ -1,5 +1,8 @@
 """Image embeddings: the output of the vision tower and its projector for one picture, as rows of one tensor.
 
+The pictures of a prompt with several are encoded together, since some families (LLaVA-OneVision) then cut none of them
+into tiles. Their rows stand one after the other, under the digest of the set.
+
 If the tower also gives embeddings for the first decoder layers (Qwen3-VL), they stand beside it in the same rows.
 
 They are computed once per picture and kept on disk for all studies. There is one file per picture; its name is a hash
@@ -25,7 +28,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from tdrs.backbones.prompt_encoder import PromptEncoder
-from tdrs.benchmarks.benchmark import Picture
+from tdrs.benchmarks.benchmark import Picture, PictureSet
 from tdrs.checked_file import ASIDE, Damaged, set_aside
 from tdrs.settings import SettingError
 
@@ -174,9 +177,10 @@ class ImageEncoder:
     prompts: PromptEncoder
     store: EmbeddingStore | None = None
     _form: Form | None = field(default=None, init=False, repr=False)
+    _several_checked: bool = field(default=False, init=False, repr=False)
 
     def embeddings(self, picture: Picture) -> torch.Tensor:
-        """The embeddings of a picture on the model's device, (tokens, width), from the store or computed."""
+        """The embeddings of a picture, or of several, on the model's device, (tokens, width); kept or computed."""
         found = self.store.get(picture.digest) if self.store else None
         if found is None:
             found = self.encode(picture)
@@ -186,20 +190,25 @@ class ImageEncoder:
 
     @torch.inference_mode()
     def encode(self, picture: Picture) -> torch.Tensor:
-        """Compute the embeddings of a picture, (tokens, width).
+        """Compute the embeddings of a picture, or of several, (tokens, width).
 
         Raises:
             FloatingPointError: a value is NaN or infinite.
+            SettingError: there are several, and a model without an adapter does not take their embeddings.
         """
-        found = self._encode(self.prompts.open(picture))
+        images = self.prompts.open_parts(picture)
+        if len(images) > 1 and not self.prompts.family.model_type and not self._several_checked:
+            self._several_checked = True
+            check_without_adapter(self.prompts, self, len(images))
+        found = self._encode(images)
         if not found.isfinite().all():
             raise FloatingPointError("NaN in the embeddings of a picture")
         return found
 
     @torch.inference_mode()
-    def _encode(self, image: Image.Image) -> torch.Tensor:
+    def _encode(self, images: Sequence[Image.Image]) -> torch.Tensor:
         model: Any = self.prompts.model
-        batch = self.prompts.batch([self.prompts.conversation("")], [image])
+        batch = self.prompts.batch([self.prompts.conversation("", len(images))], [images])
         taken = inspect.signature(model.base_model.get_image_features).parameters  # as transformers' `generate`
         output = model.get_image_features(**{n: x for n, x in batch.items() if n in taken}, return_dict=True)
         parts = [output.pooler_output, *(getattr(output, "deepstack_features", None) or ())]
@@ -209,7 +218,8 @@ class ImageEncoder:
     def model_inputs(self, pictures: Sequence[Picture], parts: Sequence[slice] | None = None) -> dict[str, Any]:
         """What a model's forward takes as `mm_encoder_outputs` for the pictures of a batch.
 
-        The vision tower sees one picture at a time, so that embeddings depend neither on the batch nor on the store.
+        The vision tower sees one prompt's pictures at a time, so that embeddings depend neither on the batch nor on the
+        store.
 
         Args:
             parts: which tokens of each picture; None means all.
@@ -220,7 +230,7 @@ class ImageEncoder:
         if parts is not None:
             found = [embeddings[part] for embeddings, part in zip(found, parts, strict=True)]
         if self._form is None:  # all were in the store
-            self._encode(Image.new("RGB", (64, 64)))
+            self._encode([Image.new("RGB", (64, 64))])
         assert self._form is not None
         width = found[0].shape[1] // (1 + self._form.layers)
         columns: Any = zip(*(x.split(width, dim=1) for x in found), strict=True)
@@ -237,8 +247,11 @@ def _rows(embeddings: Any) -> torch.Tensor:
 
 
 @torch.inference_mode()
-def check_without_adapter(prompts: PromptEncoder, images: ImageEncoder) -> None:
+def check_without_adapter(prompts: PromptEncoder, images: ImageEncoder, count: int = 1) -> None:
     """Check a model whose family has no adapter: embeddings in place of pixels must give the same logits.
+
+    Args:
+        count: of the pictures in a prompt.
 
     Raises:
         SettingError: they do not, or the model does not take them.
@@ -246,11 +259,17 @@ def check_without_adapter(prompts: PromptEncoder, images: ImageEncoder) -> None:
     model: Any = prompts.model
     kind = model.config.model_type
     if not model._supports_mm_encoder_outputs() or not hasattr(model.base_model, "get_image_features"):
-        raise SettingError("source", kind, "a model of this type takes no image embeddings (mm_encoder_outputs)")
-    picture = Picture.of(Image.radial_gradient("L").resize((96, 64)).convert("RGB"))
-    batch = prompts.batch([prompts.conversation("?")], [prompts.open(picture)])
+        raise SettingError(
+            "backbone.source", kind, "a model of this type takes no image embeddings (mm_encoder_outputs)"
+        )
+    gradient = Image.radial_gradient("L").convert("RGB")
+    parts = [Picture.of(gradient.resize((96 + 32 * number, 64))) for number in range(count)]
+    picture = PictureSet.of_parts(lambda: parts)
+    batch = prompts.batch([prompts.conversation("?", count)], [prompts.open_parts(picture)])
     whole = model(**batch).logits
     tokens = {name: x for name, x in batch.items() if not name.startswith("pixel_")}
-    parts = model(**tokens, mm_encoder_outputs=images.model_inputs([picture])).logits
-    if (whole - parts).abs().max() > 0.02 * whole.abs().max():
-        raise SettingError("source", kind, "its logits differ between pixels and image embeddings; it needs an adapter")
+    embedded = model(**tokens, mm_encoder_outputs=images.model_inputs([picture])).logits
+    if (whole - embedded).abs().max() > 0.02 * whole.abs().max():
+        raise SettingError(
+            "backbone.source", kind, "its logits differ between pixels and image embeddings; it needs an adapter"
+        )

@@ -142,6 +142,11 @@ def _cached(
     return _load(source, revision, dict(image))
 
 
+def _known(source: str, revision: str | None, image: Mapping[str, Any]) -> tuple[Any, Family]:
+    files = sorted((path.name, path.stat().st_mtime_ns, path.stat().st_ino) for path in Path(source).glob("*.json"))
+    return _cached(source, revision, tuple(sorted(image.items())), tuple(files))
+
+
 def size_fault(source: str, revision: str | None, image: Mapping[str, Any], size: tuple[int, int]) -> str:
     """Why a model's processor cannot accept a picture of a width and height; "" if it can.
 
@@ -153,8 +158,7 @@ def size_fault(source: str, revision: str | None, image: Mapping[str, Any], size
     short, long = min(size), max(size)
     if short >= ORDINARY and long <= LONG * short:
         return ""
-    files = sorted((path.name, path.stat().st_mtime_ns, path.stat().st_ino) for path in Path(source).glob("*.json"))
-    processor, family = _cached(source, revision, tuple(sorted(image.items())), tuple(files))
+    processor, family = _known(source, revision, image)
     images = processor.image_processor
     edge = dict(images.size).get("shortest_edge", 0) if getattr(images, "do_center_crop", False) else 0
     # LLaVA's own image processor first pads to a square; CLIP's first scales the short side up to `edge`, then crops.
@@ -166,6 +170,32 @@ def size_fault(source: str, revision: str | None, image: Mapping[str, Any], size
     except Exception as error:  # each family's processor has errors of its own
         return first_line(error)
     return ""
+
+
+def several_fault(source: str, revision: str | None, image: Mapping[str, Any], count: int) -> str:
+    """Why a model's processor cannot accept a prompt with a number of pictures; "" if it can. It is tried.
+
+    Args:
+        source, revision, image: as for `load_processor`.
+    """
+    processor, family = _known(source, revision, image)
+    try:
+        single, several = (
+            processor.apply_chat_template([user_turn("?", number)], add_generation_prompt=True) for number in (1, count)
+        )
+        if single == several:
+            return "the chat template has a place for one"
+        pictures = [Image.new("RGB", (64, 64))] * count
+        text = [family.processor_text(several)]
+        processor(text=text, images=[pictures], return_tensors="pt", **family.image_kwargs(processor, image))
+    except Exception as error:  # each family's processor and template have errors of their own
+        return first_line(error)
+    return ""
+
+
+def user_turn(prompt: str, count: int = 1) -> dict[str, Any]:
+    """The user's turn, as chat templates take it: a number of pictures, then the prompt."""
+    return {"role": "user", "content": [*({"type": "image"} for _ in range(count)), {"type": "text", "text": prompt}]}
 
 
 def save_processor(processor: Any, folder: Path) -> None:

@@ -1,4 +1,4 @@
-"""Samples as a model's processor encodes them: the text of the prompt, its tokens and the pixels of its picture."""
+"""Samples as a model's processor encodes them: the text of the prompt, its tokens and the pixels of its pictures."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -9,6 +9,7 @@ from transformers import PreTrainedModel
 
 from tdrs.backbones.backbone_settings import BackboneSettings
 from tdrs.backbones.families import FAMILIES, Family
+from tdrs.backbones.processors import user_turn
 from tdrs.backbones.tokens import as_text, special_token_in
 from tdrs.benchmarks.benchmark import Picture, Sample
 
@@ -16,7 +17,7 @@ CACHED_BATCHES = 4096
 
 
 def insert_before_image(before: str, text: str, processor: Any) -> str:
-    """A prompt with `before` right before the image. A template (LLaVA's) may move it elsewhere in the turn."""
+    """A prompt with `before` right before the first image. A template (LLaVA's) may move it elsewhere in the turn."""
     if not before:
         return text
     marks = (processor.image_token, *(family.image_opening for family in FAMILIES.values() if family.image_opening))
@@ -39,9 +40,13 @@ class PromptEncoder:
         return self.family.image_kwargs(self.processor, self.settings.image)
 
     def open(self, picture: Picture) -> Image.Image:
-        """A picture's pixels, as the processor receives them."""
+        """A picture's pixels, as the processor receives them. Raises OSError if there are several."""
         chosen = self.settings.transparency
         return picture.open(self.family.transparency if chosen == "family" else chosen)
+
+    def open_parts(self, picture: Picture) -> list[Image.Image]:
+        """The pixels of one picture, or of several in their order."""
+        return [self.open(part) for part in picture.parts]
 
     def special_token_in(self, sample: Sample) -> str:
         """The first of the model's own special tokens that a sample's text contains; "" if there is none."""
@@ -52,27 +57,28 @@ class PromptEncoder:
 
         If a sample's text contains the model's own special tokens, the model reads them as text; see `as_text`.
         """
-        return self.batch([self._text(sample) for sample in samples], [self.open(sample.picture) for sample in samples])
+        images = [self.open_parts(sample.picture) for sample in samples]
+        return self.batch([self._text(sample) for sample in samples], images)
 
-    def batch(self, texts: Sequence[str], images: Sequence[Image.Image]) -> Any:
-        """The processor's tensors for prompts in the chat template, each with one picture; see `inputs`."""
+    def batch(self, texts: Sequence[str], images: Sequence[Sequence[Image.Image]]) -> Any:
+        """The processor's tensors for prompts in the chat template, each with its pictures; see `inputs`."""
         given = {"return_tensors": "pt", "padding": True, "padding_side": "left", **self.image_kwargs}
         taken = [self.family.processor_text(text) for text in texts]
-        batch = self.processor(text=taken, images=[[image] for image in images], **given)
+        batch = self.processor(text=taken, images=[list(some) for some in images], **given)
         batch.pop("labels", None)  # PaliGemma's, for training
         return batch.to(self.model.device, dtype=self.model.dtype)
 
     def _text(self, sample: Sample) -> str:
         before, prompt = (as_text(self.processor.tokenizer, text) for text in (sample.before, sample.prompt))
-        return insert_before_image(before, self.conversation(prompt), self.processor)
+        return insert_before_image(before, self.conversation(prompt, len(sample.picture.parts)), self.processor)
 
-    def conversation(self, prompt: str) -> str:
-        """A picture and a prompt in the chat template, up to where the model answers."""
+    def conversation(self, prompt: str, count: int = 1) -> str:
+        """A number of pictures and a prompt in the chat template, up to where the model answers."""
         turns: list[dict[str, Any]] = []
         if self.settings.system is not None:
             system = as_text(self.processor.tokenizer, self.settings.system)
             turns.append({"role": "system", "content": [{"type": "text", "text": system}]})
-        turns.append({"role": "user", "content": [{"type": "image"}, {"type": "text", "text": prompt}]})
+        turns.append(user_turn(prompt, count))
         return str(self.processor.apply_chat_template(turns, add_generation_prompt=True))
 
 

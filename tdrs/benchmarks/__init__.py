@@ -64,7 +64,7 @@ def load(
     Args:
         style: the prompt style of the model; the data set's own `prompt` has priority.
         limit_name: the setting that errors about the limit name.
-        accepts: says why the model cannot take a picture of a width and height; "" if it can.
+        accepts: says why the model cannot take a prompt's pictures of these sizes; "" if it can.
 
     Raises:
         SettingError: the source or a column is missing, a row is unusable, or an embedded split has fewer samples.

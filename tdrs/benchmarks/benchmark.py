@@ -10,7 +10,7 @@ import io
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Any, ClassVar, Self
 
 from PIL import Image
@@ -24,11 +24,13 @@ from tdrs.statistics import Interval
 SPLITS = ("tuning", "held_out")
 PLACES = ("between", "before_image")
 LONGEST_GAP = 2048
-Accepts = Callable[[tuple[int, int]], str]  # a picture's width and height → why a model cannot take it; "" if it can
+Size = tuple[int, int]  # a picture's width and height
+# The sizes of a prompt's pictures → why a model cannot take them; "" if it can.
+Accepts = Callable[[Sequence[Size]], str]
 
 
-def anything(size: tuple[int, int]) -> str:
-    """Accept pictures of any size."""
+def anything(sizes: Sequence[Size]) -> str:
+    """Accept any number of pictures of any size."""
     return ""
 
 
@@ -65,6 +67,53 @@ class Picture:
         """A hash of the encoded bytes."""
         return hashlib.sha256(self.read()).hexdigest()[:24]
 
+    @property
+    def parts(self) -> tuple["Picture", ...]:
+        """The pictures that a model gets, in their order: this one."""
+        return (self,)
+
+
+@dataclass(frozen=True)
+class PictureSet(Picture):
+    """The pictures of one prompt, in their order. How many there are is read only when it is needed.
+
+    The digest of several is a hash of their digests. A set of one picture is like that picture.
+
+    Attributes:
+        found: gives the pictures.
+    """
+
+    found: Callable[[], tuple[Picture, ...]]
+
+    @classmethod
+    def of_parts(cls, find: Callable[[], Sequence[Picture]]) -> "PictureSet":
+        """A set from a function that finds its pictures; it is called once."""
+        found = cache(lambda: tuple(find()))
+        return cls(lambda: _bytes_of(found()), found)
+
+    @property
+    def parts(self) -> tuple[Picture, ...]:
+        return self.found()
+
+    @cached_property
+    def digest(self) -> str:
+        return self.parts[0].digest if len(self.parts) == 1 else super().digest
+
+    def open(self, transparency: str = "drop") -> Image.Image:
+        """The decoded picture of a set of one. Raises OSError if there are several; see `parts`."""
+        if len(self.parts) != 1:
+            raise OSError(f"{len(self.parts)} pictures, not one")
+        return self.parts[0].open(transparency)
+
+    def blank(self) -> "PictureSet":
+        """As many grey pictures of the same sizes."""
+        return PictureSet.of_parts(lambda: [part.blank() for part in self.parts])
+
+
+def _bytes_of(parts: Sequence[Picture]) -> bytes:
+    """The bytes of a single picture; of several, their digests."""
+    return parts[0].read() if len(parts) == 1 else " ".join(part.digest for part in parts).encode()
+
 
 @dataclass(frozen=True)
 class Passage(Picture):
@@ -92,12 +141,13 @@ class Passage(Picture):
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One question about one picture.
+    """One question about one picture, or about several.
 
     Attributes:
         id: unique in its split.
         image_id: equal for all questions about one picture; statistics use it as the cluster.
-        prompt: the text of the user's turn after the image.
+        picture: a picture, several in a set, or a passage.
+        prompt: the text of the user's turn after the image, or after the last of several.
         gold: the right answer: an option's letter, a word, the most frequent of ten answers.
         before: text of the user's turn in front of the image.
         options: the possible answers, such as letters, or yes and no; empty if the question is open.
@@ -132,7 +182,13 @@ class Sample:
 
     @property
     def image(self) -> Image.Image:
+        """The decoded picture. Raises OSError if there are several."""
         return self.picture.open()
+
+    @property
+    def images(self) -> list[Image.Image]:
+        """The decoded pictures, in their order."""
+        return [part.open() for part in self.picture.parts]
 
 
 @dataclass(frozen=True, slots=True)
@@ -275,7 +331,7 @@ class Benchmark:
         Args:
             split: `tuning` or `held_out`.
             limit: the most samples; they are a fair draw of whole images. None is all.
-            accepts: says why the model cannot take a picture of a size; "" if it can.
+            accepts: says why the model cannot take a prompt's pictures of these sizes; "" if it can.
 
         Raises:
             SettingError: the source cannot be read, or a row is unusable.

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from tdrs.benchmarks.benchmark import Sample
+from tdrs.benchmarks.benchmark import PictureSet, Sample
 
 WINDOW = 64  # few, so that an image that differs from the others does not wait for long
 COMMON = 0.02  # values that a smaller share of the questions have are counted as one value, "other"
@@ -70,3 +70,14 @@ def _table(images: Sequence[Sequence[Sample]]) -> tuple[np.ndarray, np.ndarray]:
         for trait, count in counted.items():
             table[number, column[trait if trait in common else (trait[0], "")]] += count
     return table[:, table.any(axis=0)], sizes
+
+
+def shared_pictures(samples: Sequence[Sample]) -> list[str]:
+    """A note on pictures that stand in several sets of pictures: their questions are not independent."""
+    names: dict[str, set[str]] = {}
+    for sample in samples:
+        for part in sample.picture.parts if isinstance(sample.picture, PictureSet) else ():
+            names.setdefault(part.digest, set()).add(sample.image_id)
+    count = sum(len(some) > 1 for some in names.values())
+    told = "intervals take these as independent, both splits may have them; a column image_id can join these questions"
+    return [f"{count} pictures are in questions of different image_id: {told}"] if count else []

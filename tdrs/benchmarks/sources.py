@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 import datasets
 
 from tdrs.benchmarks.benchmark import Accepts, Benchmark, Passage, Picture, Sample, Samples, anything
-from tdrs.benchmarks.draw import by_image, fair_order
+from tdrs.benchmarks.draw import by_image, fair_order, shared_pictures
 from tdrs.file_hash import file_hash
 from tdrs.settings import SettingError, check_choice, check_number, first_line
 
@@ -175,7 +175,7 @@ class Pictures:
 
     def __getitem__(self, number: int) -> Picture:
         if number not in self._known:
-            self._known[number] = Picture(lambda: _encoded(self._rows[number].get(self._column), self._folder))
+            self._known[number] = Picture(lambda: encoded(self._rows[number].get(self._column), self._folder))
         return self._known[number]
 
 
@@ -187,7 +187,7 @@ def digest(found: Picture) -> str:
         raise BadRow(first_line(error)) from None
 
 
-def _encoded(value: Any, folder: Path) -> bytes:
+def encoded(value: Any, folder: Path) -> bytes:
     """The encoded picture in a table's cell: bytes, base64 text, a path, a mapping with one of these, or a list of one.
 
     Raises:
@@ -219,21 +219,30 @@ _SIZES: dict[str, tuple[int, int] | str] = {}  # by a picture's digest: its widt
 
 
 def check_picture(found: Picture, accepts: Accepts) -> None:
-    """Raises BadRow if the picture is missing or corrupt, or if the model cannot take its size."""
+    """Raises BadRow if a picture is missing or corrupt, or if the model cannot take their number or a size."""
     if isinstance(found, Passage):
         return
-    key = digest(found)
-    if key not in _SIZES:
-        try:
-            _SIZES[key] = found.open().size
-        except OSError as error:
-            _SIZES[key] = f"a corrupt image ({first_line(error)})"
-    size = _SIZES[key]
-    if isinstance(size, str):
-        raise BadRow(size)
-    refused = accepts(size)
+    digest(found)
+    sizes = []
+    for number, part in enumerate(found.parts, 1):
+        if part.digest not in _SIZES:
+            try:
+                _SIZES[part.digest] = part.open().size
+            except OSError as error:
+                _SIZES[part.digest] = f"a corrupt image ({first_line(error)})"
+        size = _SIZES[part.digest]
+        if isinstance(size, str):
+            raise BadRow(size + which(number, len(found.parts)))
+        sizes.append(size)
+    refused = accepts(sizes)
     if refused:
-        raise BadRow(f"an image of {size[0]} × {size[1]} pixels ({refused})")
+        shown = " and ".join(f"{width} × {height}" for width, height in sizes)
+        raise BadRow(f"{'an image' if len(sizes) == 1 else f'{len(sizes)} images'} of {shown} pixels ({refused})")
+
+
+def which(number: int, count: int) -> str:
+    """Which of several pictures a message is about, in brackets; "" for the only one."""
+    return f" (image {number} of {count})" if count > 1 else ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -352,7 +361,7 @@ class Sourced(Benchmark):
         if limit is not None and len(samples) < limit:
             why = "images are taken whole" if len(found) + len(faults) < len(chosen) else "there are no more"
             notes.append(f"{len(samples)} samples for a limit of {limit}: {why}")
-        return Samples(samples, notes)
+        return Samples(samples, [*notes, *shared_pictures(samples)])
 
 
 def _shown(faults: Mapping[int, str], place: Callable[[int], str]) -> str:

@@ -4,6 +4,7 @@
 """
 
 import re
+import shutil
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -20,7 +21,7 @@ from tdrs.attention.call import Call
 from tdrs.attention.core import blocked
 from tdrs.backbones import Backbone, BackboneSettings
 from tdrs.backbones.families import FAMILIES, family_of
-from tdrs.benchmarks.benchmark import Picture, Sample
+from tdrs.benchmarks.benchmark import Picture, PictureSet, Sample
 from tdrs.configuration import choice, choices
 from tdrs.evaluation import evaluate
 from tdrs.settings import SettingError
@@ -38,6 +39,7 @@ PRESETS = {  # the small model that stands for each preset's weights
     "paligemma2_3b": "paligemma", "pixtral_12b": "pixtral", "qwen2_5_vl_7b": "qwen2_5_vl", "qwen2_vl_7b": "qwen2_vl",
     "qwen3_vl_8b": "qwen3_vl", "smolvlm2_2b": "smolvlm",
 }  # fmt: skip
+WITHOUT_TILES = {"llava_onevision"}  # it encodes several pictures of a prompt otherwise than each alone
 LANGUAGE_MODELS = {"language_model", "smollm2"}  # see tests/benchmarks/test_text.py
 METHOD = TDRS(dc=DC(0.3, 0.7, "absolute"), re=RE(0.4, 1.3, "absolute"), distance="position", pairs="text_to_image")
 ROWS = replace(METHOD, stats_scope="row", distance="index", pairs="all")
@@ -267,6 +269,93 @@ def test_image_tokens_are_as_many_as_the_embeddings(run: Run, size: tuple[int, i
     torch.testing.assert_close(parts, whole, atol=1e-4, rtol=1e-4)
 
 
+def several() -> list[Sample]:
+    """Two questions about two pictures, and one about the first of them alone; the first prompt is padded."""
+    one, other = (sample.picture for sample in samples())
+    larger = Picture.of(other.open().resize((32, 32)))
+    both = PictureSet.of_parts(lambda: [one, larger])
+    asked = [("What color?", both), ("What color is the circle?", both), ("What color?", one)]
+    return [Sample(f"{n}", "", picture, text, text, "red") for n, (text, picture) in enumerate(asked)]
+
+
+def test_several_pictures_of_a_prompt(run: Run) -> None:
+    """Embeddings give the logits of pixels; roles, padding, neighbours and the stages off are as for one picture."""
+    backbone = run.backbone
+    pixels, inputs = backbone.inputs(several()), backbone.model_inputs(several())
+    mask = pixels["attention_mask"].bool()
+    assert not mask.all()
+    image = pixels["input_ids"] == backbone.model.config.image_token_id
+    counts = [len(backbone.image_embeddings(sample.picture)) for sample in several()]
+    assert image.sum(dim=1).tolist() == counts
+    roles: list[torch.Tensor] = []
+    with torch.inference_mode():
+        stock = backbone.model(**inputs).logits
+        torch.testing.assert_close(stock[mask], backbone.model(**pixels).logits[mask], atol=1e-4, rtol=1e-4)
+        with intervene(backbone.model, TDRS(sd=False, dc=None, re=None)):
+            assert torch.equal(backbone.model(**inputs).logits, stock)
+        with intervene(backbone.model, METHOD) as session:
+            execute = session.execute
+            session.execute = lambda call, method: (roles.append(call.roles), execute(call, method))[1]
+            backbone.model(**inputs)
+        with intervene(backbone.model, ROWS):
+            edited = backbone.model(**inputs).logits
+            alone = [backbone.model(**backbone.model_inputs([sample])).logits for sample in several()]
+    assert torch.equal(roles[0] == IMAGE, image)
+    parts = torch.cat([backbone.image_embeddings(part) for part in several()[0].picture.parts])
+    together = backbone.image_embeddings(several()[0].picture)
+    alike = parts.shape == together.shape and torch.allclose(parts, together, atol=1e-4)
+    assert alike == (backbone.settings.name not in WITHOUT_TILES)
+    for row, single in enumerate(alone):
+        torch.testing.assert_close(edited[row, -1], single[0, -1], atol=2e-3, rtol=1e-3)
+    assert not torch.allclose(edited[:, -1], stock[:, -1], atol=1e-3)
+    assert not torch.allclose(stock[0, -1], stock[2, -1], atol=1e-3)  # the second picture is seen
+
+
+def test_common_beginnings_of_several_pictures_change_no_answer(run: Run) -> None:
+    with intervene(run.backbone.model, ROWS):
+        shared, whole = (
+            replace(run.backbone, share_prefixes=share).answer(several(), "gqa") for share in (True, False)
+        )
+    assert [a.text for a in shared] == [a.text for a in whole]
+    assert [a.margin for a in shared] == pytest.approx([a.margin for a in whole], abs=2e-3)
+
+
+def test_positions_of_several_pictures(run: Run) -> None:
+    """M-RoPE: each picture begins after the largest position before it; text continues after its longer side."""
+    inputs = run.backbone.model_inputs(several())
+    if "image_grid_thw" not in inputs:
+        pytest.skip("positions are those of a text")
+    config = run.backbone.model.config
+    merge = config.vision_config.spatial_merge_size
+    found = run.backbone.model._prepare_position_ids_for_generation(inputs["input_ids"], dict(inputs))
+    grids = iter((inputs["image_grid_thw"] // torch.tensor([1, merge, merge])).tolist())
+    for row, (ids, mask) in enumerate(zip(inputs["input_ids"], inputs["attention_mask"], strict=True)):
+        real = ids[mask.bool()].tolist()
+        expected: list[tuple[int, int, int]] = []
+        start = 0
+        while len(expected) < len(real):
+            if real[len(expected)] != config.image_token_id:
+                expected.append((start, start, start))
+                start += 1
+                continue
+            _, height, width = next(grids)
+            expected += [(start, start + y, start + x) for y in range(height) for x in range(width)]
+            start += max(height, width)
+        assert found[-3:, row, mask.bool()].T.tolist() == [list(one) for one in expected]
+
+
+def test_a_model_of_one_picture_a_prompt_is_named_before_it_is_loaded(run: Run, tmp_path: Path) -> None:
+    settings = run.backbone.settings
+    sizes = [(32, 16), (32, 32)]
+    assert settings.accepts(sizes) == ""
+    folder = tmp_path / "model"
+    shutil.copytree(settings.folder, folder)
+    (folder / "chat_template.jinja").write_text("<image>")
+    limited = replace(settings, source=str(folder))
+    assert limited.accepts(sizes) == "the chat template has a place for one"
+    assert limited.accepts(sizes[:1]) == ""
+
+
 def test_the_documents_table_says_what_the_models_are() -> None:
     """Each row is a small model and the presets of its family; windows, directions and pieces are as it says."""
     page = (ROOT / "docs" / "reference" / "families.md").read_text()
@@ -277,12 +366,13 @@ def test_the_documents_table_says_what_the_models_are() -> None:
     ]
     listed: list[str] = []
     presets: list[str] = []
-    for names, kind, decoder, pieces in rows:
+    for names, kind, decoder, pieces, several in rows:
         (model_type,) = re.findall(r"`(\w+)`", kind)
         name = (re.findall(r"\((\w+)\)", kind) or [model_type])[0]
         family = family_of(model_type)
         listed.append(name)
-        assert (pieces.strip() == "yes") == family.reads_in_pieces, kind
+        assert (pieces == "yes") == family.reads_in_pieces, kind
+        assert several.strip() == ("yes, without tiles" if name in WITHOUT_TILES else "yes"), kind
         assert ("no adapter" in kind) == (not family.model_type), kind
         small = SMALL.get(name)
         assert ("both directions" in decoder) == bool(small and small.both_ways), kind

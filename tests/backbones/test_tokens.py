@@ -314,22 +314,22 @@ def test_every_family_takes_or_refuses_pictures_of_any_size(name: str) -> None:
     sample = benchmarks.load(benchmarks.from_settings({"name": "mini_pope"}), "tuning", 8)[0]
     taken = 0
     for size in ((1, 1), (2, 3), (1, 60), (60, 1), (28, 28), (3000, 40), (17, 900), (1, 20000), (400, 1)):
-        if backbone.settings.accepts(size) == "":
+        if backbone.settings.accepts([size]) == "":
             picture = Picture.of(Image.new("RGB", size, "red"))
             assert backbone.answer([replace(sample, picture=picture)], "pope")[0].text is not None
             taken += 1
     assert taken >= 3
-    assert backbone.settings.accepts((400, 300)) == ""
+    assert backbone.settings.accepts([(400, 300)]) == ""
     if name == "mini_qwen2_5_vl":
-        assert "aspect ratio" in backbone.settings.accepts((400, 1))
+        assert "aspect ratio" in backbone.settings.accepts([(400, 1)])
 
 
 def test_a_processor_that_changes_is_read_anew(tmp_path: Path) -> None:
     folder = tmp_path / "model"
     shutil.copytree(EMBEDDED / "mini_qwen2_5_vl", folder)
     settings = BackboneSettings(name="mine", source=str(folder), device="cpu")
-    assert settings.accepts((28, 28)) == ""
+    assert settings.accepts([(28, 28)]) == ""
     for path in folder.glob("*processor_config.json"):
         path.write_text("{")
     with pytest.raises(SettingError, match=r"backbone\.source"):
-        settings.accepts((28, 28))
+        settings.accepts([(28, 28)])

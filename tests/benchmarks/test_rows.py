@@ -2,6 +2,7 @@
 
 import base64
 import io
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -244,8 +245,8 @@ def test_a_size_that_the_model_cannot_take_is_a_bad_row(tmp_path: Path) -> None:
     datasets.Dataset.from_list(rows, features=scienceqa.FEATURES).to_parquet(tmp_path / "rows.parquet")
     settings = {"name": "scienceqa", "source": str(tmp_path / "rows.parquet"), "config": None}
 
-    def accepts(size: tuple[int, int]) -> str:
-        return "too long" if max(size) > 200 * min(size) else ""
+    def accepts(sizes: Sequence[tuple[int, int]]) -> str:
+        return "too long" if any(max(size) > 200 * min(size) for size in sizes) else ""
 
     with pytest.raises(SettingError, match=r"row 1 has an image of 400 × 1 pixels \(too long\)"):
         benchmarks.load(benchmarks.from_settings(settings), "held_out", accepts=accepts)
