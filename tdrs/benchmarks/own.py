@@ -3,14 +3,27 @@
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, ClassVar, NamedTuple
 
 from tdrs.benchmarks import pope, prompts
-from tdrs.benchmarks.benchmark import Accepts, Picture, Record, Rule, Sample, Samples, anything, mean_score
+from tdrs.benchmarks.benchmark import Accepts, Picture, PictureSet, Record, Rule, Sample, Samples, anything, mean_score
 from tdrs.benchmarks.own_rules import ANSWER_AS, RULES, check_answers, chosen, number_rule
 from tdrs.benchmarks.prompts import LETTERS
-from tdrs.benchmarks.sources import BadRow, Context, Pictures, Sourced, Unique, digest, in_split, name_of, text
-from tdrs.benchmarks.tables import BROKEN, columns_of, open_table
+from tdrs.benchmarks.sources import (
+    BadRow,
+    Context,
+    Pictures,
+    Sourced,
+    Unique,
+    digest,
+    encoded,
+    in_split,
+    name_of,
+    text,
+    which,
+)
+from tdrs.benchmarks.tables import BROKEN, COMMAS, columns_of, open_table
 from tdrs.settings import SettingError, check_choice, check_number
 from tdrs.statistics import Interval
 
@@ -20,6 +33,65 @@ class Fields(NamedTuple):
 
     at: Mapping[str, str]
     cells: Mapping[str, Any]
+
+
+class PictureLists(Pictures):
+    """The pictures of a table whose cells may have several each.
+
+    Args:
+        separator: stands between the pictures of one cell, in a table whose cells are texts; "" in others.
+    """
+
+    def __init__(self, rows: Any, source: str, column: str, separator: str) -> None:
+        super().__init__(rows, source, column)
+        self._separator = separator
+
+    def __getitem__(self, number: int) -> Picture:
+        if number not in self._known and self._may_have_several(number):
+            self._known[number] = PictureSet.of_parts(partial(self._parts, number))
+        return super().__getitem__(number)
+
+    def _may_have_several(self, number: int) -> bool:
+        features = getattr(self._rows, "features", None)
+        if features is None:  # a text file, whose rows are in memory
+            value = self._rows[number].get(self._column)
+            return isinstance(value, list) or self._marked(value)
+        kind = features[self._column]  # of Parquet; a row is read only when it is needed
+        return hasattr(kind, "feature") or getattr(kind, "dtype", "") in ("string", "large_string")
+
+    def _marked(self, value: Any) -> bool:
+        """Whether a text may name several pictures."""
+        marked = isinstance(value, str) and (value.startswith("[") or (self._separator and self._separator in value))
+        return bool(marked)
+
+    def _parts(self, number: int) -> list[Picture]:
+        count = len(self._cells(number))
+        return [Picture(partial(self._encoded, number, place, count)) for place in range(count)]
+
+    def _encoded(self, number: int, place: int, count: int) -> bytes:
+        try:
+            return encoded(self._cells(number)[place], self._folder)
+        except OSError as error:
+            raise OSError(f"{error}{which(place + 1, count)}") from None
+
+    def _cells(self, number: int) -> list[Any]:
+        """The values of the pictures in a cell: those of a list, of a JSON list, or of texts with separators."""
+        value = self._rows[number].get(self._column)
+        if self._marked(value):
+            value = self._split(value)
+        return (value or [None]) if isinstance(value, list) else [value]
+
+    def _split(self, value: str) -> Any:
+        try:
+            encoded(value, self._folder)
+        except OSError:
+            pass
+        else:
+            return value  # the name of one file
+        try:
+            return json.loads(value) if value.startswith("[") else [one.strip() for one in value.split(self._separator)]
+        except ValueError:
+            return value
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +113,7 @@ class Tabled(Sourced):
         tolerance: of the rule `number`, a share of the right number, from 0 to 1.
         answer_as: how the right choice is named: by its `letter`, its `text`, its `index` from 0 or its `number` from
             1; `auto` is a letter or a text.
-        separator: stands between answers, or choices, in one cell of a CSV file.
+        separator: stands between answers, choices or pictures in one cell of a CSV file.
         tuning, held_out: the values of the column `split` whose rows are the tuning and the held-out split.
         tuning_share: without a column `split`, this share of the images, chosen by a hash of their names, is the tuning
             split, and the others are held out; 0 holds all out.
@@ -129,7 +201,7 @@ class Tabled(Sourced):
             rows = rows.remove_columns("image") if "image" in rows.column_names else rows
             rows = rows.rename_column(column, "image")
             column = "image"
-        found = Pictures(rows, self.source, column)
+        found = PictureLists(rows, self.source, column, self.separator if self._in_texts else "")
         return rows, lambda number, row: found[number]
 
     def _check_columns(self, at: Mapping[str, str], names: Sequence[str]) -> None:
@@ -215,6 +287,11 @@ class Tabled(Sourced):
             return prompts.scienceqa(style, question, choices, context=context)
         return (prompts.pope if self.rule == "yes_no" else prompts.gqa)(style, question, context)
 
+    @property
+    def _in_texts(self) -> bool:
+        """Whether the cells of the table are texts alone."""
+        return self.source.lower().endswith(COMMAS)
+
     def _listed(self, value: Any, name: str) -> tuple[str, ...]:
         """The texts of a cell: a list, a text, a number, or in CSV several texts; raises BadRow."""
         if isinstance(value, str) and value.lstrip().startswith("["):
@@ -222,7 +299,7 @@ class Tabled(Sourced):
                 value = json.loads(value)
             except ValueError:
                 raise BadRow(f"{name} {value[:40]!r}, a list that is not JSON") from None
-        if isinstance(value, str) and self.source.lower().endswith((".csv", ".tsv")):
+        if isinstance(value, str) and self._in_texts:
             value = value.split(self.separator)
         if isinstance(value, int | float) and not isinstance(value, bool):
             value = f"{value:.15g}"

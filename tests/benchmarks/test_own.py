@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import pytest
 from PIL import Image
 
 from tdrs import benchmarks
-from tdrs.benchmarks.benchmark import Benchmark, Samples
+from tdrs.benchmarks.benchmark import Benchmark, Picture, Samples
 from tdrs.benchmarks.own_rules import normalised
 from tdrs.configuration import compose, plain
 from tdrs.evaluation import plan
@@ -79,6 +80,82 @@ def test_all_formats_give_the_same_samples(folder: Path, tmp_path: Path) -> None
     assert [sample.id for sample in samples[:2]] == ["red0", "red1"]
     assert len({sample.image_id for sample in samples}) == 6  # the picture's content, where no column names it
     assert samples[0].image.getpixel((0, 0)) == (255, 0, 0)
+
+
+def test_several_pictures_in_every_format(folder: Path) -> None:
+    names = [["red"], ["red", "green"], ["green", "red"], ["blue", "blue", "white"]]
+    paths = [[f"pictures/{name}.png" for name in some] for some in names]
+    table = [{"id": str(n), "image": some, "question": f"What, {n}?", "answer": "x"} for n, some in enumerate(paths)]
+    lines = write(folder, table, "several.jsonl")
+    texts = write(folder, [{**row, "image": json.dumps(row["image"])} for row in table], "several_texts.jsonl")
+    cells = folder / "several.csv"
+    quoted = "".join(f'{r["id"]},{" ; ".join(r["image"])},"{r["question"]}",x\n' for r in table)
+    cells.write_text(f"id,image,question,answer\n{quoted}")
+    as_bytes = [{**row, "image": [(folder / path).read_bytes() for path in row["image"]]} for row in table]
+    sources = {"lines": lines, "texts": texts, "csv": cells}
+    for name, made in (("paths", table), ("bytes", as_bytes)):
+        sources[name] = folder / f"several_{name}.parquet"
+        datasets.Dataset.from_list(made).to_parquet(sources[name])
+    structs = [{**row, "image": [{"bytes": one, "path": None} for one in row["image"]]} for row in as_bytes]
+    features = datasets.Features({name: datasets.Value("string") for name in ("id", "question", "answer")})
+    features["image"] = datasets.List(datasets.Image())
+    sources["images"] = folder / "several_images.parquet"
+    datasets.Dataset.from_list(structs, features=features).to_parquet(sources["images"])
+    contents = {name: load(source, separator=";").content for name, source in sources.items()}
+    assert len(set(contents.values())) == 1, contents
+    samples = load(lines)
+    corners = [[image.getpixel((0, 0)) for image in sample.images] for sample in samples]
+    assert corners[1] == [(255, 0, 0), (0, 128, 0)]
+    assert corners[2] == corners[1][::-1]
+    assert [len(sample.picture.parts) for sample in samples] == [1, 2, 2, 3]
+    assert len({sample.image_id for sample in samples}) == 4  # another order is another set
+    assert samples[0].picture.digest == Picture((folder / paths[0][0]).read_bytes).digest
+    assert samples.notes == [
+        "2 pictures are in questions of different image_id: intervals take these as independent, "
+        "both splits may have them; a column image_id can join these questions"
+    ]
+    grey = load(lines, blank=True)[1].images
+    assert [(image.size, image.getpixel((0, 0))) for image in grey] == [((40, 40), (165, 165, 165))] * 2
+
+
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [
+        ([], "no image"),
+        (["pictures/red.png", None], r"no image \(image 2 of 2\)"),
+        (["pictures/red.png", "gone.png"], r"no image: 'gone.png' is no file in \S+, and not base64 \(image 2 of 2\)"),
+        (["questions.jsonl", "pictures/red.png"], r"a corrupt image \(.*\) \(image 1 of 2\)"),
+        (["pictures/red.png", 3], r"an image of type int \(image 2 of 2\)"),
+        ('["pictures/red.png"', "no image: "),
+        ("pictures/red.png|pictures/green.png", "no image: "),  # a separator is for CSV alone
+    ],
+)
+def test_a_bad_picture_of_several_is_named(value: Any, said: str, folder: Path) -> None:
+    write(folder, rows())
+    row = {"image": value, "question": "What?", "answer": "red"}
+    with pytest.raises(SettingError, match=rf"1 unusable of 1 rows: row 0 \(line 1\) has {said}"):
+        load(write(folder, [row], "bad.jsonl"))
+
+
+def test_a_file_whose_name_has_the_separator_is_one_picture(folder: Path) -> None:
+    Image.new("RGB", (40, 40), "red").save(folder / "a|b.png")
+    Image.new("RGB", (40, 40), "red").save(folder / "[1].png")
+    path = folder / "marks.csv"
+    path.write_text("image,question,answer\na|b.png,What?,red\n[1].png,Who?,red\n")
+    assert [len(sample.picture.parts) for sample in load(path)] == [1, 1]
+
+
+def test_a_model_of_one_picture_leaves_out_rows_of_several(folder: Path) -> None:
+    source = write(folder, [{**rows()[0], "image": ["pictures/red.png", "pictures/green.png"]}, rows()[1]], "two.jsonl")
+
+    def accepts(sizes: Sequence[tuple[int, int]]) -> str:
+        return "it takes one" if len(sizes) > 1 else ""
+
+    with pytest.raises(
+        SettingError, match=r"row 0 \(line 1\) has 2 images of 40 × 40 and 40 × 40 pixels \(it takes one\)"
+    ):
+        benchmarks.load(own(source), "held_out", accepts=accepts)
+    assert len(benchmarks.load(own(source, bad_rows="skip"), "held_out", accepts=accepts)) == 1
 
 
 def test_another_row_or_picture_is_another_cache_key(folder: Path, tmp_path: Path) -> None:
