@@ -10,6 +10,7 @@ import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from itertools import groupby
 from typing import Any
 
@@ -21,7 +22,7 @@ from tqdm import tqdm
 from tdrs import backbones, commands
 from tdrs.attention.intervene import intervene
 from tdrs.benchmarks import Sample
-from tdrs.benchmarks.benchmark import Picture
+from tdrs.benchmarks.benchmark import Picture, PictureSet
 from tdrs.benchmarks.lmms_request import Question, cut, encode, length_of, not_greedy, question_of
 from tdrs.benchmarks.sources import BadRow
 from tdrs.configuration import check, compose, plain
@@ -155,11 +156,15 @@ class SimpleModel(lmms):  # type: ignore[misc]
             question = self._question(request, self._row(request))
         except BadRow as error:
             raise SettingError("tasks", request.task_name, f"row {request.doc_id} has {error}") from None
-        data = encode(question.image)
+        fault = self.plan.backbone.accepts([image.size for image in question.images])
+        if fault:
+            many = "an image" if len(question.images) == 1 else f"{len(question.images)} images"
+            raise SettingError("tasks", request.task_name, f"row {request.doc_id} has {many} ({fault})")
+        parts = [Picture(partial(encode, image)) for image in question.images]
         return Sample(
             id=f"{request.task_name} {request.doc_id}",
             image_id="",
-            picture=Picture(lambda: data),
+            picture=PictureSet.of_parts(lambda: parts),
             question=question.prompt,
             prompt=question.prompt,
             gold="",

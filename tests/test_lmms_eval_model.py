@@ -89,6 +89,33 @@ def test_rated_answers_are_those_of_our_evaluation(mini_llava: Backbone, tmp_pat
     assert theirs["results"]["copy"]["acc,none"] == ours.metrics["acc"] == ours.metrics["accuracy"]
 
 
+def test_several_pictures_of_a_request(mini_llava: Backbone, tmp_path: Path) -> None:
+    """Its evaluator gets what ours gives; all pictures stand in front of the text."""
+    choices = {f"choice_{letter}": f"is {letter}" for letter in "abcd"}
+    rows = [
+        {"image": [draw(n), draw(n + 1)][: 1 + n % 2], "question": f"Are {n} the same?", "answer": "ABCD"[n % 4]}
+        | {"data_type": "image", "question_id": str(n), **choices}
+        for n in range(6)
+    ]
+    features = {
+        "image": datasets.List(PICTURE),
+        "question": TEXT,
+        "answer": TEXT,
+        "data_type": TEXT,
+        "question_id": TEXT,
+    }
+    write(rows, {**features, **dict.fromkeys(choices, TEXT)}, tmp_path / "test-0.parquet")
+    theirs = evaluated(model_of("backbone=mini_llava,intervention=tdrs"), "seedbench", tmp_path / "test-0.parquet")
+    settings = {"name": "lmms_eval", "task": "seedbench", "source": str(tmp_path), "tuning_share": 0}
+    benchmark = benchmarks.from_settings(settings)
+    samples = benchmarks.load(benchmark, "held_out")
+    assert [len(sample.images) for sample in samples] == [1, 2] * 3
+    assert samples[1].images[1].getpixel((0, 0)) == draw(2).getpixel((0, 0))
+    ours = evaluate(mini_llava, benchmark, samples, TDRS(), batch_size=8)
+    said = {sample["doc_id"]: sample["resps"][0][0] for sample in theirs["samples"]["copy"]}
+    assert [said[int(record.id)] for record in ours.records] == [record.prediction for record in ours.records]
+
+
 @pytest.mark.parametrize(
     ("arguments", "named"),
     [

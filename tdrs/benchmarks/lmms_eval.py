@@ -1,4 +1,4 @@
-"""Any task of lmms-eval about single pictures, with its own prompts, filters, metrics and aggregates.
+"""Any task of lmms-eval about pictures, with its own prompts, filters, metrics and aggregates.
 
 A row becomes a sample. The values that the task computes from an answer are kept in its record (`Record.found`), so the
 metrics are computed from records alone, without the data.
@@ -94,7 +94,7 @@ class LmmsEval(Sourced):
         pictures: dict[int, Picture] = {}
 
         def make(number: int, row: Any, context: Context) -> Sample:
-            picture = pictures.setdefault(number, Picture(lambda: lmms_request.encode(task.ask(number).image)))
+            picture = pictures.setdefault(number, task.picture(number))
             before, prompt = task.prompt(number)
             in_front, between = context(images[number])
             rated = task.rated(number)

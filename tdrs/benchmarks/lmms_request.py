@@ -1,6 +1,7 @@
 """What a request of lmms-eval asks, in the terms of a sample, for its tasks as a data set and for its own evaluator."""
 
 import io
+import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -14,19 +15,23 @@ ENDS = ("until", "stop_sequences")  # settings of generation that name texts whi
 _WITHOUT_EFFECT = {"do_sample", "image_aspect_ratio", "seed", "top_k", "top_p"}
 
 
+# What stands for a picture in the text of a question; llava_hf and others put the picture there.
+_PLACE = re.compile(r"<image(?: \d+)?>")
+
+
 class Question(NamedTuple):
-    """What one request asks: the text in front of the image, the text behind it, and the image."""
+    """What one request asks: the text in front of the images, the text behind them, and the images."""
 
     before: str
     prompt: str
-    image: Image.Image
+    images: tuple[Image.Image, ...]
 
 
 def question_of(messages: Any) -> Question:
     """The question that messages of lmms-eval ask.
 
     Raises:
-        BadRow: it is not one turn of the user with texts and exactly one picture.
+        BadRow: it is not one turn of the user with texts and pictures, or text stands between two pictures.
     """
     if not isinstance(messages, list) or len(messages) != 1 or messages[0].get("role") != "user":
         roles = [one.get("role") for one in messages] if isinstance(messages, list) else messages
@@ -35,15 +40,21 @@ def question_of(messages: Any) -> Question:
     parts = [{"type": "text", "text": parts}] if isinstance(parts, str) else parts
     other = [part["type"] for part in parts if part["type"] not in ("text", "image")]
     at = [number for number, part in enumerate(parts) if part["type"] == "image"]
-    if other or len(at) != 1:
-        raise BadRow(f"a part of type {other[0]}" if other else f"{len(at)} pictures, not one")
-    image = parts[at[0]]["url"]
-    if not isinstance(image, Image.Image):
-        raise BadRow(f"a picture of type {type(image).__name__}")
-    texts = [
-        "".join(part["text"] for part in some if part["type"] == "text") for some in (parts[: at[0]], parts[at[0] :])
-    ]
-    return Question(texts[0], texts[1], image)
+    if other or not at:
+        raise BadRow(f"a part of type {other[0]}" if other else "no picture")
+    images = tuple(parts[number]["url"] for number in at)
+    for image in images:
+        if not isinstance(image, Image.Image):
+            raise BadRow(f"a picture of type {type(image).__name__}")
+    before, between, behind = (
+        "".join(part["text"] for part in some if part["type"] == "text")
+        for some in (parts[: at[0]], parts[at[0] : at[-1]], parts[at[-1] :])
+    )
+    if between.strip():
+        raise BadRow(f"text between its {len(at)} pictures, which must stand together")
+    if len(at) > 1 and (mark := _PLACE.search(before + behind)):
+        raise BadRow(f"{mark[0]!r} in its text, which gives each of its {len(at)} pictures a place")
+    return Question(before, behind, images)
 
 
 def encode(image: Image.Image) -> bytes:

@@ -9,13 +9,14 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
 import datasets
 
+from tdrs.benchmarks.benchmark import Picture, PictureSet
 from tdrs.benchmarks.lmms_definition import Definition, definition, quiet
 from tdrs.benchmarks.lmms_request import Question, encode, question_of
 from tdrs.benchmarks.sources import BadRow, open_rows
@@ -42,19 +43,31 @@ class Task:
     encoded: datasets.Dataset
 
     def image_name(self, number: int) -> str:
-        """A name for the image of a row: a hash of its pictures as they are stored, or of the one that is asked."""
+        """A name for the image of a row: a hash of its pictures as they are stored, or of those that are asked."""
         stored = [self.encoded[number][name] for name in _media(self.encoded)]
         if not stored:
-            return hash_of(encode(self.ask(number).image))
+            asked = [encode(image) for image in self.ask(number).images]
+            return hash_of(asked if len(asked) > 1 else asked[0])
         cells = [cell for value in stored for cell in (value if isinstance(value, list) else [value])]
         return hash_of([_stored(cell) for cell in cells])
 
     def ask(self, number: int) -> Question:
-        """What a row asks, with its picture decoded. Raises BadRow if it is not one question about one picture."""
+        """What a row asks, with its pictures decoded. Raises BadRow if it is not one question about pictures."""
         return _asked(self, number)
 
+    def picture(self, number: int) -> Picture:
+        """The picture of a row, or several; they are decoded when they are needed."""
+
+        def find() -> list[Picture]:
+            return [Picture(partial(part, place)) for place in range(len(self.ask(number).images))]
+
+        def part(place: int) -> bytes:
+            return encode(self.ask(number).images[place])
+
+        return PictureSet.of_parts(find)
+
     def prompt(self, number: int) -> tuple[str, str]:
-        """The text in front of the picture and the text behind it. The picture is read only if the task needs it."""
+        """The text in front of the pictures and the text behind them. They are read only if the task needs it."""
         if self.task.config.doc_to_messages is None:
             return "", self._text(number)
         return self.ask(number)[:2]

@@ -8,11 +8,14 @@ from typing import Any
 import datasets
 import numpy as np
 import pytest
-from PIL import ImageFile
+from PIL import Image, ImageFile
 
 from tdrs import benchmarks
+from tdrs.benchmarks.lmms_request import question_of
+from tdrs.benchmarks.sources import BadRow
 from tests.benchmarks import lmms_rows
 
+PICTURE = Image.new("RGB", (8, 8))
 lmms_eval = pytest.importorskip("lmms_eval", reason="lmms-eval is not installed")
 
 
@@ -95,3 +98,31 @@ def test_records_give_what_its_evaluator_prints(name: str, tmp_path: Path, monke
         assert text["text"] == sample.prompt
         assert np.array_equal(np.asarray(image["url"]), np.asarray(sample.image))
     assert len({record.score for record in records}) > 1
+
+
+@pytest.mark.parametrize(
+    ("parts", "said"),
+    [
+        (["a", PICTURE, "b", PICTURE], "text between its 2 pictures, which must stand together"),
+        ([PICTURE, PICTURE, "what is in <image 2>?"], "'<image 2>' in its text, which gives each of its 2 pictures"),
+        (["a"], "no picture"),
+        ([3], "a picture of type int"),
+    ],
+)
+def test_a_question_that_cannot_be_asked(parts: list[Any], said: str) -> None:
+    with pytest.raises(BadRow, match=said):
+        question_of(turn(parts))
+
+
+def test_pictures_that_stand_together() -> None:
+    before, prompt, images = question_of(turn(["Look: ", PICTURE, PICTURE, "what?"]))
+    assert (before, prompt, images) == ("Look: ", "what?", (PICTURE, PICTURE))
+    assert question_of(turn([PICTURE, "what is in <image 1>?"])).prompt == "what is in <image 1>?"
+
+
+def turn(parts: list[Any]) -> list[Any]:
+    """A turn of the user with texts and pictures."""
+    content = [
+        {"type": "text", "text": part} if isinstance(part, str) else {"type": "image", "url": part} for part in parts
+    ]
+    return [{"role": "user", "content": content}]
