@@ -79,9 +79,11 @@ def attention_maps(outcome: Outcome, number: int = 0, gain: str = "logits") -> A
     check_choice("gain", gain, ("logits", "weights"))
     backbone, samples = first_condition(outcome, number + 1)
     sample = samples[number]
-    inputs = backbone.inputs([sample])
     if not backbone.reads_pictures:
         raise SettingError("backbone", backbone.settings.name, "reads text alone; there is no map over a picture")
+    if (count := len(sample.picture.parts)) > 1:
+        raise SettingError("number", number, f"its prompt has {count} pictures, so there is no single map")
+    inputs = backbone.inputs([sample])
     image = backbone.image_tokens(inputs)[0].nonzero()[:, 0].cpu()
     rows, columns = backbone.prompts.family.token_grid(backbone.model.config, inputs, len(image))
     maps: list[AttentionMap] = []

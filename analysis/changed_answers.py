@@ -5,8 +5,11 @@ import io
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
+from PIL import Image
+
 from tdrs.analysis.evidence import Evidence
 from tdrs.benchmarks import Record, Sample
+from tdrs.benchmarks.benchmark import Passage
 from tdrs.configuration import with_settings
 from tdrs.evaluation import plan
 from tdrs.records import Records
@@ -14,7 +17,7 @@ from tdrs.results import check_same_samples
 from tdrs.sweeps.trial import STOCK, Outcome, Trial
 
 SHOWN = 3  # samples of a row that are shown, of each kind
-THUMBNAIL = 160  # pixels
+THUMBNAIL, BETWEEN = 160, 4  # pixels: the side of a picture, and what is between two of them
 
 
 class ChangedAnswer(NamedTuple):
@@ -80,7 +83,7 @@ def _samples(outcome: Outcome, trial: Trial) -> dict[str, Sample]:
 
 def _answer(kind: str, before: Record, after: Record, samples: Mapping[str, Sample]) -> ChangedAnswer:
     sample = samples.get(before.id)
-    prompt = f"{sample.before}[image] {sample.prompt}" if sample else before.question
+    prompt = f"{sample.before}{'[image] ' * len(sample.picture.parts)}{sample.prompt}" if sample else before.question
     if len(prompt) > 600:
         prompt = f"{prompt[:250]} […] {prompt[-250:]}"
     picture = _thumbnail(sample) if sample else ""
@@ -88,9 +91,24 @@ def _answer(kind: str, before: Record, after: Record, samples: Mapping[str, Samp
 
 
 def _thumbnail(sample: Sample) -> str:
-    image = sample.image
-    image.thumbnail((THUMBNAIL, THUMBNAIL))
+    """The sample's pictures side by side, as a data address; "" for a passage."""
+    if isinstance(sample.picture, Passage):
+        return ""
+    images = sample.images
+    for one in images:
+        one.thumbnail((THUMBNAIL, THUMBNAIL))
+    image = images[0] if len(images) == 1 else _side_by_side(images)
     buffer = io.BytesIO()
     image.save(buffer, "PNG" if image.width < THUMBNAIL else "JPEG")
     kind = "png" if image.width < THUMBNAIL else "jpeg"
     return f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode()}"
+
+
+def _side_by_side(images: Sequence[Image.Image]) -> Image.Image:
+    width = sum(image.width for image in images) + BETWEEN * (len(images) - 1)
+    whole = Image.new("RGB", (width, max(image.height for image in images)), "white")
+    left = 0
+    for image in images:
+        whole.paste(image, (left, 0))
+        left += image.width + BETWEEN
+    return whole

@@ -8,12 +8,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from tdrs import DC, TDRS, __version__, backbones, benchmarks, checked_file
 from tdrs.analysis import attention, decay
 from tdrs.analysis.attention_weights import Unedited, record_weights
 from tdrs.analysis.figure import stored_measurement
+from tdrs.backbones import Backbone
 from tdrs.backbones.families import family_of
+from tdrs.benchmarks.benchmark import Picture, PictureSet, Sample
 from tdrs.configuration import compose, plain, with_settings
 from tdrs.evaluation import plan
 from tdrs.settings import SettingError
@@ -55,6 +58,14 @@ def test_unedited_weights_are_eager_attentions(name: str) -> None:
     for (_, weights), own in zip(found, output.attentions, strict=True):
         for row in range(len(samples)):
             torch.testing.assert_close(weights[row][:, real[row]], own[row][:, real[row]], atol=1e-5, rtol=1e-4)
+
+
+def test_there_is_no_map_over_several_pictures(monkeypatch: pytest.MonkeyPatch, mini_llava: Backbone) -> None:
+    parts = [Picture.of(Image.new("RGB", (8, 8), color)) for color in ("red", "blue")]
+    sample = Sample("0", "", PictureSet.of_parts(lambda: parts), "?", "?", "yes")
+    monkeypatch.setattr(attention, "first_condition", lambda *_: (mini_llava, [sample]))
+    with pytest.raises(SettingError, match="number = 0: its prompt has 2 pictures, so there is no single map"):
+        attention.attention_maps(None)
 
 
 def test_weights_by_distance_are_means_over_pairs() -> None:

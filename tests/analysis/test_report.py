@@ -1,6 +1,8 @@
 """From stored records to evidence, tables and the page: right numbers, right words, nothing from the network."""
 
+import base64
 import csv
+import io
 import math
 import re
 from pathlib import Path
@@ -8,11 +10,14 @@ from typing import Any
 
 import pytest
 from mlflow.tracking import MlflowClient
+from PIL import Image
 
 from tdrs import backbones, published
 from tdrs import evaluation as evaluation_module
 from tdrs.analysis import distance, evidence, report, summary, tables
+from tdrs.analysis.changed_answers import _thumbnail
 from tdrs.benchmarks import mini_textvqa, pope
+from tdrs.benchmarks.benchmark import Passage, Picture, PictureSet, Sample
 from tdrs.configuration import compose, plain
 from tdrs.records import Records
 from tdrs.statistics import holm, mcnemar, sign_flip
@@ -34,6 +39,17 @@ def made(output: Path, datasets: Any = ("mini_scienceqa", "mini_pope")) -> Outco
     config = configuration(output, "search=compare", axes={"dataset": list(datasets)}, methods=METHODS, budget=3)
     config["preset"] = {"tuning": 8, "held_out": 40}
     return Study(config, Tracker("none", output), command="python -m tdrs.sweep +experiment=mine").run()
+
+
+def test_thumbnails_show_all_pictures_of_a_sample() -> None:
+    parts = [Picture.of(Image.new("RGB", size, "red")) for size in ((40, 30), (400, 200))]
+    one, several = parts[0], PictureSet.of_parts(lambda: parts)
+    sizes = []
+    for picture in (one, several):
+        address = _thumbnail(Sample("0", "", picture, "?", "?", "yes"))
+        sizes.append(Image.open(io.BytesIO(base64.b64decode(address.partition(",")[2]))).size)
+    assert sizes == [(40, 30), (40 + 4 + 160, 80)]
+    assert _thumbnail(Sample("0", "", Passage.of_text("a text"), "?", "?", "yes")) == ""
 
 
 def test_evidence_is_what_the_tests_say_of_the_records(tmp_path: Path, pretended: list[str]) -> None:
