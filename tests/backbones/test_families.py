@@ -295,7 +295,12 @@ def test_several_pictures_of_a_prompt(run: Run) -> None:
             assert torch.equal(backbone.model(**inputs).logits, stock)
         with intervene(backbone.model, METHOD) as session:
             execute = session.execute
-            session.execute = lambda call, method: (roles.append(call.roles), execute(call, method))[1]
+
+            def keep(call: Call, method: Any) -> torch.Tensor:
+                roles.append(call.roles)
+                return execute(call, method)
+
+            session.execute = keep
             backbone.model(**inputs)
         with intervene(backbone.model, ROWS):
             edited = backbone.model(**inputs).logits
