@@ -118,6 +118,23 @@ def check_effect(axes: Mapping[str, Any], cache_keys: Sequence[Sequence[str]]) -
                 raise SettingError(f"search.axes.{name}", axis, allowed)
 
 
+def check_tuned(points: Sequence[Request], key: Callable[[Request], str]) -> None:
+    """Raises SettingError if there is nothing to tune: all points that a name may have are the stock model.
+
+    Args:
+        points: what may be requested, at all conditions.
+        key: the cache key of a request.
+    """
+    unedited: dict[str, set[bool]] = {}
+    for one in points:
+        if one.split == "tuning" and one.name != STOCK:
+            same = key(one) == key(stock("tuning", one.condition))
+            unedited.setdefault(one.name, set()).add(same)
+    for name, found in unedited.items():
+        if found == {True}:
+            raise SettingError("search", name, "every point of its space is the stock model: there is nothing to tune")
+
+
 def by_dataset(value: Any, dataset: str) -> Any:
     """A value on a data set. It may be a mapping of values by benchmark (`pope`, also for its twin) and `other`.
 

@@ -36,7 +36,7 @@ from . import protocol
 from .executor import WAIT, Executor, Inline, Progress, measure
 from .folder import study_folder, study_key
 from .job import Job, Jobs, Results
-from .protocol import check_effect, conditions
+from .protocol import check_effect, check_tuned, conditions
 from .ray_executor import RayExecutor
 from .sinks import Log
 from .storage import check_study, open_storage
@@ -93,8 +93,10 @@ class Study:
         self.asked = 0
         self.planned: dict[str, Job] = {}
         dataset = config["dataset"]["name"]
-        possible = [self.protocol.possible(condition, dataset) for condition in conditions(self.protocol.axes)]
-        check_effect(self.protocol.axes, [[self.jobs.of(one).cache_key for one in some] for some in possible])
+        points = [list(self.protocol.possible(condition, dataset)) for condition in conditions(self.protocol.axes)]
+        keys = [[self.jobs.of(one).cache_key for one in some] for some in points]
+        check_effect(self.protocol.axes, keys)
+        check_tuned([one for some in points for one in some], lambda one: self.jobs.of(one).cache_key)
         protocol.run(self.protocol.run(config), self._plan)
         self.log = Log(self.folder, config, tracker or Tracker("none", output), self.records, storage)
         self.progress = Progress()

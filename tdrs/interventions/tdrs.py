@@ -166,6 +166,12 @@ class TDRS(Method):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if not isinstance(self.sd, bool):
+            raise SettingError("sd", self.sd, "must be true or false")
+        for name, kind in (("dc", DC), ("re", RE)):
+            stage = getattr(self, name)
+            if stage is not None and not isinstance(stage, kind):
+                raise SettingError(name, stage, f"must be tdrs.{kind.__name__}(…), or None, which turns the stage off")
         check_choice("gain", self.gain, GAINS)
         check_choice("sd_form", self.sd_form, SD_FORMS)
         check_choice("features", self.features, FEATURES)
@@ -175,9 +181,13 @@ class TDRS(Method):
         check_choice("stats_scope", self.stats_scope, SCOPES)
         check_choice("distance", self.distance, DISTANCES)
         check_choice("pairs", self.pairs, PAIRS)
-        low, high = SIGMA_RANGE
-        if self.sigma_re != "tied" and (isinstance(self.sigma_re, str) or not low <= self.sigma_re <= high):
-            raise SettingError("sigma_re", self.sigma_re, f"must be 'tied' or a share of d_max, {low:g} to {high:g}")
+        if self.sigma_re != "tied":
+            low, high = SIGMA_RANGE
+            try:
+                check_number("sigma_re", self.sigma_re, low, high)
+            except SettingError as error:
+                allowed = f"must be 'tied' or a share of d_max, {low:g} to {high:g}"
+                raise SettingError("sigma_re", self.sigma_re, allowed) from error
 
     @property
     def _stages(self) -> list[DC | RE]:

@@ -1,11 +1,13 @@
 """The core itself: the memory of an edit, its blocks, and what it refuses to guess."""
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
 
 from tdrs import DC, TDRS
+from tdrs.attention.block import Block
 from tdrs.attention.call import Call
 from tdrs.attention.core import blocked, reference
 from tdrs.attention.tally import Tally
@@ -102,3 +104,23 @@ def test_a_method_that_does_not_say_what_it_needs_is_told() -> None:
     ):
         with pytest.raises(AssertionError, match=f"must list '{what}' in its needs"):
             blocked(call, method)
+
+
+@pytest.mark.parametrize(
+    ("edited", "shown"),
+    [
+        (lambda logits: None, "NoneType"),
+        (lambda logits: logits[..., :1], r"torch.float32 \(2, 4, 5, 1\)"),  # a sum with the mask would broadcast it
+        (lambda logits: logits[:, 0], r"torch.float32 \(2, 5, 5\)"),
+        (lambda logits: logits.double(), r"torch.float64 \(2, 4, 5, 5\)"),
+    ],
+)
+@pytest.mark.parametrize("execute", [blocked, reference])
+def test_an_edit_that_returns_no_logits_of_the_block_is_named(edited: Any, shown: str, execute: Any) -> None:
+    class Odd(Method):
+        def edit(self, block: Block, statistics: object) -> torch.Tensor:
+            changed: torch.Tensor = edited(block.logits)
+            return changed
+
+    with pytest.raises(ValueError, match=rf"Odd.edit returned {shown}, not torch.float32 \(2, 4, 5, 5\)"):
+        execute(make(5).call, Odd())

@@ -256,6 +256,12 @@ def test_the_oracle_tells_readings_apart() -> None:
         (lambda: TDRS(sigma_re="free"), "sigma_re = 'free': must be 'tied' or a share of d_max"),
         (lambda: TDRS(sigma_re=0), "sigma_re = 0"),
         (lambda: TDRS(sigma_re=math.nan), "sigma_re = nan"),
+        (lambda: TDRS(sigma_re=[1]), "sigma_re = [1]: must be 'tied' or a share of d_max"),  # type: ignore[arg-type]
+        (lambda: TDRS(sigma_re=True), "sigma_re = True"),
+        (lambda: TDRS(sd="no"), "sd = 'no': must be true or false"),  # type: ignore[arg-type]
+        (lambda: TDRS(dc=3.0), "dc = 3.0: must be tdrs.DC(…), or None"),  # type: ignore[arg-type]
+        (lambda: TDRS(dc=RE()), "dc = RE("),  # type: ignore[arg-type]
+        (lambda: TDRS(re={"w_min": 2}), "re = {'w_min': 2}: must be tdrs.RE(…), or None"),  # type: ignore[arg-type]
         (lambda: TDRS(distance="pixels"), "distance"),
         (lambda: TDRS(pairs="image_to_image"), "pairs"),
         (lambda: TDRS(heads="first"), "heads = 'first'"),

@@ -88,6 +88,8 @@ def test_each_condition_has_a_stock_model_a_best_cell_and_controls(tmp_path: Pat
         ({"dataset.gap": [0, 256]}, r"search.space.dataset.gap = \[0, 256\]: changes the samples or what answers them"),
         ({"batch_size": [1, 2]}, r"search.space.batch_size = .*: changes the samples .* it belongs to search.axes"),
         ({"intervention.dc.w_min": [1, 3, 1.0]}, r"search.space.intervention.dc.w_min = .*: has 1.0 twice"),
+        ({"intervention": ["none"]}, "search = 'cell': every point of its space is the stock model"),
+        ({"intervention": ["temperature"], "intervention.tau": [1.0]}, "search = 'cell': every point of its space is"),
     ],
 )
 def test_bad_cells_are_named_before_anything_is_written(tmp_path: Path, space: Any, said: str) -> None:
