@@ -55,13 +55,13 @@ def rate(samples: Sequence[Sample], processor: Any, generate: Generate) -> list[
 
     The text of an answer is a JSON list with, for each continuation, the mean of −log p over its tokens, in nats, and
     whether the model would have generated it. The margin is the mean log p of the gold continuation minus that of the
-    best other one; nan if the gold answer is none of the options.
+    best other one; nan if the gold answer is none of the options. With one continuation, it is that one's mean log p.
 
     Raises:
         FloatingPointError: a logit that decided a rating is NaN.
     """
     pairs = [(sample, one) for sample in samples for one in sample.rated]
-    tokens = [answer_tokens(processor, one) for _, one in pairs]
+    tokens = [answer_tokens(processor, one, sample.opening) for sample, one in pairs]
     ratings: list[tuple[float, bool]] = []
     for first in range(0, len(pairs), len(samples)):
         some = tokens[first : first + len(samples)]
@@ -81,6 +81,8 @@ def rate(samples: Sequence[Sample], processor: Any, generate: Generate) -> list[
 
 
 def _margin(sample: Sample, losses: Sequence[float]) -> float:
+    if len(losses) == 1:
+        return -losses[0]
     pairs = list(zip(sample.options, losses, strict=False))
     gold = [loss for option, loss in pairs if option == sample.gold]
     others = [loss for option, loss in pairs if option != sample.gold]

@@ -71,14 +71,16 @@ def _told(processor: Any, answer: str) -> str:
         return ""
 
 
-def _with_answer(processor: Any, answer: str) -> tuple[str, str]:
-    """The prompt, and the prompt with an answer.
+def _with_answer(processor: Any, answer: str, opening: str = "") -> tuple[str, str]:
+    """The prompt with the opening of an answer, and the same with the answer.
 
     After `ASSISTANT:` there is a space between the two, after a line break there is none. The template's own form of an
     answered turn decides this. If that form does not begin like the prompt, a space separates them, unless the prompt
     ends in white space.
     """
-    asked = _asked(processor)
+    asked = f"{_asked(processor)}{opening}"
+    if opening:
+        return asked, f"{asked}{'' if opening[-1].isspace() or opening[-1] in OPENS else ' '}{answer}"
     told = _told(processor, answer)
     rest = told.removeprefix(asked)
     if told.startswith(asked) and rest.lstrip().startswith(answer):
@@ -101,20 +103,15 @@ def first_tokens(processor: Any, answer: str, blanks: bool = True, opening: str 
     text = as_text(tokenizer, answer.strip())
     found: list[int] = []
     for spelling in dict.fromkeys((text, text[:1].upper() + text[1:])):
-        if opening:
-            asked = f"{_asked(processor)}{opening}"
-            told = f"{asked}{'' if opening[-1].isspace() or opening[-1] in OPENS else ' '}{spelling}"
-        else:
-            asked, told = _with_answer(processor, spelling)
-        ids = _added_tokens(tokenizer, asked, told)
+        ids = _added_tokens(tokenizer, *_with_answer(processor, spelling, opening))
         found += [i for i in ids if i != tokenizer.unk_token_id and (blanks or tokenizer.decode([i]).strip())][:1]
     return list(dict.fromkeys(found)) or [tokenizer.eos_token_id]
 
 
-def answer_tokens(processor: Any, answer: str) -> list[int]:
-    """All tokens of an answer, as they follow a prompt."""
+def answer_tokens(processor: Any, answer: str, opening: str = "") -> list[int]:
+    """All tokens of an answer, as they follow a prompt; for `opening` see `first_tokens`."""
     tokenizer = processor.tokenizer
-    return list(_added_tokens(tokenizer, *_with_answer(processor, as_text(tokenizer, answer.strip()))))
+    return list(_added_tokens(tokenizer, *_with_answer(processor, as_text(tokenizer, answer.strip()), opening)))
 
 
 class FirstTokens:

@@ -198,8 +198,8 @@ class Record:
     Attributes:
         answer: the answer that the rule found in the prediction; "" if it found none.
         score: from 0 to 1.
-        margin: log-odds of the gold answer against the best other one at the first answer token, in nats; nan if it was
-            not measured.
+        margin: log-odds of the gold answer against the best other one at the first answer token, in nats; of a rated
+            answer see `rate`; nan if it was not measured.
         categories: those of the sample, joined by commas.
         found: what a task of lmms-eval computed from the answer, as JSON; "" for all other benchmarks.
     """

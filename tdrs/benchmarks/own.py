@@ -8,7 +8,7 @@ from typing import Any, ClassVar, NamedTuple
 
 from tdrs.benchmarks import pope, prompts
 from tdrs.benchmarks.benchmark import Accepts, Picture, PictureSet, Record, Rule, Sample, Samples, anything, mean_score
-from tdrs.benchmarks.own_rules import ANSWER_AS, RULES, check_answers, chosen, number_rule
+from tdrs.benchmarks.own_rules import ANSWER_AS, RULES, check_answers, chosen, number_rule, perplexity
 from tdrs.benchmarks.prompts import LETTERS
 from tdrs.benchmarks.sources import (
     BadRow,
@@ -109,7 +109,8 @@ class Tabled(Sourced):
             `normalised`, the same with one answer; `exact`, the one answer as it is written; `contains`, the words of
             one of the answers stand in the model's; `multiple_choice`, the letter or the text of the right choice;
             `yes_no`, with precision, recall and F1; `evalai`, the soft score of VQA over ten answers; `number`, the
-            first number.
+            first number; `perplexity`, the model would give the one answer word for word: the answer is not generated
+            but rated, and its perplexity is a metric.
         tolerance: of the rule `number`, a share of the right number, from 0 to 1.
         answer_as: how the right choice is named: by its `letter`, its `text`, its `index` from 0 or its `number` from
             1; `auto` is a letter or a text.
@@ -278,6 +279,7 @@ class Tabled(Sourced):
             choices=choices,
             answers=answers,
             categories=(category,) if category else (),
+            rated=answers[:1] if self.rule == "perplexity" else (),
             opening=text(cells, at["opening"], optional=True) if "opening" in at else "",
         )
 
@@ -314,6 +316,8 @@ class Tabled(Sourced):
         found = super().metrics(records)
         if self.rule == "yes_no":
             found = pope.counts(records, "vlmevalkit") | found
+        if self.rule == "perplexity":
+            found["perplexity"] = perplexity(records).value
         parts: dict[str, list[Record]] = {}
         for record in records:
             if record.categories:
@@ -321,6 +325,8 @@ class Tabled(Sourced):
         return found | {f"{name}.accuracy": mean_score(part) for name, part in parts.items()}
 
     def intervals(self, records: Sequence[Record]) -> dict[str, Interval]:
+        if self.rule == "perplexity":
+            return {"perplexity": perplexity(records)}
         return pope.pooled_intervals(records, "vlmevalkit") if self.rule == "yes_no" else {}
 
 
@@ -328,4 +334,4 @@ class Tabled(Sourced):
 class Own(Tabled):
     """A user's own questions about pictures."""
 
-    shown: ClassVar[tuple[str, ...]] = ("f1", "precision", "recall", "yes_ratio")
+    shown: ClassVar[tuple[str, ...]] = ("f1", "precision", "recall", "yes_ratio", "perplexity")

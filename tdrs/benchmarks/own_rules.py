@@ -1,18 +1,22 @@
 """The rules for a user's own questions: how the answer is found in a prediction, and how it is scored."""
 
+import json
 import math
 import re
 import string
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from tdrs.benchmarks.benchmark import Rule, Sample
+import numpy as np
+
+from tdrs.benchmarks.benchmark import Record, Rule, Sample
 from tdrs.benchmarks.pope import answer_vlmevalkit
 from tdrs.benchmarks.prompts import LETTERS
 from tdrs.benchmarks.scienceqa import letter_vlmevalkit
 from tdrs.benchmarks.sources import BadRow
 from tdrs.benchmarks.textvqa import ANNOTATORS
 from tdrs.benchmarks.textvqa import RULES as TEXTVQA
+from tdrs.statistics import Interval, cluster_draws, percentiles
 
 _NUMBER = re.compile(r"[-+]?(?:\d{1,3}(?:,\d{3})+|\d+)?(?:\.\d+)?(?:[eE][-+]?\d+)?")
 _ARTICLES = {"a", "an", "the"}
@@ -50,6 +54,27 @@ def _holds(prediction: str, sample: Sample) -> str:
     return next((answer for answer in sample.answers if f" {normalised(answer)} " in said), "")
 
 
+def _generated(prediction: str, sample: Sample) -> str:
+    """The right answer, if the model would have generated it; the prediction is a rating of it, see `Sample.rated`."""
+    ((_, greedy),) = json.loads(prediction)
+    return sample.gold if greedy else ""
+
+
+def perplexity(records: Sequence[Record]) -> Interval:
+    """exp of the mean of −log p of the right answers' tokens, a mean over each answer first; images are the clusters.
+
+    Args:
+        records: their margins are the means of log p.
+    """
+    index, draws = cluster_draws([record.image_id for record in records])
+    weights = np.array([record.weight for record in records])
+    logs = weights * [record.margin for record in records]
+    sums, counts = (np.bincount(index, values, draws.shape[1]) for values in (logs, weights))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        value = float(np.exp(-np.divide(logs.sum(), weights.sum())))
+        return percentiles(value, np.exp(-(draws @ sums) / (draws @ counts)))
+
+
 def _is_one_of(answer: str, sample: Sample) -> float:
     return float(answer in {normalised(one) for one in sample.answers})
 
@@ -65,6 +90,7 @@ RULES: dict[str, Rule] = {
     "yes_no": Rule(lambda prediction, _: answer_vlmevalkit(prediction)),
     "evalai": TEXTVQA["evalai"],
     "number": number_rule(0.0),
+    "perplexity": Rule(_generated),
 }
 
 
@@ -72,7 +98,7 @@ def check_answers(rule: str, answers: Sequence[str], column: str) -> None:
     """Raises BadRow unless a rule can score by these answers."""
     if rule == "evalai" and len(answers) != ANNOTATORS:
         raise BadRow(f"{len(answers)} {column}, and the rule evalai needs {ANNOTATORS}")
-    if rule in ("exact", "normalised", "number", "yes_no") and len(answers) != 1:
+    if rule in ("exact", "normalised", "number", "yes_no", "perplexity") and len(answers) != 1:
         raise BadRow(f"{len(answers)} {column}, and the rule {rule} needs one; any_of and contains take several")
     if rule == "number" and first_number(answers[0]) != answers[0].strip().replace(",", ""):
         raise BadRow(f"{column} {answers[0]!r}, not a number, and the rule number needs one")

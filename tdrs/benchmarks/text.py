@@ -72,6 +72,7 @@ class Text(Tabled):
         "question", "passage", "answers", "choices", "passage_id", "id", "category", "opening", "split",
     )  # fmt: skip
     media: ClassVar[str] = "passage"
+    shown: ClassVar[tuple[str, ...]] = ("perplexity",)
     source: str = GENERATED
     rule: str = "contains"
     facts: int = 2

@@ -1,6 +1,7 @@
 """Recall from a text, generated or read from a file, asked of a tiny random language model; the roles of its tokens."""
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -123,6 +124,29 @@ def test_the_answer_is_continued_after_its_opening(backbone: Backbone) -> None:
     other = max(float(logs[token[key]]) for key in sample.options if key != sample.gold)
     answer = backbone.answer([sample], "text")[0]
     assert answer.margin == pytest.approx(float(logs[token[sample.gold]]) - other, abs=1e-5)
+
+
+def test_perplexity_is_that_of_the_right_answer_after_its_opening(backbone: Backbone) -> None:
+    benchmark = benchmarks.from_settings({"name": "text", "rule": "perplexity"})
+    samples = benchmarks.load(benchmark, "tuning", 6)
+    found = evaluate(backbone, benchmark, samples, from_settings({"name": "none"}), 4).records
+    losses, right = [], []
+    for sample in samples:
+        prompt = backbone.inputs([sample])["input_ids"][0]
+        key = torch.tensor(backbone.processor.tokenizer.convert_tokens_to_ids(list(sample.gold)))  # a token is a digit
+        with torch.inference_mode():
+            logs = backbone.model(torch.cat([prompt, key])[None]).logits[0, -5:-1].log_softmax(dim=-1)
+        losses.append(-float(logs[torch.arange(4), key].mean()))
+        right.append(torch.equal(logs.argmax(dim=-1), key))
+    assert [-record.margin for record in found] == pytest.approx(losses, abs=1e-4)
+    assert [record.score for record in found] == right
+    assert [record.answer for record in found] == [s.gold if r else "" for s, r in zip(samples, right, strict=True)]
+    metrics, interval = benchmark.metrics(found), benchmark.intervals(found)["perplexity"]
+    assert metrics["perplexity"] == interval.value == pytest.approx(math.exp(sum(losses) / len(losses)), rel=1e-4)
+    assert interval.low < interval.value < interval.high
+    assert math.isnan(benchmark.metrics([])["perplexity"])
+    assert benchmark.score("[[0.5, true]]", samples[0]).score == 1
+    assert benchmark.score("[[0.5, false]]", samples[0]).answer == ""
 
 
 @pytest.mark.parametrize("name", ["tdrs", "pai", "key_bias"])
