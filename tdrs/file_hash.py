@@ -1,7 +1,8 @@
 """Hashes of whole files, with a cache: any difference between two checkpoints is found, and no file is read twice.
 
-The hash of a large file is kept in the user's cache folder. Its name there depends on all that changes with the file:
-path, size, inode, and the times of the last change of the file and of its inode, to the nanosecond.
+A process remembers the hashes of the files it has read; that of a large file is also kept in the user's cache folder.
+The key depends on all that changes with the file: path, size, inode, and the times of the last change of the file and
+of its inode, to the nanosecond.
 """
 
 import hashlib
@@ -10,8 +11,10 @@ import os
 import time
 from pathlib import Path
 
-LARGE = 1 << 24  # bytes from which a hash is cached
+LARGE = 1 << 24  # bytes from which a hash is kept on the disk
 SETTLED = 2.0  # seconds; a newer file may change again within one tick of the file system's clock
+
+_known: dict[str, str] = {}  # hashes by key
 
 
 def file_hash(path: Path) -> str:
@@ -21,11 +24,11 @@ def file_hash(path: Path) -> str:
         OSError: the file cannot be read.
     """
     status = path.stat()
-    if status.st_size < LARGE:
-        return hashlib.sha256(path.read_bytes()).hexdigest()
     values = (status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino, status.st_dev)
     key = hashlib.sha256(json.dumps([str(path.resolve()), *values]).encode()).hexdigest()
-    kept = _folder()
+    if key in _known:
+        return _known[key]
+    kept = _folder() if status.st_size >= LARGE else None
     known = _remembered(kept / key, key) if kept else None
     if known:
         return known
@@ -33,8 +36,11 @@ def file_hash(path: Path) -> str:
     settled = time.time() - max(status.st_mtime, status.st_ctime) > SETTLED
     with path.open("rb") as file:
         found = hashlib.file_digest(file, "sha256").hexdigest()
-    if kept and settled and path.stat().st_mtime_ns == status.st_mtime_ns:
-        _remember(kept / key, found)
+    after = path.stat()
+    if settled and (after.st_mtime_ns, after.st_ctime_ns) == (status.st_mtime_ns, status.st_ctime_ns):
+        _known[key] = found
+        if kept:
+            _remember(kept / key, found)
     return found
 
 

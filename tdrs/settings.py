@@ -7,6 +7,7 @@ import types
 import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, fields, is_dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import unquote
@@ -101,8 +102,11 @@ def build(kind: type[T], values: Mapping[str, Any], group: str = "") -> T:
         raise (error.under(group) if group else error) from None
 
 
+_hints = lru_cache(typing.get_type_hints)
+
+
 def _build(kind: type[T], values: Mapping[str, Any]) -> T:
-    hints = typing.get_type_hints(kind)
+    hints = _hints(kind)
     known = [field.name for field in fields(kind)]  # type: ignore[arg-type]
     if not isinstance(values, Mapping):
         raise SettingError("settings", values, "must be a group of settings")

@@ -12,12 +12,20 @@ from tdrs import file_hash as module
 from tdrs.file_hash import file_hash
 
 
+class Forgetful(dict[str, str]):
+    """What another process knows: nothing."""
+
+    def __setitem__(self, key: str, value: str) -> None:
+        pass
+
+
 @pytest.fixture
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Files from 100 bytes on are remembered, in a folder of this test."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr(module, "LARGE", 100)
     monkeypatch.setattr(module, "SETTLED", -1.0)
+    monkeypatch.setattr(module, "_known", Forgetful())
     return tmp_path / "cache" / "tdrs" / "hashes"
 
 
@@ -38,6 +46,20 @@ def test_a_hash_is_remembered_and_read_once(cache: Path, tmp_path: Path, monkeyp
     assert len(list(cache.iterdir())) == 1
     monkeypatch.setattr(hashlib, "file_digest", lambda *_: pytest.fail("read again"))
     assert file_hash(path) == first
+
+
+def test_a_process_reads_a_small_file_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, digest = tmp_path / "a", hashlib.file_digest
+    read: list[Any] = []
+    monkeypatch.setattr(hashlib, "file_digest", lambda *given: read.append(given) or digest(*given))
+    path.write_bytes(b"x")
+    assert [file_hash(path), file_hash(path)] == [sha(path)] * 2
+    assert len(read) == 2  # it has just changed
+    monkeypatch.setattr(module, "SETTLED", -1.0)
+    assert [file_hash(path), file_hash(path)] == [sha(path)] * 2
+    assert len(read) == 3
+    path.write_bytes(b"y")
+    assert file_hash(path) == sha(path)
 
 
 def test_a_file_that_is_replaced_at_its_size_and_time_is_noticed(cache: Path, tmp_path: Path) -> None:

@@ -1,9 +1,11 @@
 """Studies without a model: answers are a pure function of the sample and of the method's settings, at once."""
 
+import copy
 import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -65,10 +67,16 @@ def pretend(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return loaded
 
 
+@lru_cache
+def _composed(overrides: tuple[str, ...]) -> dict[str, Any]:
+    """Composed once for all tests, which takes a tenth of a second."""
+    config: dict[str, Any] = plain(compose("sweep", ["study.name=small", "batch_size=4", "dataset.gap=4", *overrides]))
+    return config
+
+
 def configuration(output: Path, *overrides: str, **search: Any) -> dict[str, Any]:
     """A small study's configuration: 8 tuning and 8 held-out samples, batches of 4; `search` is added to the group."""
-    given = ["study.name=small", f"output={output}", "batch_size=4", "dataset.gap=4", *overrides]
-    config: dict[str, Any] = plain(compose("sweep", given))
+    config = {**copy.deepcopy(_composed(overrides)), "output": str(output)}
     config["preset"] = {"tuning": 8, "held_out": 8}
     config["search"] |= search
     return config
