@@ -96,6 +96,8 @@ def _files(planned: Plan) -> Finding:
         weights = sorted(folder.glob("*.safetensors"))
         size = sum(path.stat().st_size for path in weights)
         lines.append(f"{len(weights)} file{'s' * (len(weights) != 1)} of weights, {_size(size)}")
+    if settings.adapter is not None:
+        lines.append(f"adapter {settings.adapter}, fingerprint {settings.adapter_fingerprint}, merged into the weights")
     return Finding("files", lines)
 
 

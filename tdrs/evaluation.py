@@ -47,9 +47,11 @@ class Plan:
     config: Mapping[str, Any]
 
     def load(self, limit_name: str = "limit") -> Samples:
-        """Load the samples. Raises the errors of `benchmarks.load`."""
+        """Load the samples, with the notes on them and on the backbone. Raises the errors of `benchmarks.load`."""
         accepts = self.backbone.accepts
-        return benchmarks.load(self.dataset, self.split, self.limit, self.style, limit_name, accepts)
+        samples = benchmarks.load(self.dataset, self.split, self.limit, self.style, limit_name, accepts)
+        samples.notes += self.backbone.notes
+        return samples
 
     @property
     def style(self) -> str:

@@ -17,6 +17,7 @@ from transformers.utils import logging
 
 from tdrs.attention.intervene import Session, intervene, session_of, text_decoder
 from tdrs.attention.method import Method
+from tdrs.backbones.adapter import merge
 from tdrs.backbones.backbone_settings import BackboneSettings, not_loaded
 from tdrs.backbones.checkpoint import check_processor, check_tensors, check_values
 from tdrs.backbones.decoding import Answer, StepRecorder, greedy, margin
@@ -213,6 +214,8 @@ def load(settings: BackboneSettings, store: EmbeddingStore | None = None) -> Bac
             )
         model, info = loaded
         check_tensors(info)
+        if settings.adapter is not None:
+            model = merge(model, settings.adapter)
         text_decoder(model)
         check_processor(processor, model.config)
         check_values(model)

@@ -15,12 +15,13 @@ from huggingface_hub import try_to_load_from_cache
 from huggingface_hub.constants import HF_HUB_CACHE
 from transformers import AutoConfig
 
-from tdrs.backbones.checkpoint import Incomplete, check_files
+from tdrs.backbones import adapter as adapters
+from tdrs.backbones.checkpoint import IS_ADAPTER, Incomplete, check_files
 from tdrs.backbones.families import TRANSPARENCY, check_image_setting, is_language_model
 from tdrs.backbones.processors import several_fault, size_fault
 from tdrs.benchmarks.benchmark import Size
 from tdrs.benchmarks.prompts import STYLES
-from tdrs.environment import versions
+from tdrs.environment import version, versions
 from tdrs.file_hash import file_hash
 from tdrs.settings import SettingError, build, check_choice, check_number, first_line
 
@@ -49,6 +50,8 @@ class BackboneSettings:
         image: how pictures are prepared, by the families' `image_settings`: `do_pad` (LLaVA), `min_patches` and
             `max_patches` (InternVL's tiles), `min_pixels` and `max_pixels` (Qwen), `longest_edge` (Mistral),
             `do_pan_and_scan` (Gemma 3), `do_image_splitting` (Idefics3). What is not set is as in the model's folder.
+        adapter: a LoRA adapter in PEFT's format, which is merged into the weights: a folder with adapter_config.json
+            and adapter_model.safetensors, or a hub id; None is none (it needs peft).
 
     Raises:
         SettingError: a value is not allowed, or a device or a folder does not exist.
@@ -65,6 +68,7 @@ class BackboneSettings:
     system: str | None = None
     transparency: str = "family"
     image: dict[str, Any] = field(default_factory=dict, hash=False)
+    adapter: str | None = None
 
     def __post_init__(self) -> None:
         check_choice("device", self.device, DEVICES)
@@ -86,7 +90,12 @@ class BackboneSettings:
         elif not self.folder.is_dir() and (self.source.startswith((".", "/", "~")) or self.source.count("/") != 1):
             raise SettingError("source", self.source, "no such folder, and not a hub id (owner/name)")
         elif self.folder.is_dir() and not (self.folder / "config.json").exists():
-            raise SettingError("source", self.source, "the folder has no config.json")
+            is_adapter = (self.folder / adapters.CONFIG).exists()
+            raise SettingError("source", self.source, IS_ADAPTER if is_adapter else "the folder has no config.json")
+        if self.adapter is not None:
+            if self.device == "spread":
+                raise SettingError("adapter", self.adapter, "cannot be merged into a model with device=spread")
+            adapters.check_setting(self.adapter)
 
     @property
     def folder(self) -> Path:
@@ -111,7 +120,13 @@ class BackboneSettings:
         return _fingerprint(self.folder) if self.folder.is_dir() else f"{self.source} {self.commit}"
 
     def check_files(self) -> None:
-        """Raises Incomplete if a local file is damaged, or a file is missing from a local folder."""
+        """Raises Incomplete if a local file is damaged, or a file is missing from a local folder.
+
+        Raises:
+            SettingError: the adapter cannot be used.
+        """
+        if self.adapter is not None:
+            adapters.check_files(self.adapter)
         if self.folder.is_dir():
             check_files(self.folder)
         else:
@@ -128,8 +143,29 @@ class BackboneSettings:
             "transparency": self.transparency,
             "versions": versions(),
             **({"image": self.image} if self.image else {}),
+            **({"adapter": self.adapter_fingerprint, "peft": version("peft")} if self.adapter is not None else {}),
             **({"system": self.system} if self.system is not None else {}),
         }
+
+    @property
+    def adapter_fingerprint(self) -> str:
+        """A hash of the adapter's files; "" without an adapter. Raises SettingError if they cannot be read."""
+        if self.adapter is None:
+            return ""
+        try:
+            return adapters.fingerprint(self.adapter)
+        except SettingError as error:
+            raise error.under("backbone") from None
+
+    @property
+    def notes(self) -> list[str]:
+        """What a reader of the model's scores should know, one line each."""
+        if self.adapter is None:
+            return []
+        try:
+            return list(filter(None, [adapters.other_base(self.adapter, self.source)]))
+        except SettingError as error:
+            raise error.under("backbone") from None
 
     @property
     def _config(self) -> Any:

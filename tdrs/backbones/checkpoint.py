@@ -24,6 +24,7 @@ READ = (
     "model.safetensors.index.json",
 )  # fmt: skip
 LFS = b"version https://git-lfs"
+IS_ADAPTER = "has an adapter_config.json: an adapter is backbone.adapter, and backbone.source its base model"
 # Buffers that earlier versions saved and current ones compute; a checkpoint may have them.
 COMPUTED = re.compile(r"(^|\.)(position_ids|rotary_emb\.inv_freq)$")
 
@@ -43,13 +44,13 @@ def check_files(folder: Path, whole: bool = True) -> None:
             if file.read(len(LFS)) == LFS:
                 raise Incomplete(f"{path.name} is a git-lfs pointer, not the file: `git lfs pull` downloads it")
         if path.name in READ:
-            _json(path)
+            read_json(path)
     if (folder / "adapter_config.json").exists():
-        raise Incomplete("adapter_config.json: this is an adapter; merge it into its base model, and save that")
+        raise Incomplete(IS_ADAPTER)
     _check_weights(folder, whole)
     if not whole:
         return
-    pictures = not is_language_model(str(_json(folder / "config.json").get("model_type")))
+    pictures = not is_language_model(str(read_json(folder / "config.json").get("model_type")))
     if pictures and not any((folder / name).exists() for name in ("processor_config.json", "preprocessor_config.json")):
         raise Incomplete("no processor_config.json or preprocessor_config.json, which say how pictures are prepared")
     for names in (("tokenizer_config.json",), ("tokenizer.json", "tokenizer.model", "vocab.json")):
@@ -60,14 +61,15 @@ def check_files(folder: Path, whole: bool = True) -> None:
 def _check_weights(folder: Path, whole: bool) -> None:
     index, single = folder / "model.safetensors.index.json", folder / "model.safetensors"
     if single.exists():  # transformers takes it before an index
-        _tensors(single)
+        tensor_names(single)
     elif index.exists():
-        _check_shards(folder, _json(index), whole)
+        _check_shards(folder, read_json(index), whole)
     elif whole:
         raise Incomplete("no model.safetensors and no model.safetensors.index.json")
 
 
-def _json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
+    """The JSON object in a file. Raises Incomplete if there is none."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
@@ -77,7 +79,7 @@ def _json(path: Path) -> dict[str, Any]:
     return found
 
 
-def _tensors(path: Path) -> set[str]:
+def tensor_names(path: Path) -> set[str]:
     """The names of the tensors in a file, whose size must be the one in its header."""
     size = path.stat().st_size
     with path.open("rb") as file:
@@ -111,7 +113,7 @@ def _check_shards(folder: Path, index: Any, whole: bool) -> None:
         raise Incomplete(f"{named(gone)} of {len(files)} files of weights missing")
     for file in sorted(files.keys() - set(gone)):
         names = files[file]
-        lacking = names - _tensors(folder / file)
+        lacking = names - tensor_names(folder / file)
         if lacking:
             raise Incomplete(f"{file} lacks {named(lacking)}, which the index says it has")
 

@@ -109,7 +109,10 @@ FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
         r"hold NaN or infinite numbers, in float32: \S*layers.2.self_attn.q_proj",
     ),
     "zeros behind": (lambda f: weights(f, lambda w: w[named(w, QUERY)].zero_()), r"all zero in \S*layers.2.self_attn"),
-    "adapter": (lambda f: (f / "adapter_config.json").write_text("{}"), "this is an adapter; merge it"),
+    "adapter": (
+        lambda f: (f / "adapter_config.json").write_text("{}"),
+        "an adapter is backbone.adapter, and backbone.source its base model",
+    ),
     "list": (
         lambda f: (f / "generation_config.json").write_text("[]"),
         "generation_config.json contains no JSON object",
