@@ -1,9 +1,8 @@
 """Every family at small width with random weights, from a folder in the hub's layout, through the real ones' path.
 
-`docs/reference/families.md` has one row for each family of `NAMES`; a test compares them.
+`docs/reference/families.md` has one row for each family of `NAMES`; `test_presets.py` compares them.
 """
 
-import re
 import shutil
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
@@ -20,27 +19,15 @@ from tdrs.attention.block import IMAGE, Block
 from tdrs.attention.call import Call
 from tdrs.attention.core import blocked
 from tdrs.backbones import Backbone, BackboneSettings
-from tdrs.backbones.families import FAMILIES, family_of
 from tdrs.benchmarks.benchmark import Picture, PictureSet, Sample
-from tdrs.configuration import choice, choices
 from tdrs.evaluation import evaluate
-from tdrs.settings import SettingError
 from tests.backbones.folders import write
-from tests.backbones.small import SMALL, UNKNOWN, WINDOW
-from tests.docs.page import ROOT, blocks
+from tests.backbones.small import SMALL, WINDOW
 from tests.interventions import calls as oracle
 
 NAMES = ["llava", "internvl", "qwen2_5_vl", *SMALL]
 NEEDS = {"smolvlm": "num2words"}
-PRESETS = {  # the small model that stands for each preset's weights
-    "gemma3_4b": "gemma3", "idefics3_8b": "idefics3", "internvl2_5_8b_mpo": "internvl", "internvl2_8b": "internvl",
-    "internvl3_5_8b": "internvl", "internvl3_8b": "internvl", "llava_1_5_13b": "llava", "llava_1_5_7b": "llava",
-    "llava_next_7b": "llava_next", "llava_onevision_7b": "llava_onevision", "mistral3_24b": "mistral3",
-    "paligemma2_3b": "paligemma", "pixtral_12b": "pixtral", "qwen2_5_vl_7b": "qwen2_5_vl", "qwen2_vl_7b": "qwen2_vl",
-    "qwen3_vl_8b": "qwen3_vl", "smolvlm2_2b": "smolvlm",
-}  # fmt: skip
 WITHOUT_TILES = {"llava_onevision"}  # it encodes several pictures of a prompt otherwise than each alone
-LANGUAGE_MODELS = {"language_model", "smollm2"}  # see tests/benchmarks/test_text.py
 METHOD = TDRS(dc=DC(0.3, 0.7, "absolute"), re=RE(0.4, 1.3, "absolute"), distance="position", pairs="text_to_image")
 ROWS = replace(METHOD, stats_scope="row", distance="index", pairs="all")
 STEPS = 3
@@ -359,55 +346,3 @@ def test_a_model_of_one_picture_a_prompt_is_named_before_it_is_loaded(run: Run, 
     limited = replace(settings, source=str(folder))
     assert limited.accepts(sizes) == "the chat template has a place for one"
     assert limited.accepts(sizes[:1]) == ""
-
-
-def test_the_documents_table_says_what_the_models_are() -> None:
-    """Each row is a small model and the presets of its family; windows, directions and pieces are as it says."""
-    page = (ROOT / "docs" / "reference" / "families.md").read_text()
-    rows = [
-        line.strip("|").split(" | ")
-        for line in page.splitlines()
-        if line.startswith("| `") and "backbone=`" not in line
-    ]
-    listed: list[str] = []
-    presets: list[str] = []
-    for names, kind, decoder, pieces, several in rows:
-        (model_type,) = re.findall(r"`(\w+)`", kind)
-        name = (re.findall(r"\((\w+)\)", kind) or [model_type])[0]
-        family = family_of(model_type)
-        listed.append(name)
-        assert (pieces == "yes") == family.reads_in_pieces, kind
-        assert several.strip() == ("yes, without tiles" if name in WITHOUT_TILES else "yes"), kind
-        assert ("no adapter" in kind) == (not family.model_type), kind
-        small = SMALL.get(name)
-        assert ("both directions" in decoder) == bool(small and small.both_ways), kind
-        presets += re.findall(r"`(\w+)`", names)
-    assert sorted(listed) == sorted(NAMES)
-    real = {name for name in choices("backbone") if not name.startswith("mini_")}
-    assert set(presets) == real - LANGUAGE_MODELS
-    assert set(PRESETS) == real - LANGUAGE_MODELS - {"hf"}
-    assert set(FAMILIES) == set(NAMES) - set(UNKNOWN) - {"pixtral"}
-
-
-@pytest.mark.parametrize("name", PRESETS)
-def test_presets_are_checked_and_load_from_a_folder(name: str, tmp_path: Path) -> None:
-    """Offline, from a folder in the hub's layout, with the preset's own settings for pictures."""
-    kind = PRESETS[name]
-    if kind in NEEDS and find_spec(NEEDS[kind]) is None:
-        pytest.skip(f"{kind}'s processor needs {NEEDS[kind]}")
-    values = {**choice("backbone", name), "source": str(write(kind, tmp_path / "folder")), "device": "cpu"}
-    backbone = backbones.load(backbones.from_settings(values))
-    assert backbone.model.config.model_type == {"pixtral": "llava"}.get(kind, kind)
-    assert backbone.prompts.family.model_type
-
-
-def test_any_model_needs_a_source() -> None:
-    with pytest.raises(SettingError, match=r"backbone\.source = None: must name a model"):
-        backbones.from_settings(choice("backbone", "hf"))
-
-
-def test_the_guides_smallest_adapter_is_as_small_as_it_says() -> None:
-    page = ROOT / "docs" / "guides" / "add-backbone.md"
-    (smallest,) = (block for block in blocks(page) if block.title.endswith("/my_family.py"))
-    assert "The smallest adapter has four lines of code" in page.read_text()
-    assert sum(bool(line) for line in smallest.text.splitlines()) == 4
