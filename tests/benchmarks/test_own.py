@@ -11,52 +11,17 @@ import pytest
 from PIL import Image
 
 from tdrs import benchmarks
-from tdrs.benchmarks.benchmark import Benchmark, Picture, Samples
+from tdrs.benchmarks.benchmark import Picture
 from tdrs.benchmarks.own_rules import normalised
 from tdrs.configuration import compose, plain
 from tdrs.evaluation import plan
 from tdrs.settings import SettingError
-
-COLORS = ("red", "green", "blue", "white", "black", "gray")
-
-
-def own(source: Path, **values: Any) -> Benchmark:
-    return benchmarks.from_settings({"name": "own", "source": str(source), "tuning_share": 0, **values})
-
-
-def load(source: Path, split: str = "held_out", limit: int | None = None, **values: Any) -> Samples:
-    return benchmarks.load(own(source, **values), split, limit)
+from tests.benchmarks.own_rows import load, own, pictures, rows, write
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Six pictures in a folder `pictures`."""
-    folder = tmp_path_factory.mktemp("own")
-    (folder / "pictures").mkdir()
-    for color in COLORS:
-        Image.new("RGB", (40, 40), color).save(folder / "pictures" / f"{color}.png")
-    return folder
-
-
-def rows(**changed: Any) -> list[dict[str, Any]]:
-    """Twelve questions, two about each picture."""
-    return [
-        {
-            "id": f"{color}{n}",
-            "image": f"pictures/{color}.png",
-            "question": f"What is it, {n}?",
-            "answer": color,
-            **changed,
-        }
-        for color in COLORS
-        for n in range(2)
-    ]
-
-
-def write(folder: Path, found: list[Any], name: str = "questions.jsonl") -> Path:
-    path = folder / name
-    path.write_text("".join(line if isinstance(line, str) else json.dumps(line) + "\n" for line in found))
-    return path
+    return pictures(tmp_path_factory.mktemp("own"))
 
 
 def test_all_formats_give_the_same_samples(folder: Path, tmp_path: Path) -> None:
@@ -213,10 +178,12 @@ def test_the_split_is_by_image_or_by_a_column(folder: Path) -> None:
     with pytest.raises(SettingError, match=r"dataset.tuning_share = 0: leaves no row for the tuning split"):
         load(source, "tuning")
     named = write(
-        folder, [{**row, "split": ("train", "test", "extra")[n % 3]} for n, row in enumerate(rows())], "split.jsonl"
+        folder,
+        [{**row, "split": ("train", "test", "extra")[n // 2 % 3]} for n, row in enumerate(rows())],
+        "split.jsonl",
     )
     samples = load(named, "tuning", tuning="train", held_out="test")
-    assert [sample.id for sample in samples] == ["red0", "green1", "white0", "black1"]
+    assert [sample.id for sample in samples] == ["red0", "red1", "white0", "white1"]
     assert samples.notes == ["rows of other splits are not used: 4 of 'extra'"]
     with pytest.raises(SettingError, match=r"dataset.tuning = 'tuning': no row has it in the column split, which has"):
         load(named, "tuning")
@@ -263,100 +230,6 @@ def test_a_bad_row_is_named_and_never_dropped_without_a_word(folder: Path, name:
     assert samples.notes[0].startswith(f"1 rows of {source} left out: row 1")
 
 
-CHOICES = {"choices": ["cat", "dog", "bird"]}
-
-
-@pytest.mark.parametrize(
-    ("answer", "answer_as", "gold"),
-    [
-        ("B", "auto", "B"),
-        ("b", "letter", "B"),
-        ("dog", "auto", "B"),
-        ("dog", "text", "B"),
-        (1, "index", "B"),
-        (1, "number", "A"),
-        ("3", "number", "C"),
-        ("E", "auto", "names no choice; it must be a letter from A to C or the text of one choice"),
-        ("horse", "text", "names no choice; it must be the text of one choice"),
-        (3, "index", "a whole number from 0 to 2"),
-        (0, "number", "a whole number from 1 to 3"),
-        (1, "auto", "for numbers set answer_as"),
-        (True, "index", "names no choice"),
-    ],
-)
-def test_how_the_right_choice_is_named(folder: Path, answer: Any, answer_as: str, gold: str) -> None:
-    source = write(folder, [{**row, **CHOICES, "answer": answer} for row in rows()], "choices.jsonl")
-    values: dict[str, Any] = {"rule": "multiple_choice", "answer_as": answer_as}
-    if len(gold) > 1:
-        with pytest.raises(
-            SettingError, match=rf"12 unusable .* row 0 \(line 1\) has answer {answer!r}, which .*{gold}"
-        ):
-            load(source, **values)
-        return
-    sample = load(source, **values)[0]
-    assert sample.gold == gold
-    assert "A. cat\nB. dog\nC. bird\n" in sample.prompt
-    with pytest.raises(SettingError, match=r"dataset.rule = 'any_of': leaves the column choices unused"):
-        load(source)
-
-
-def test_a_letter_that_is_also_another_choice_is_refused(folder: Path) -> None:
-    source = write(folder, [{**row, "choices": ["B", "A"], "answer": "A"} for row in rows()], "two.jsonl")
-    with pytest.raises(SettingError, match=r"has answer 'A', which names two choices"):
-        load(source, rule="multiple_choice")
-    assert load(source, rule="multiple_choice", answer_as="text")[0].gold == "B"
-
-
-SCORES: list[tuple[str, Any, str, float]] = [
-    ("any_of", ["a fire truck", "engine"], "The fire-truck.", 1),
-    ("any_of", ["engine"], "an engine room", 0),
-    ("normalised", "Red", " red!", 1),
-    ("normalised", "Red", "reddish", 0),
-    ("exact", "Red", "Red\n", 1),
-    ("exact", "Red", "red", 0),
-    ("contains", ["cat", "kitten"], "It is a Kitten, I think.", 1),
-    ("contains", "cat", "a category", 0),
-    ("yes_no", "Yes", "yes, it is", 1),
-    ("yes_no", "no", "No.", 1),
-    ("yes_no", "no", "yes and no", 0),
-    ("number", 1200, "about 1,200 people", 1),
-    ("number", "-0.5", "-0.5", 1),
-    ("number", 7, "17", 0),
-    ("number", 7, "seven", 0),
-    ("evalai", ["stop"] * 4 + ["go"] * 6, "Stop!", 1),
-    ("evalai", ["stop"] * 1 + ["go"] * 9, "stop", 0.3),
-]
-
-
-@pytest.mark.parametrize(("rule", "answer", "said", "score"), SCORES)
-def test_rules(folder: Path, rule: str, answer: Any, said: str, score: float) -> None:
-    source = write(folder, rows(answer=answer), "rules.jsonl")
-    benchmark = own(source, rule=rule)
-    record = benchmark.score(said, benchmarks.load(benchmark, "held_out", 1)[0])
-    assert record.score == pytest.approx(score)
-
-
-def test_the_tolerance_is_a_share_of_the_right_number(folder: Path) -> None:
-    source = write(folder, rows(answer=200), "number.jsonl")
-    benchmark = own(source, rule="number", tolerance=0.05)
-    sample = benchmarks.load(benchmark, "held_out", 1)[0]
-    assert [benchmark.score(said, sample).score for said in ("190", "210.0", "189", "211", "")] == [1, 1, 0, 0, 0]
-
-
-@pytest.mark.parametrize(
-    ("rule", "answer", "message"),
-    [
-        ("number", "many", "answer 'many', not a number"),
-        ("yes_no", "maybe", "answer 'maybe', not yes or no"),
-        ("evalai", ["a"] * 9, "9 answer, and the rule evalai needs 10"),
-        ("exact", ["a", "b"], "2 answer, and the rule exact needs one"),
-    ],
-)
-def test_a_rule_says_which_answers_it_needs(folder: Path, rule: str, answer: Any, message: str) -> None:
-    with pytest.raises(SettingError, match=rf"12 unusable of 12 rows: row 0 .* has {message}"):
-        load(write(folder, rows(answer=answer), "needs.jsonl"), rule=rule)
-
-
 def test_yes_and_no_have_f1_with_an_interval(folder: Path) -> None:
     found = [{**row, "answer": ("yes", "no")[n % 2], "category": ("a", "b")[n // 6]} for n, row in enumerate(rows())]
     benchmark = own(write(folder, found, "yes.jsonl"), rule="yes_no")
@@ -399,6 +272,13 @@ def test_a_folder_has_one_table(folder: Path, tmp_path: Path) -> None:
         load(tmp_path)
     with pytest.raises(SettingError, match=r"no such file or folder"):
         load(tmp_path / "none")
+
+
+def test_a_folder_with_a_csv_is_read_like_the_file(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "pictures").symlink_to(folder / "pictures")
+    path = tmp_path / "a.csv"
+    path.write_text("image,question,answer\npictures/red.png,What?,red|crimson\n")
+    assert load(tmp_path)[0].answers == load(path)[0].answers == ("red", "crimson")
 
 
 def test_cells_of_a_csv_hold_several_texts(folder: Path) -> None:
