@@ -1,14 +1,27 @@
 """A user's own questions: a table in any of the usual formats, its columns mapped by settings, scored by a rule."""
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, ClassVar, NamedTuple
 
 from tdrs.benchmarks import pope, prompts
-from tdrs.benchmarks.benchmark import Accepts, Picture, PictureSet, Record, Rule, Sample, Samples, anything, mean_score
-from tdrs.benchmarks.own_rules import ANSWER_AS, RULES, check_answers, chosen, number_rule, perplexity
+from tdrs.benchmarks.benchmark import (
+    Accepts,
+    Passage,
+    Picture,
+    PictureSet,
+    Record,
+    Rule,
+    Sample,
+    Samples,
+    anything,
+    mean_score,
+)
+from tdrs.benchmarks.own_rules import ANSWER_AS, RULES, RULES_VERSION, check_answers, chosen, number_rule, perplexity
+from tdrs.benchmarks.own_splits import Images, SplitColumn, images_of
 from tdrs.benchmarks.prompts import LETTERS
 from tdrs.benchmarks.sources import (
     BadRow,
@@ -16,14 +29,12 @@ from tdrs.benchmarks.sources import (
     Pictures,
     Sourced,
     Unique,
-    digest,
     encoded,
-    in_split,
     name_of,
     text,
     which,
 )
-from tdrs.benchmarks.tables import BROKEN, COMMAS, columns_of, open_table
+from tdrs.benchmarks.tables import columns_of, in_texts, open_table
 from tdrs.settings import SettingError, check_choice, check_number
 from tdrs.statistics import Interval
 
@@ -33,6 +44,7 @@ class Fields(NamedTuple):
 
     at: Mapping[str, str]
     cells: Mapping[str, Any]
+    separator: str = ""  # stands between the texts of one cell, in a table whose cells are texts
 
 
 class PictureLists(Pictures):
@@ -45,11 +57,19 @@ class PictureLists(Pictures):
     def __init__(self, rows: Any, source: str, column: str, separator: str) -> None:
         super().__init__(rows, source, column)
         self._separator = separator
+        self._firsts: dict[str, int] = {}
 
     def __getitem__(self, number: int) -> Picture:
+        number = self._first(number)
         if number not in self._known and self._may_have_several(number):
             self._known[number] = PictureSet.of_parts(partial(self._parts, number))
         return super().__getitem__(number)
+
+    def _first(self, number: int) -> int:
+        """The first row with the same cell, in a table that is in memory: each picture is read once."""
+        if getattr(self._rows, "features", None) is not None:
+            return number
+        return self._firsts.setdefault(json.dumps(self._rows[number].get(self._column)), number)
 
     def _may_have_several(self, number: int) -> bool:
         features = getattr(self._rows, "features", None)
@@ -92,6 +112,65 @@ class PictureLists(Pictures):
             return json.loads(value) if value.startswith("[") else [one.strip() for one in value.split(self._separator)]
         except ValueError:
             return value
+
+
+class Asked:
+    """The questions of a split by their images: each may be asked again, but not with another answer."""
+
+    def __init__(self) -> None:
+        self._first: dict[tuple[Any, ...], tuple[int, Any]] = {}
+        self._again: set[int] = set()
+
+    def check(self, one: Sample, row: int) -> None:
+        """Raises BadRow if an earlier row has the same question about the same image, and another answer."""
+        answers = sorted({answer.casefold() for answer in one.answers}) or one.gold
+        key = one.image_id, one.question, one.choices, one.opening
+        first, known = self._first.setdefault(key, (row, answers))
+        if known != answers:
+            raise BadRow(f"another answer than row {first} to the same question about the same {_media(one)}")
+        if first != row:
+            self._again.add(row)
+
+    @property
+    def notes(self) -> list[str]:
+        """How many rows repeat a question."""
+        count = len(self._again)
+        return [f"{count} rows ask a question about an image again; each counts"] if count else []
+
+
+def _media(one: Sample) -> str:
+    return "passage" if isinstance(one.picture, Passage) else "image"
+
+
+def listed(value: Any, name: str, separator: str = "") -> tuple[str, ...]:
+    """The texts of a cell: a list, a JSON list, a text, a number, or several texts with separators.
+
+    Raises:
+        BadRow: the cell is empty or has something else.
+    """
+    if isinstance(value, str) and value.lstrip().startswith("["):
+        try:
+            value = json.loads(value)
+        except ValueError:
+            raise BadRow(f"{name} {value[:40]!r}, a list that is not JSON") from None
+    if isinstance(value, str) and separator:
+        value = value.split(separator)
+    if isinstance(value, str | int | float) and not isinstance(value, bool):
+        value = [value]
+    if value is None or value == []:
+        raise BadRow(f"no {name}")
+    if not isinstance(value, list | tuple):
+        raise BadRow(f"{name} {value!r}, not a text or a list")
+    return tuple(text({name: _number(one, name)}, name).strip() for one in value)
+
+
+def _number(value: Any, name: str) -> Any:
+    """A number as text: a whole one with all its digits, another one with up to 15. Other values stay."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return value
+    if not isinstance(value, int) and not math.isfinite(value):
+        raise BadRow(f"{name} {value}, not a finite number")
+    return str(value) if isinstance(value, int) else f"{value:.15g}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -165,35 +244,34 @@ class Tabled(Sourced):
 
     @property
     def scoring(self) -> list[str]:
-        return [*super().scoring, *([str(self.tolerance)] if self.rule == "number" else [])]
+        return [*super().scoring, RULES_VERSION, *([str(self.tolerance)] if self.rule == "number" else [])]
 
     def load(self, split: str, limit: int | None, style: str, accepts: Accepts = anything) -> Samples:
         rows = open_table(self.source)
         at = columns_of(self.column, rows.column_names, self.kinds, self.source)
         self._check_columns(at, rows.column_names)
         rows, found = self.media_of(rows, at)
-        names: dict[int, str] = {}
-
-        def name(number: int, row: Any) -> str:
-            if number not in names:
-                if row.get(BROKEN):
-                    raise BadRow(str(row[BROKEN]))
-                given = at.get(f"{self.media}_id")
-                names[number] = name_of(row, given) if given else digest(found(number, row))
-            return names[number]
-
-        numbers, notes = self._numbers(rows, at, split, name)
-        ids = Unique()
+        splits = {self.tuning: "tuning", self.held_out: "held_out"}
+        column = SplitColumn(at["split"], splits) if "split" in at else None
+        passages = at.get("passage")
+        images = images_of(rows, found, at.get(f"{self.media}_id"), column, passages, self.source)
+        numbers = self._numbers(images, column, split)
+        separator = self.separator if in_texts(self.source) else ""
+        ids, asked = Unique(), Asked()
 
         def make(number: int, row: Any, context: Context) -> Sample:
-            image = name(number, row)
-            one = self.sample(Fields(at, row), number, found(number, row), image, style, context(image))
+            if number in images.faults:
+                raise BadRow(images.faults[number])
+            image = images.names[number]
+            fields = Fields(at, row, separator)
+            one = self.sample(fields, number, found(number, row), image, style, context(image))
             if "id" in at:
                 ids.check(at["id"], one.id, number)
+            asked.check(one, number)
             return one
 
         gathered = self.gather(rows, make, split, limit, accepts, numbers)
-        return Samples(gathered, [*gathered.notes, *notes])
+        return Samples(gathered, [*gathered.notes, *images.notes, *asked.notes])
 
     def media_of(self, rows: Any, at: Mapping[str, str]) -> tuple[Any, Any]:
         """The rows without their pictures, and what gives the picture of a row by its number."""
@@ -202,7 +280,7 @@ class Tabled(Sourced):
             rows = rows.remove_columns("image") if "image" in rows.column_names else rows
             rows = rows.rename_column(column, "image")
             column = "image"
-        found = PictureLists(rows, self.source, column, self.separator if self._in_texts else "")
+        found = PictureLists(rows, self.source, column, self.separator if in_texts(self.source) else "")
         return rows, lambda number, row: found[number]
 
     def _check_columns(self, at: Mapping[str, str], names: Sequence[str]) -> None:
@@ -215,55 +293,35 @@ class Tabled(Sourced):
             allowed = f"leaves the column {at['choices']} unused; rule=multiple_choice, or column.choices=null"
             raise SettingError("rule", self.rule, allowed)
 
-    def _numbers(self, rows: Any, at: Mapping[str, str], split: str, name: Any) -> tuple[list[int], list[str]]:
-        """The numbers of the rows of a split, with notes.
-
-        A row that cannot be read is in both splits, so that it is named.
-        """
-        wanted = getattr(self, split)
-        texts = rows.remove_columns("image") if "image" in rows.column_names else rows
-        kept: list[int] = []
-        others: dict[str, int] = {}
-        for number, row in enumerate(texts):
-            try:
-                if "split" in at:
-                    if row.get(BROKEN):
-                        raise BadRow(str(row[BROKEN]))
-                    said = text(row, at["split"]).strip()
-                    if said not in (self.tuning, self.held_out):
-                        others[said] = others.get(said, 0) + 1
-                    mine = said == wanted
-                else:
-                    mine = in_split(name(number, row), split, self.tuning_share)
-            except BadRow:
-                mine = True
-            if mine:
-                kept.append(number)
-        if "split" not in at and split == "tuning" and self.tuning_share == 0:
+    def _numbers(self, images: Images, column: SplitColumn | None, split: str) -> list[int]:
+        """The numbers of the rows of a split. Raises SettingError if there are none."""
+        if column is None and split == "tuning" and self.tuning_share == 0:
             raise SettingError("tuning_share", 0, "leaves no row for the tuning split")
-        if not kept:
-            if "split" in at:
-                known = ", ".join(others) or "nothing else"
-                raise SettingError(split, wanted, f"no row has it in the column {at['split']}, which has {known}")
+        numbers = images.numbers(split, self.tuning_share)
+        if not numbers and column is not None:
+            some = list(images.unused)[:4] + (["…"] if len(images.unused) > 4 else [])
+            known = ", ".join(some) or "nothing else"
+            allowed = f"no row has it in the column {column.name}, which has {known}"
+            raise SettingError(split, getattr(self, split), allowed)
+        if not numbers:
             raise SettingError("tuning_share", self.tuning_share, f"leaves no {self.media} in the {split} split")
-        told = ", ".join(f"{count} of {said!r}" for said, count in others.items())
-        return kept, [f"rows of other splits are not used: {told}"] if told else []
+        return numbers
 
     def sample(
         self, row: Any, number: int, picture: Picture, image: str, style: str, context: tuple[str, str]
     ) -> Sample:
-        at, cells = row
+        at, cells, separator = row
         question = text(cells, at["question"])
         category = text(cells, at["category"], optional=True) if "category" in at else ""
         choices: tuple[str, ...] = ()
         if self.rule == "multiple_choice":
-            choices = self._listed(cells.get(at["choices"]), at["choices"])
+            choices = listed(cells.get(at["choices"]), at["choices"], separator)
             if not 2 <= len(choices) <= len(LETTERS) or len(set(choices)) != len(choices):
                 raise BadRow(f"{len(choices)} {at['choices']}, which must be 2 to {len(LETTERS)} different ones")
             answers: tuple[str, ...] = ()
             gold = chosen(cells.get(at["answers"]), choices, self.answer_as, at["answers"])
         else:
-            answers = self._listed(cells.get(at["answers"]), at["answers"])
+            answers = listed(cells.get(at["answers"]), at["answers"], separator)
             check_answers(self.rule, answers, at["answers"])
             gold = answers[0].strip().lower() if self.rule == "yes_no" else answers[0].strip()
         options = tuple(LETTERS[: len(choices)]) or (("yes", "no") if self.rule == "yes_no" else ())
@@ -288,28 +346,6 @@ class Tabled(Sourced):
         if self.rule == "multiple_choice":
             return prompts.scienceqa(style, question, choices, context=context)
         return (prompts.pope if self.rule == "yes_no" else prompts.gqa)(style, question, context)
-
-    @property
-    def _in_texts(self) -> bool:
-        """Whether the cells of the table are texts alone."""
-        return self.source.lower().endswith(COMMAS)
-
-    def _listed(self, value: Any, name: str) -> tuple[str, ...]:
-        """The texts of a cell: a list, a text, a number, or in CSV several texts; raises BadRow."""
-        if isinstance(value, str) and value.lstrip().startswith("["):
-            try:
-                value = json.loads(value)
-            except ValueError:
-                raise BadRow(f"{name} {value[:40]!r}, a list that is not JSON") from None
-        if isinstance(value, str) and self._in_texts:
-            value = value.split(self.separator)
-        if isinstance(value, int | float) and not isinstance(value, bool):
-            value = f"{value:.15g}"
-        found = [value] if isinstance(value, str) else value
-        if not isinstance(found, list | tuple) or not found:
-            raise BadRow(f"no {name}" if value is None or found == [] else f"{name} {value!r}, not a text or a list")
-        shown = [f"{one:.15g}" if isinstance(one, int | float) and not isinstance(one, bool) else one for one in found]
-        return tuple(text({name: one}, name).strip() for one in shown)
 
     def metrics(self, records: Sequence[Record]) -> dict[str, float]:
         """`accuracy`, that of each category, and for `yes_no` precision, recall, F1 and the share of yes."""

@@ -82,6 +82,11 @@ def files_of(source: str) -> list[Path]:
     return found
 
 
+def in_texts(source: str) -> bool:
+    """Whether the cells of a source are texts alone, as in CSV."""
+    return files_of(source)[0].suffix.lower() in COMMAS
+
+
 def open_table(source: str) -> Rows:
     """The rows of a source. Parquet is read from the disk as needed, the text formats are in memory.
 
