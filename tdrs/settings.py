@@ -5,7 +5,7 @@ import math
 import re
 import types
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, fields, is_dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -102,7 +102,7 @@ def build(kind: type[T], values: Mapping[str, Any], group: str = "") -> T:
         raise (error.under(group) if group else error) from None
 
 
-_hints = lru_cache(typing.get_type_hints)
+_hints: Callable[[Any], dict[str, Any]] = lru_cache(typing.get_type_hints)
 
 
 def _build(kind: type[T], values: Mapping[str, Any]) -> T:

@@ -51,7 +51,12 @@ def test_a_hash_is_remembered_and_read_once(cache: Path, tmp_path: Path, monkeyp
 def test_a_process_reads_a_small_file_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path, digest = tmp_path / "a", hashlib.file_digest
     read: list[Any] = []
-    monkeypatch.setattr(hashlib, "file_digest", lambda *given: read.append(given) or digest(*given))
+
+    def counted(*given: Any) -> Any:
+        read.append(given)
+        return digest(*given)
+
+    monkeypatch.setattr(hashlib, "file_digest", counted)
     path.write_bytes(b"x")
     assert [file_hash(path), file_hash(path)] == [sha(path)] * 2
     assert len(read) == 2  # it has just changed
