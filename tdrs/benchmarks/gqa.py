@@ -14,7 +14,8 @@ import datasets
 
 from tdrs.benchmarks import prompts
 from tdrs.benchmarks.benchmark import Accepts, Benchmark, Picture, Record, Rule, Sample, Samples, anything
-from tdrs.benchmarks.sources import BadRow, Context, Pictures, Sourced, Unique, check_columns, name_of, open_rows, text
+from tdrs.benchmarks.rows import open_rows
+from tdrs.benchmarks.sources import BadRow, Context, Pictures, Sourced, Unique, check_columns, name_of, text
 from tdrs.settings import SettingError
 
 QUESTIONS = datasets.Features({name: datasets.Value("string") for name in ("id", "imageId", "question", "answer")})

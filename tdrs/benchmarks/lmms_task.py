@@ -19,7 +19,8 @@ import datasets
 from tdrs.benchmarks.benchmark import Picture, PictureSet
 from tdrs.benchmarks.lmms_definition import Definition, definition, quiet
 from tdrs.benchmarks.lmms_request import Question, encode, question_of
-from tdrs.benchmarks.sources import BadRow, open_rows
+from tdrs.benchmarks.rows import open_rows
+from tdrs.benchmarks.sources import BadRow
 from tdrs.settings import SettingError, first_line
 
 COMMAND_TAGS = [["<think>", "</think>"], ["<analysis>", "</analysis>"]]  # its command's default `--reasoning_tags`

@@ -1,16 +1,14 @@
 """A user's own questions: a table in any of the usual formats, its columns mapped by settings, scored by a rule."""
 
 import json
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
 from tdrs.benchmarks import pope, prompts
 from tdrs.benchmarks.benchmark import (
     Accepts,
-    Passage,
     Picture,
     PictureSet,
     Record,
@@ -20,6 +18,7 @@ from tdrs.benchmarks.benchmark import (
     anything,
     mean_score,
 )
+from tdrs.benchmarks.own_cells import Asked, Fields, label, listed, short_floats
 from tdrs.benchmarks.own_rules import ANSWER_AS, RULES, RULES_VERSION, check_answers, chosen, number_rule, perplexity
 from tdrs.benchmarks.own_splits import Images, SplitColumn, images_of
 from tdrs.benchmarks.prompts import LETTERS
@@ -37,14 +36,6 @@ from tdrs.benchmarks.sources import (
 from tdrs.benchmarks.tables import columns_of, in_texts, open_table
 from tdrs.settings import SettingError, check_choice, check_number
 from tdrs.statistics import Interval
-
-
-class Fields(NamedTuple):
-    """A row of a table: the names of its columns by their meaning, and its cells by these names."""
-
-    at: Mapping[str, str]
-    cells: Mapping[str, Any]
-    separator: str = ""  # stands between the texts of one cell, in a table whose cells are texts
 
 
 class PictureLists(Pictures):
@@ -112,65 +103,6 @@ class PictureLists(Pictures):
             return json.loads(value) if value.startswith("[") else [one.strip() for one in value.split(self._separator)]
         except ValueError:
             return value
-
-
-class Asked:
-    """The questions of a split by their images: each may be asked again, but not with another answer."""
-
-    def __init__(self) -> None:
-        self._first: dict[tuple[Any, ...], tuple[int, Any]] = {}
-        self._again: set[int] = set()
-
-    def check(self, one: Sample, row: int) -> None:
-        """Raises BadRow if an earlier row has the same question about the same image, and another answer."""
-        answers = sorted({answer.casefold() for answer in one.answers}) or one.gold
-        key = one.image_id, one.question, one.choices, one.opening
-        first, known = self._first.setdefault(key, (row, answers))
-        if known != answers:
-            raise BadRow(f"another answer than row {first} to the same question about the same {_media(one)}")
-        if first != row:
-            self._again.add(row)
-
-    @property
-    def notes(self) -> list[str]:
-        """How many rows repeat a question."""
-        count = len(self._again)
-        return [f"{count} rows ask a question about an image again; each counts"] if count else []
-
-
-def _media(one: Sample) -> str:
-    return "passage" if isinstance(one.picture, Passage) else "image"
-
-
-def listed(value: Any, name: str, separator: str = "") -> tuple[str, ...]:
-    """The texts of a cell: a list, a JSON list, a text, a number, or several texts with separators.
-
-    Raises:
-        BadRow: the cell is empty or has something else.
-    """
-    if isinstance(value, str) and value.lstrip().startswith("["):
-        try:
-            value = json.loads(value)
-        except ValueError:
-            raise BadRow(f"{name} {value[:40]!r}, a list that is not JSON") from None
-    if isinstance(value, str) and separator:
-        value = value.split(separator)
-    if isinstance(value, str | int | float) and not isinstance(value, bool):
-        value = [value]
-    if value is None or value == []:
-        raise BadRow(f"no {name}")
-    if not isinstance(value, list | tuple):
-        raise BadRow(f"{name} {value!r}, not a text or a list")
-    return tuple(text({name: _number(one, name)}, name).strip() for one in value)
-
-
-def _number(value: Any, name: str) -> Any:
-    """A number as text: a whole one with all its digits, another one with up to 15. Other values stay."""
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return value
-    if not isinstance(value, int) and not math.isfinite(value):
-        raise BadRow(f"{name} {value}, not a finite number")
-    return str(value) if isinstance(value, int) else f"{value:.15g}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -257,13 +189,14 @@ class Tabled(Sourced):
         images = images_of(rows, found, at.get(f"{self.media}_id"), column, passages, self.source)
         numbers = self._numbers(images, column, split)
         separator = self.separator if in_texts(self.source) else ""
+        short = short_floats(rows)
         ids, asked = Unique(), Asked()
 
         def make(number: int, row: Any, context: Context) -> Sample:
             if number in images.faults:
                 raise BadRow(images.faults[number])
             image = images.names[number]
-            fields = Fields(at, row, separator)
+            fields = Fields(at, row, separator, short)
             one = self.sample(fields, number, found(number, row), image, style, context(image))
             if "id" in at:
                 ids.check(at["id"], one.id, number)
@@ -310,18 +243,18 @@ class Tabled(Sourced):
     def sample(
         self, row: Any, number: int, picture: Picture, image: str, style: str, context: tuple[str, str]
     ) -> Sample:
-        at, cells, separator = row
+        at, cells = row.at, row.cells
         question = text(cells, at["question"])
-        category = text(cells, at["category"], optional=True) if "category" in at else ""
+        category = label(row, "category")
         choices: tuple[str, ...] = ()
         if self.rule == "multiple_choice":
-            choices = listed(cells.get(at["choices"]), at["choices"], separator)
+            choices = listed(row, "choices")
             if not 2 <= len(choices) <= len(LETTERS) or len(set(choices)) != len(choices):
                 raise BadRow(f"{len(choices)} {at['choices']}, which must be 2 to {len(LETTERS)} different ones")
             answers: tuple[str, ...] = ()
             gold = chosen(cells.get(at["answers"]), choices, self.answer_as, at["answers"])
         else:
-            answers = listed(cells.get(at["answers"]), at["answers"], separator)
+            answers = listed(row, "answers")
             check_answers(self.rule, answers, at["answers"])
             gold = answers[0].strip().lower() if self.rule == "yes_no" else answers[0].strip()
         options = tuple(LETTERS[: len(choices)]) or (("yes", "no") if self.rule == "yes_no" else ())

@@ -17,18 +17,8 @@ import numpy as np
 from tdrs.benchmarks import prompts
 from tdrs.benchmarks.benchmark import Accepts, Benchmark, Picture, Record, Rule, Sample, Samples, anything
 from tdrs.benchmarks.evalai import without_marks
-from tdrs.benchmarks.sources import (
-    BadRow,
-    Context,
-    Pictures,
-    Sourced,
-    Unique,
-    check_columns,
-    in_split,
-    name_of,
-    open_rows,
-    text,
-)
+from tdrs.benchmarks.rows import open_rows
+from tdrs.benchmarks.sources import BadRow, Context, Pictures, Sourced, Unique, check_columns, in_split, name_of, text
 from tdrs.settings import SettingError, check_number
 from tdrs.statistics import Interval, cluster_draws, percentiles
 

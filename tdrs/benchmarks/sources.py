@@ -1,4 +1,4 @@
-"""Reading rows from a hub id, a folder in the hub's layout, a Parquet file, or a saved `datasets` directory.
+"""From the rows of a source to samples, with their pictures.
 
 Rows that cannot be used are named and counted; the settings say whether they are refused or left out.
 """
@@ -16,9 +16,10 @@ import datasets
 
 from tdrs.benchmarks.benchmark import Accepts, Benchmark, Passage, Picture, Sample, Samples, anything
 from tdrs.benchmarks.draw import by_image, fair_order, shared_pictures
-from tdrs.file_hash import file_hash
+from tdrs.benchmarks.rows import open_rows
 from tdrs.settings import SettingError, check_choice, check_number, first_line
 
+SMALLEST = 32  # bytes; no picture has fewer
 BAD_ROWS = ("refuse", "skip")
 Rows = Any  # a datasets.Dataset, or rows with the methods of one that are used here
 Context = Callable[[str], tuple[str, str]]  # the name of an image → the texts before it and after it
@@ -27,69 +28,6 @@ Make = Callable[[int, Any, Context], Sample]  # number of a row, its columns wit
 
 class BadRow(Exception):
     """A row cannot become a sample. The message says why."""
-
-
-def open_rows(
-    source: str, config: str | None, split: str, revision: str | None = None, files: Sequence[Path] = ()
-) -> datasets.Dataset:
-    """The rows of one split. Pictures stay encoded.
-
-    Args:
-        source: a hub id (owner/name); a folder in the hub's layout, where `config` is a folder of Parquet files or a
-            configuration of its card; a Parquet file; a folder that `save_to_disk` wrote, one set or a dict of splits.
-        config: the configuration; ignored if the source has none.
-        files: the source's Parquet files, if they are known already.
-
-    Raises:
-        SettingError: `source` cannot be found or read.
-    """
-    try:
-        rows = _parquet(files, split) if files else _open(source, config, split, revision)
-    except SettingError:
-        raise
-    except Exception as error:  # the library's errors do not name the setting
-        raise SettingError("source", source, f"cannot be read as split {split!r} ({first_line(error)})") from error
-    for name, feature in rows.features.items():
-        if isinstance(feature, datasets.Image):
-            rows = rows.cast_column(name, datasets.Image(decode=False))
-        elif isinstance(getattr(feature, "feature", None), datasets.Image):
-            rows = rows.cast_column(name, type(feature)(datasets.Image(decode=False)))
-    return rows
-
-
-def _open(source: str, config: str | None, split: str, revision: str | None) -> datasets.Dataset:
-    path = Path(source).expanduser()
-    if not path.exists():
-        if source.startswith((".", "/", "~")) or source.count("/") != 1:
-            raise SettingError("source", source, "no such file or folder, and not a hub id (owner/name)")
-        return datasets.load_dataset(source, config, split=split, revision=revision)
-    if path.is_file():
-        return _parquet([path], split)
-    within = [path / config, path] if config else [path]
-    for folder in within:
-        if (folder / "dataset_dict.json").exists():
-            return datasets.load_from_disk(str(folder))[split]
-        if (folder / "state.json").exists():
-            return datasets.load_from_disk(str(folder))
-    if not (path / "README.md").exists():  # no card says where a configuration's files are
-        for folder in [*within, path / "data"]:
-            files = sorted(folder.glob(f"{split}-*.parquet")) or sorted(folder.glob(f"{split}.parquet"))
-            if files:
-                return _parquet(files, split)
-    files = datasets.load_dataset_builder(str(path), config).config.data_files
-    if split not in files:
-        raise SettingError("source", source, f"has no split {split!r}, but {', '.join(files)}")
-    return _parquet([Path(file) for file in files[split]], split)
-
-
-def _parquet(files: Sequence[Path], split: str) -> datasets.Dataset:
-    """Load Parquet files; the library caches them under a hash of their contents.
-
-    By default the library finds cached files by the last part of a folder's name, or by a file's size and time. Another
-    folder, or a later file, may have the same.
-    """
-    content = hashlib.sha256("".join(file_hash(file) for file in files).encode()).hexdigest()[:24]
-    return datasets.load_dataset("parquet", content, data_files={split: [str(file) for file in files]}, split=split)
 
 
 def check_columns(rows: datasets.Dataset, needed: Sequence[str], source: str) -> None:
@@ -207,12 +145,22 @@ def encoded(value: Any, folder: Path) -> bytes:
             f"{len(value)} images, not one" if isinstance(value, list) else f"an image of type {type(value).__name__}"
         )
         raise OSError(more)
-    if len(value) < 1024 and (folder / value).is_file():
+    if _is_file(folder / value):
         return (folder / value).read_bytes()
     try:
-        return base64.b64decode(re.sub(r"^data:[^,]*,|\s", "", value), validate=True)
+        found = base64.b64decode(re.sub(r"^data:[^,]*,|\s", "", value), validate=True)
     except ValueError:
-        raise FileNotFoundError(f"no image: {value[:80]!r} is no file in {folder}, and not base64") from None
+        found = b""
+    if len(found) < SMALLEST:  # a name without an ending may be base64, too
+        raise FileNotFoundError(f"no image: {value[:80]!r} is no file in {folder}, and not base64")
+    return found
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # such as a name that is too long: it is base64 text
+        return False
 
 
 _SIZES: dict[str, tuple[int, int] | str] = {}  # by a picture's digest: its width and height, or why it is corrupt

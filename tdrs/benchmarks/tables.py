@@ -11,11 +11,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tdrs.benchmarks.sources import Rows, open_rows
+from tdrs.benchmarks.rows import open_rows
+from tdrs.benchmarks.sources import Rows
 from tdrs.settings import SettingError
 
 LINES, COMMAS = (".jsonl", ".ndjson"), (".csv", ".tsv")
 FORMATS = (*LINES, *COMMAS, ".parquet")
+LONGEST_CELL = 1 << 30  # letters; a picture as base64 text may be long
 BROKEN = "\0broken"  # the column of a row that cannot be read; no file has it
 
 # The usual names of each column, the first one in a file counts.
@@ -104,8 +106,11 @@ def open_table(source: str) -> Rows:
         raise SettingError("source", source, f"line {line} is not UTF-8; save the file in UTF-8") from None
     except OSError as error:
         raise SettingError("source", source, f"cannot be read: {error.strerror}") from None
-    found = list(_json_lines(text) if kind in LINES else _cells(text, source, "\t" if kind == ".tsv" else ","))
+    found = list(_json_lines(text) if kind in LINES else _cells(text, source, _delimiter(text, kind)))
     names = list(dict.fromkeys(name for _, row in found for name in row if name != BROKEN))
+    if not names:
+        why = f"line {found[0][0]} has {found[0][1][BROKEN]}" if found else "it is empty"
+        raise SettingError("source", source, f"has no row of questions: {why}")
     return Lines([row for _, row in found], names, [number for number, _ in found])
 
 
@@ -121,23 +126,44 @@ def _json_lines(text: str) -> Iterator[tuple[int, dict[str, Any]]]:
         yield number, row if isinstance(row, dict) else {BROKEN: f"a {type(row).__name__}, not a JSON object"}
 
 
+def _delimiter(text: str, kind: str) -> str:
+    """What separates the cells of a text. Where the comma is the decimal sign, Excel writes semicolons into a .csv."""
+    first = next((line for line in text.splitlines() if line.strip()), "")
+    return "\t" if kind == ".tsv" else next((mark for mark in ",;\t" if mark in first), ",")
+
+
 def _cells(text: str, source: str, separator: str) -> Iterator[tuple[int, dict[str, Any]]]:
+    """The rows of a CSV file, each with the line where it begins. Lines of empty cells alone are no rows."""
+    csv.field_size_limit(LONGEST_CELL)
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
     names: list[str] = []
+    begins = 1
     try:
         for cells in reader:
+            line, begins = begins, reader.line_num + 1
+            if not any(cell.strip() for cell in cells):
+                continue
             if not names:
-                names = [cell.strip() for cell in cells]
-                twice = sorted({name for name in names if names.count(name) > 1})
+                names = _trimmed([cell.strip() for cell in cells], 0)
+                twice = sorted({name for name in names if name and names.count(name) > 1})
                 if twice:
                     raise SettingError("source", source, f"has the column {twice[0]!r} twice")
-            elif cells and len(cells) != len(names):
-                empty = dict.fromkeys(names)
-                yield reader.line_num, {**empty, BROKEN: f"{len(cells)} cells, not {len(names)} as the first line"}
-            elif cells:
-                yield reader.line_num, {name: cell or None for name, cell in zip(names, cells, strict=True)}
+                continue
+            cells = _trimmed(cells, len(names))
+            row: dict[str, Any] = {name: cell or None for name, cell in zip(names, cells, strict=False) if name}
+            if len(cells) != len(names):
+                row = dict.fromkeys(filter(None, names))
+                row[BROKEN] = f"{len(cells)} cells, not {len(names)} as the first line"
+            yield line, row
     except csv.Error as error:
         raise SettingError("source", source, f"line {reader.line_num} is no CSV ({error})") from None
+
+
+def _trimmed(cells: list[str], least: int) -> list[str]:
+    """Cells without empty ones at the end, which spreadsheets add; at least so many."""
+    while len(cells) > least and not cells[-1].strip():
+        cells = cells[:-1]
+    return cells
 
 
 def columns_of(given: Mapping[str, Any], names: Sequence[str], kinds: Sequence[str], source: str) -> dict[str, str]:
@@ -149,11 +175,15 @@ def columns_of(given: Mapping[str, Any], names: Sequence[str], kinds: Sequence[s
         kinds: the meanings that are looked for.
 
     Raises:
-        SettingError: the table does not have a column that is named.
+        SettingError: the table does not have a column that is named, or the pictures' column is named for more.
     """
     for kind, name in given.items():
         if name is not None and name not in names:
             raise SettingError(f"column.{kind}", name, f"{source} has no such column, but {', '.join(names)}")
     found = {kind: next((name for name in USUAL[kind] if name in names), None) for kind in kinds}
     found |= dict(given)
+    for kind, name in found.items():
+        media = next((one for one in ("image", "passage") if kind != one and name and name == found.get(one)), None)
+        if media:
+            raise SettingError(f"column.{kind}", name, f"is the column of the {media}; it cannot be the {kind}, too")
     return {kind: name for kind, name in found.items() if name is not None}

@@ -18,7 +18,8 @@ import numpy as np
 
 from tdrs.benchmarks import prompts
 from tdrs.benchmarks.benchmark import Accepts, Passage, Samples, anything
-from tdrs.benchmarks.own import Fields, Tabled
+from tdrs.benchmarks.own import Tabled
+from tdrs.benchmarks.own_cells import Fields
 from tdrs.benchmarks.sources import text
 from tdrs.settings import SettingError, check_number
 

@@ -1,5 +1,7 @@
 """A user's own questions: every format, every rule, splits by image, and one line for each thing that is wrong."""
 
+import base64
+import io
 import json
 import math
 from collections.abc import Sequence
@@ -7,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
@@ -254,7 +258,13 @@ FILES: list[tuple[str, bytes, str]] = [
         r"row 0 \(line 2\) has 2 cells, not 3",
     ),
     ("f.parquet", b"PAR1 torn", "cannot be read"),
-    ("g.jsonl", b"", "has the columns ; which of them is the question"),
+    ("g.jsonl", b"", "has no row of questions: it is empty"),
+    ("h.csv", b"\xef\xbb\xbf\r\n", "has no row of questions: it is empty"),
+    ("i.csv", b"image,question,answer\r\n,,\r\n", "has no row of questions: it is empty"),
+    ("j.jsonl", b"5\n", "has no row of questions: line 1 has a int, not a JSON object"),
+    ("k.csv", b"image,question,answer\na,W?,x,y,\n", r"row 0 \(line 2\) has 4 cells, not 3"),
+    ("l.csv", b'image,question,answer\n\n"a","W\n?",\n', r"row 0 \(line 3\) has no image"),
+    ("m::n.parquet", b"", "must have no :: in its path"),
 ]
 
 
@@ -288,3 +298,78 @@ def test_cells_of_a_csv_hold_several_texts(folder: Path) -> None:
     assert load(path, separator=";")[0].answers == ("red|dark red",)
     assert math.isclose(own(path).score("Dark-red", load(path)[0]).score, 1)
     assert normalised("The  Dark-red, car!") == "dark red car"
+
+
+EXCEL = {
+    "semicolons": b"\xef\xbb\xbfid;image;question;answer\r\n1;pictures/red.png;What, now?;red\r\n",
+    "tabs": b"id\timage\tquestion\tanswer\n1\tpictures/red.png\tWhat, now?\tred\n",
+    "empty lines": b'\r\nid,image,question,answer\r\n,,,\r\n1,pictures/red.png,"What, now?",red\r\n\r\n, ,,\r\n',
+    "empty columns": b'id,image,question,answer,,\r\n1,pictures/red.png,"What, now?",red,,\r\n',
+    "empty cells": b'id,image,question,answer\r\n1,pictures/red.png,"What, now?",red,,\r\n',
+    "a column without a name": b'id,,image,question,answer\r\n1,x,pictures/red.png,"What, now?",red\r\n',
+}
+
+
+@pytest.mark.parametrize("name", EXCEL)
+def test_a_csv_from_a_spreadsheet_is_read(folder: Path, name: str) -> None:
+    path = folder / "excel.csv"
+    path.write_bytes(EXCEL[name])
+    (sample,) = load(path)
+    assert (sample.id, sample.question, sample.gold) == ("1", "What, now?", "red")
+
+
+def test_a_picture_in_a_cell_may_be_long_or_short(folder: Path) -> None:
+    for size in (2, 12, 300):
+        buffer = io.BytesIO()
+        Image.effect_noise((size, size), 90).save(buffer, "PNG")
+        cell = base64.b64encode(buffer.getvalue()).decode()
+        path = folder / "cells.csv"
+        path.write_text(f"image,question,answer\n{cell},What?,red\n")
+        assert load(path)[0].image.size == (size, size)
+    path.write_text("image,question,answer\npictures,What?,red\n")  # base64 of six bytes
+    with pytest.raises(SettingError, match=r"has no image: 'pictures' is no file in .*, and not base64"):
+        load(path)
+
+
+def table(path: Path, **columns: Any) -> Path:
+    path.parent.mkdir(exist_ok=True, parents=True)
+    pq.write_table(pa.table(columns), path)
+    return path
+
+
+@pytest.mark.parametrize("name", ["f*", "f [1]", "f?", "a b%20#ü", "{a,b}"])
+def test_only_the_files_of_a_folder_are_read(folder: Path, tmp_path: Path, name: str) -> None:
+    image = [(folder / "pictures" / "red.png").read_bytes()]
+    for number, one in enumerate((name, "f1", "fx", "f [2]")):
+        table(tmp_path / one / "a.parquet", image=image, question=["What?"], answer=[f"{number}"])
+    assert [sample.gold for sample in load(tmp_path / name)] == ["0"]
+    assert [sample.gold for sample in load(tmp_path / name / "a.parquet")] == ["0"]
+
+
+def test_numbers_of_parquet_are_those_that_were_written(folder: Path, tmp_path: Path) -> None:
+    image = [(folder / "pictures" / "red.png").read_bytes()]
+    numbers = {"int64": pa.array([2**53 + 1]), "float32": pa.array([0.1], pa.float32()), "float64": pa.array([0.1])}
+    lists = {"list": pa.array([[0.3]], pa.list_(pa.float32())), "float16": pa.array([2.5], pa.float16())}
+    found = {}
+    for name, answer in (numbers | lists).items():
+        path = table(tmp_path / f"{name}.parquet", image=image, question=["What?"], answer=answer)
+        found[name] = load(path)[0].gold
+    assert found == {"int64": "9007199254740993", "float32": "0.1", "float64": "0.1", "list": "0.3", "float16": "2.5"}
+
+
+def test_tables_of_parquet_must_fit_together(folder: Path, tmp_path: Path) -> None:
+    image = [(folder / "pictures" / "red.png").read_bytes()]
+    table(tmp_path / "a.parquet", image=image, question=["What?"], answer=["red"])
+    table(tmp_path / "b.parquet", image=image, question=["What?"], answer=["red"], more=["x"])
+    with pytest.raises(SettingError, match=r"cannot be read as one table \(Couldn't cast .* column names don't match"):
+        load(tmp_path)
+
+
+def test_the_column_of_pictures_has_one_meaning(folder: Path) -> None:
+    source = write(folder, rows(), "meaning.jsonl")
+    with pytest.raises(SettingError, match=r"column.image_id = 'image': is the column of the image; it cannot be the"):
+        load(source, column={"image_id": "image"})
+
+
+def test_a_category_may_be_a_number(folder: Path) -> None:
+    assert load(write(folder, rows(category=3), "category.jsonl"))[0].categories == ("3",)

@@ -15,7 +15,8 @@ from PIL import Image
 from tdrs import benchmarks
 from tdrs.benchmarks import mini_gqa, mini_pope, mini_scienceqa, mini_textvqa
 from tdrs.benchmarks.benchmark import Picture, Rule, Sample, Samples
-from tdrs.benchmarks.sources import Sourced, open_rows
+from tdrs.benchmarks.rows import open_rows
+from tdrs.benchmarks.sources import Sourced
 from tdrs.settings import SettingError
 
 FORMS = ("parquet", "folder", "carded", "saved", "saved_dict")
