@@ -114,14 +114,15 @@ def _model(planned: Plan, backbone: Backbone, seconds: float) -> Finding:
     model = backbone.model
     layers, heads = planned.backbone.shape
     groups = model.config.get_text_config().num_key_value_heads
-    number = sum(weight.numel() for weight in model.parameters())
+    number = model.num_parameters()
     size = f"{number / 1e9:.2f} billion" if number > 5e7 else f"{number / 1e6:.1f} million"
+    bits = f", weights in {planned.backbone.weight_bits} bits" if planned.backbone.weight_bits else ""
     where = environment()["device"] if model.device.type == "cuda" else f"{environment()['device']} (cpu)"
     return Finding(
         "model",
         [
             f"{type(model).__name__}, {size} parameters, {layers} layers × {heads} heads ({groups} for keys)",
-            f"{str(model.dtype).removeprefix('torch.')} on {where}, {planned.backbone.attention}; "
+            f"{str(model.dtype).removeprefix('torch.')}{bits} on {where}, {planned.backbone.attention}; "
             f"loaded in {seconds:.1f} s",
         ],
     )

@@ -168,7 +168,7 @@ def _stage(method: Mapping[str, Any], real: str) -> int | None:
 
 # Settings that decide a stock score, in addition to the model and the data.
 _DECISIVE = {
-    "backbone": ("prompt_style", "max_new_tokens", "system", "transparency", "image", "adapter"),
+    "backbone": ("prompt_style", "max_new_tokens", "system", "transparency", "image", "adapter", "bits"),
     "dataset": ("rule", "prompt", "seed", "ocr_tokens", "held_out"),
 }
 

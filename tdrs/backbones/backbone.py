@@ -26,6 +26,7 @@ from tdrs.backbones.image_embeddings import EmbeddingStore, ImageEncoder, check_
 from tdrs.backbones.prefixes import read_common
 from tdrs.backbones.processors import load_processor
 from tdrs.backbones.prompt_encoder import PromptEncoder, TokenCache
+from tdrs.backbones.quantisation import check_file_values, quantiser
 from tdrs.backbones.ratings import rate
 from tdrs.backbones.text_encoder import TextEncoder, load_text_processor
 from tdrs.backbones.tokens import FirstTokens, ends
@@ -153,9 +154,11 @@ class Backbone:
     def _generate(self, samples: Sequence[Sample], length: AnswerLength, processor: LogitsProcessor) -> torch.Tensor:
         """The tokens of greedy answers, (samples, steps); the logits of each step go through the processor."""
         session = session_of(self.model)
-        with session.next_token_only() if session and self.next_token_only else nullcontext():
+        # LLM.int8 picks the columns that it keeps in full by all rows of a call: fewer rows would give other numbers
+        whole = getattr(self.model, "is_loaded_in_8bit", False)
+        with session.next_token_only() if session and self.next_token_only and not whole else nullcontext():
             inputs = None
-            pieces = self.reads_pictures and self.prompts.family.reads_in_pieces
+            pieces = self.reads_pictures and self.prompts.family.reads_in_pieces and not whole
             if self.share_prefixes and pieces and (session is None or session.row_local):
                 pictures = [sample.picture for sample in samples]
                 inputs = read_common(self.model, self.images, session, self._tokens(samples), pictures)
@@ -197,6 +200,15 @@ def load(settings: BackboneSettings, store: EmbeddingStore | None = None) -> Bac
         logging.disable_progress_bar()
     try:
         settings.check_files()
+        bits = settings.weight_bits
+        more: dict[str, Any] = {}
+        if bits:
+            config = quantiser(bits, settings.resolved_dtype)
+            more |= {"quantization_config": config} if settings.bits is not None else {}
+        if settings.device == "spread":
+            more["device_map"] = "auto"
+        elif bits:  # quantised weights cannot be moved afterwards
+            more["device_map"] = {"": settings.resolved_device}
         processor = (
             load_processor(source, revision, settings.image) if pictures else load_text_processor(source, revision)
         )
@@ -208,9 +220,9 @@ def load(settings: BackboneSettings, store: EmbeddingStore | None = None) -> Bac
                 attn_implementation=settings.attention,
                 use_safetensors=True,
                 trust_remote_code=False,
-                device_map="auto" if settings.device == "spread" else None,
                 ignore_mismatched_sizes=True,  # `check_tensors` refuses them, by name
                 output_loading_info=True,
+                **more,
             )
         model, info = loaded
         check_tensors(info)
@@ -218,15 +230,18 @@ def load(settings: BackboneSettings, store: EmbeddingStore | None = None) -> Bac
             model = merge(model, settings.adapter)
         text_decoder(model)
         check_processor(processor, model.config)
-        check_values(model)
+        if bits:
+            check_file_values(settings.weight_files, model)
+        else:
+            check_values(model)
     except SettingError as error:
-        raise error.under("backbone") from None
+        raise (error if error.name.startswith("backbone.") else error.under("backbone")) from None
     except (MemoryError, torch.OutOfMemoryError):
         raise
     except Exception as error:  # each library that reads a part of a folder has errors of its own
         raise not_loaded(settings.source, error, settings.revision) from error
     model.generation_config = greedy(model.generation_config, ends(processor))
-    if settings.device != "spread":
+    if "device_map" not in more:
         torch.nn.Module.to(model, settings.resolved_device)
     backbone = Backbone.of(settings, model.eval(), processor, store.of(settings.decisive) if store else None)
     if pictures and not backbone.prompts.family.model_type:

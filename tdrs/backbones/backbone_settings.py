@@ -16,9 +16,10 @@ from huggingface_hub.constants import HF_HUB_CACHE
 from transformers import AutoConfig
 
 from tdrs.backbones import adapter as adapters
-from tdrs.backbones.checkpoint import IS_ADAPTER, Incomplete, check_files
+from tdrs.backbones.checkpoint import IS_ADAPTER, Incomplete, check_files, read_json
 from tdrs.backbones.families import TRANSPARENCY, check_image_setting, is_language_model
 from tdrs.backbones.processors import several_fault, size_fault
+from tdrs.backbones.quantisation import METHOD, bits_of, check_bits
 from tdrs.benchmarks.benchmark import Size
 from tdrs.benchmarks.prompts import STYLES
 from tdrs.environment import version, versions
@@ -52,6 +53,8 @@ class BackboneSettings:
             `do_pan_and_scan` (Gemma 3), `do_image_splitting` (Idefics3). What is not set is as in the model's folder.
         adapter: a LoRA adapter in PEFT's format, which is merged into the weights: a folder with adapter_config.json
             and adapter_model.safetensors, or a hub id; None is none (it needs peft).
+        bits: the bits of a weight, 8 or 4, by bitsandbytes, which quantises the weights when they are loaded; None is
+            that of the model's folder.
 
     Raises:
         SettingError: a value is not allowed, or a device or a folder does not exist.
@@ -69,6 +72,7 @@ class BackboneSettings:
     transparency: str = "family"
     image: dict[str, Any] = field(default_factory=dict, hash=False)
     adapter: str | None = None
+    bits: int | None = None
 
     def __post_init__(self) -> None:
         check_choice("device", self.device, DEVICES)
@@ -95,7 +99,11 @@ class BackboneSettings:
         if self.adapter is not None:
             if self.device == "spread":
                 raise SettingError("adapter", self.adapter, "cannot be merged into a model with device=spread")
+            if self.bits is not None:
+                raise SettingError("adapter", self.adapter, f"cannot be merged into weights of bits={self.bits}")
             adapters.check_setting(self.adapter)
+        if self.bits is not None:
+            check_bits(self.bits)
 
     @property
     def folder(self) -> Path:
@@ -144,6 +152,7 @@ class BackboneSettings:
             "versions": versions(),
             **({"image": self.image} if self.image else {}),
             **({"adapter": self.adapter_fingerprint, "peft": version("peft")} if self.adapter is not None else {}),
+            **({"bits": self.weight_bits, METHOD: version(METHOD)} if self.weight_bits else {}),
             **({"system": self.system} if self.system is not None else {}),
         }
 
@@ -158,14 +167,47 @@ class BackboneSettings:
             raise error.under("backbone") from None
 
     @property
+    def stored_bits(self) -> int | None:
+        """The bits of a weight in the model's folder, if it was quantised before; else None.
+
+        Raises:
+            SettingError: it cannot be loaded so, or with `bits` or an adapter.
+        """
+        try:
+            stored = bits_of(self._config)
+        except Incomplete as error:
+            raise SettingError("backbone.source", self.source, str(error)) from None
+        for name, value in (("bits", self.bits), ("adapter", self.adapter)):
+            if stored and value is not None:
+                allowed = f"must be null: the weights in {self.source} have {stored} bits already"
+                raise SettingError(f"backbone.{name}", value, allowed)
+        return stored
+
+    @property
+    def weight_bits(self) -> int | None:
+        """The bits of a quantised weight; None if the weights are not quantised. Raises as `stored_bits`."""
+        return self.stored_bits or self.bits
+
+    @property
     def notes(self) -> list[str]:
         """What a reader of the model's scores should know, one line each."""
-        if self.adapter is None:
-            return []
+        found = []
+        if self.weight_bits == 8:
+            found.append("weights in 8 bits: an answer depends a little on the other questions of its batch")
         try:
-            return list(filter(None, [adapters.other_base(self.adapter, self.source)]))
+            if self.adapter is not None:
+                found.append(adapters.other_base(self.adapter, self.source))
         except SettingError as error:
             raise error.under("backbone") from None
+        return list(filter(None, found))
+
+    @property
+    def weight_files(self) -> list[Path]:
+        """The files with the model's weights."""
+        folder = self.folder if self.folder.is_dir() else _snapshot(self.source, self.revision)
+        single, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
+        names = {single.name} if single.exists() else set(read_json(index)["weight_map"].values())
+        return sorted(folder / name for name in names)
 
     @property
     def _config(self) -> Any:
