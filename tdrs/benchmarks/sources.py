@@ -16,7 +16,7 @@ import datasets
 
 from tdrs.benchmarks.benchmark import Accepts, Benchmark, Passage, Picture, Sample, Samples, anything
 from tdrs.benchmarks.draw import by_image, fair_order, shared_pictures
-from tdrs.benchmarks.rows import open_rows
+from tdrs.benchmarks.rows import each, open_rows
 from tdrs.settings import SettingError, check_choice, check_number, first_line
 
 SMALLEST = 32  # bytes; no picture has fewer
@@ -274,7 +274,7 @@ class Sourced(Benchmark):
         texts_only = rows.remove_columns("image") if "image" in rows.column_names else rows
         chosen = range(len(rows)) if numbers is None else numbers
         shown = partial(_shown, place=getattr(rows, "place", "row {}".format))
-        for number, row in zip(chosen, texts_only if numbers is None else texts_only.select(numbers), strict=True):
+        for number, row in zip(chosen, each(texts_only, numbers), strict=True):
             try:
                 drafts[number] = make(number, row, lambda image: ("", ""))
             except BadRow as error:
@@ -300,7 +300,8 @@ class Sourced(Benchmark):
         del drafts, whole, at  # a large set would be in memory twice
         context = lru_cache(maxsize=None)(lambda image: self.context(split, image))
         found = sorted(found) if limit is None else found
-        samples = self.merged([make(number, texts_only[number], context) for number in found])
+        drawn = zip(found, each(texts_only, found), strict=True)
+        samples = self.merged([make(number, row, context) for number, row in drawn])
         if limit is not None and len(samples) > limit:  # the first image alone has more questions
             samples = self.merged(samples[:limit])
         if not samples:
