@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from PIL import Image
 from transformers import PreTrainedModel
 
@@ -13,7 +14,7 @@ from tdrs.backbones.processors import user_turn
 from tdrs.backbones.tokens import as_text, special_token_in
 from tdrs.benchmarks.benchmark import Picture, Sample
 
-CACHED_BATCHES = 4096
+CACHED_BYTES = 1 << 28
 
 
 def insert_before_image(before: str, text: str, processor: Any) -> str:
@@ -85,17 +86,26 @@ class PromptEncoder:
 class TokenCache:
     """The tokens of batches, for the next trial, which asks the same batches.
 
-    Preparing pictures only to count their tokens takes as long as a small model's answer.
+    Preparing pictures only to count their tokens takes as long as a small model's answer. The oldest batches are
+    forgotten first, so memory does not grow with the number of samples.
     """
 
     def __init__(self) -> None:
         self._batches: dict[tuple[tuple[str, ...], ...], dict[str, Any]] = {}
+        self._bytes = 0
 
     def get(self, samples: Sequence[Sample], inputs: Callable[[Sequence[Sample]], Any]) -> dict[str, Any]:
         """The result of `inputs` for a batch, without the pixels."""
         key = tuple((sample.before, sample.prompt, sample.picture.digest, sample.opening) for sample in samples)
         if key not in self._batches:
-            if len(self._batches) == CACHED_BATCHES:
-                self._batches.clear()
-            self._batches[key] = {name: x for name, x in inputs(samples).items() if not name.startswith("pixel_")}
+            found = {name: x for name, x in inputs(samples).items() if not name.startswith("pixel_")}
+            self._bytes += _size(found)
+            while self._batches and self._bytes > CACHED_BYTES:
+                self._bytes -= _size(self._batches.pop(next(iter(self._batches))))
+            self._batches[key] = found
         return self._batches[key]
+
+
+def _size(batch: dict[str, Any]) -> int:
+    """The bytes of a batch's tensors."""
+    return sum(x.nbytes for x in batch.values() if isinstance(x, torch.Tensor))

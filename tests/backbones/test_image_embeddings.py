@@ -12,7 +12,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from tdrs import Stock, backbones, benchmarks
-from tdrs.backbones import Backbone
+from tdrs.backbones import Backbone, prompt_encoder
 from tdrs.backbones.image_embeddings import EmbeddingStore, ImageEncoder
 from tdrs.backbones.prompt_encoder import PromptEncoder, TokenCache
 from tdrs.benchmarks.benchmark import Sample
@@ -152,3 +152,21 @@ def test_damaged_embeddings_are_set_aside(
     model.put("picture", tensor)
     assert torch.equal(model.get("picture"), tensor)
     assert capsys.readouterr().err == ""
+
+
+def test_the_cache_of_tokens_forgets_the_oldest_batch(mini_llava: Backbone, monkeypatch: pytest.MonkeyPatch) -> None:
+    samples = benchmarks.load(benchmarks.from_settings({"name": "mini_scienceqa"}), "tuning", 3)
+    asked: list[str] = []
+
+    def inputs(some: Any) -> Any:
+        asked.append(some[0].id)
+        return mini_llava.inputs(some)
+
+    largest = max(2 * mini_llava.inputs([sample])["input_ids"].nbytes for sample in samples)  # with its mask
+    monkeypatch.setattr(prompt_encoder, "CACHED_BYTES", 2 * largest)
+    tokens = TokenCache()
+    first, second, third = ([sample] for sample in samples)
+    for one in (first, second, second, third, first, third):
+        assert torch.equal(tokens.get(one, inputs)["input_ids"], mini_llava.inputs(one)["input_ids"])
+    assert asked == [one[0].id for one in (first, second, third, first)]
+    assert not [name for name in tokens.get(first, inputs) if name.startswith("pixel_")]
