@@ -8,7 +8,9 @@ from typing import Any
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test may look for anything on a hub
 # two processes of two threads each would stand in their own way
-os.environ["OMP_NUM_THREADS"] = "1" if "PYTEST_XDIST_WORKER" in os.environ else "2"
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ["OMP_NUM_THREADS"] = "1"
+os.environ.setdefault("OMP_NUM_THREADS", "2")
 
 import pytest
 import torch
@@ -21,7 +23,7 @@ from tdrs.backbones import Backbone
 from tdrs.configuration import compose, plain
 from tests.sweeps.pretend import pretend
 
-SLOW = ("test_crash.py", "test_machines.py", "test_ui.py", "test_damage.py")
+SLOW = ("test_crash.py", "test_machines.py", "test_ui.py", "test_damage.py", "test_examples.py", "test_pages.py")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

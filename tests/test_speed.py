@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tdrs import speed
+from tdrs import side_by_side
 from tdrs.interventions import METHODS
 from tdrs.speed import main, medians
 
@@ -75,7 +75,7 @@ def test_neighbours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pyt
         asked.append((count, bool(variables)))
         return 2.0 * count if variables else 1.0
 
-    monkeypatch.setattr(speed, "_side_by_side", seconds)
+    monkeypatch.setattr(side_by_side, "_side_by_side", seconds)
     assert main(["neighbours", "rounds=2", f"output={tmp_path}"]) == 0
     assert asked == [(1, False), (2, False), (1, True), (2, True)] * 2
     assert "by OpenMP's defaults  alone    2.0    two side by side    4.0" in capsys.readouterr().out
