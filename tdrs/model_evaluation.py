@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import cache, partial
 from typing import Any
 
 import pandas as pd
@@ -18,6 +19,7 @@ from tdrs.backbones import Backbone, BackboneSettings
 from tdrs.backbones.checkpoint import Incomplete, check_processor
 from tdrs.backbones.decoding import greedy
 from tdrs.backbones.families import family_of
+from tdrs.backbones.processors import fault_of_several
 from tdrs.backbones.tokens import ends
 from tdrs.benchmarks import SPLITS, Benchmark, Record
 from tdrs.benchmarks.prompts import STYLES
@@ -191,7 +193,9 @@ def evaluate(
     )
     _check_model(model, processor)
     benchmark = benchmark.asked_by(style)
-    samples = benchmarks.load(benchmark, split, limit, style)
+    several = cache(partial(fault_of_several, processor, family_of(model.config.model_type), {}))
+    accepts = lambda sizes: several(len(sizes)) if len(sizes) > 1 else ""  # noqa: E731
+    samples = benchmarks.load(benchmark, split, limit, style, accepts=accepts)
     batches = []
     with _prepared(model, processor), tqdm(total=len(samples), unit="sample", disable=not shows_progress()) as bar:
         backbone = Backbone.of(settings, model, processor)

@@ -1,6 +1,7 @@
 """The library as Python code uses it: the commands' numbers, figures that touch nothing else, clear errors."""
 
 import csv
+import json
 import re
 import signal
 import subprocess
@@ -16,6 +17,7 @@ import pandas as pd
 import pytest
 import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from PIL import Image
 
 import tdrs
 from tdrs import backbones, benchmarks, evaluation, study
@@ -333,3 +335,19 @@ def test_the_tables_rows_are_recomputed_alike(results: tdrs.StudyResults) -> Non
         assert one.difference == (one.trial.difference and pytest.approx(one.trial.difference, abs=0))
     rows = [row for condition in paired_differences(results.outcome) for row in condition.rows]
     assert len(rows) == sum(row.difference is not None for row in results.outcome.rows)
+
+
+def test_several_pictures_of_a_prompt(mini_llava: Backbone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for color in ("red", "blue"):
+        Image.new("RGB", (48, 48), color).save(tmp_path / f"{color}.png")
+    row = {"image": ["red.png", "blue.png"], "question": "Is there a circle?", "answer": "no"}
+    (tmp_path / "rows.jsonl").write_text(json.dumps(row))
+    source = {"name": "own", "source": str(tmp_path), "rule": "yes_no", "tuning_share": 0}
+    benchmark = benchmarks.from_settings(source)
+    model, processor = mini_llava.model, mini_llava.processor
+    assert len(tdrs.evaluate(model, processor, benchmark, tdrs.TDRS()).records) == 1
+    monkeypatch.setattr(processor, "chat_template", "<image> ?")
+    with pytest.raises(
+        SettingError, match=r"2 images of 48 × 48 and 48 × 48 pixels \(the chat template has a place for"
+    ):
+        tdrs.evaluate(model, processor, benchmark)

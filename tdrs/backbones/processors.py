@@ -142,9 +142,11 @@ def _cached(
     return _load(source, revision, dict(image))
 
 
-def _known(source: str, revision: str | None, image: Mapping[str, Any]) -> tuple[Any, Family]:
-    files = sorted((path.name, path.stat().st_mtime_ns, path.stat().st_ino) for path in Path(source).glob("*.json"))
-    return _cached(source, revision, tuple(sorted(image.items())), tuple(files))
+def _key(source: str, revision: str | None, image: Mapping[str, Any]) -> tuple[Any, ...]:
+    """What a processor depends on: its name, the settings and the state of its files."""
+    found = [path for pattern in ("*.json", "*.jinja") for path in Path(source).glob(pattern)]
+    files = sorted((path.name, path.stat().st_mtime_ns, path.stat().st_ino) for path in found)
+    return source, revision, tuple(sorted(image.items())), tuple(files)
 
 
 def size_fault(source: str, revision: str | None, image: Mapping[str, Any], size: tuple[int, int]) -> str:
@@ -158,7 +160,7 @@ def size_fault(source: str, revision: str | None, image: Mapping[str, Any], size
     short, long = min(size), max(size)
     if short >= ORDINARY and long <= LONG * short:
         return ""
-    processor, family = _known(source, revision, image)
+    processor, family = _cached(*_key(source, revision, image))
     images = processor.image_processor
     edge = dict(images.size).get("shortest_edge", 0) if getattr(images, "do_center_crop", False) else 0
     # LLaVA's own image processor first pads to a square; CLIP's first scales the short side up to `edge`, then crops.
@@ -173,12 +175,23 @@ def size_fault(source: str, revision: str | None, image: Mapping[str, Any], size
 
 
 def several_fault(source: str, revision: str | None, image: Mapping[str, Any], count: int) -> str:
-    """Why a model's processor cannot accept a prompt with a number of pictures; "" if it can. It is tried.
+    """Why a model's processor cannot accept a prompt with a number of pictures; "" if it can. It is tried once.
 
     Args:
         source, revision, image: as for `load_processor`.
     """
-    processor, family = _known(source, revision, image)
+    return _several(*_key(source, revision, image), count)
+
+
+@lru_cache
+def _several(
+    source: str, revision: str | None, image: tuple[tuple[str, Any], ...], files: tuple[Any, ...], count: int
+) -> str:
+    return fault_of_several(*_cached(source, revision, image, files), dict(image), count)
+
+
+def fault_of_several(processor: Any, family: Family, image: Mapping[str, Any], count: int) -> str:
+    """`several_fault` for a loaded processor."""
     try:
         single, several = (
             processor.apply_chat_template([user_turn("?", number)], add_generation_prompt=True) for number in (1, count)
