@@ -20,6 +20,7 @@ from tdrs.backbones.checkpoint import Incomplete, check_processor
 from tdrs.backbones.decoding import greedy
 from tdrs.backbones.families import family_of
 from tdrs.backbones.processors import fault_of_several
+from tdrs.backbones.prompt_encoder import check_template
 from tdrs.backbones.tokens import ends
 from tdrs.benchmarks import SPLITS, Benchmark, Record
 from tdrs.benchmarks.prompts import STYLES
@@ -180,6 +181,9 @@ def evaluate(
         check_number("limit", limit, 1, whole=True)
     if isinstance(benchmark, str):
         benchmark = benchmarks.from_settings(choice("dataset", benchmark))
+    if not benchmark.pictures:
+        raise SettingError("benchmark", benchmark.real, "has passages of text; only questions about pictures are asked")
+    _check_model(model, processor, system)
     style = prompt_style or family_of(model.config.model_type).prompt_style
     if style is None:
         known = f"must be given for a model of type {model.config.model_type}: {', '.join(STYLES)}"
@@ -191,7 +195,6 @@ def evaluate(
         system=system,
         max_new_tokens=max_new_tokens,
     )
-    _check_model(model, processor)
     benchmark = benchmark.asked_by(style)
     several = cache(partial(fault_of_several, processor, family_of(model.config.model_type), {}))
     accepts = lambda sizes: several(len(sizes)) if len(sizes) > 1 else ""  # noqa: E731
@@ -210,7 +213,7 @@ def _pope_rule(benchmark: Benchmark) -> str | None:
     return benchmark.rule if benchmark.real == "pope" else None
 
 
-def _check_model(model: PreTrainedModel, processor: Any) -> None:
+def _check_model(model: PreTrainedModel, processor: Any, system: str | None) -> None:
     """Raises SettingError unless the model has image tokens and the processor is its own."""
     if getattr(model.config, "image_token_id", None) is None:
         raise SettingError("model", type(model).__name__, "must be a vision-language model: it has no image_token_id")
@@ -222,6 +225,7 @@ def _check_model(model: PreTrainedModel, processor: Any) -> None:
         raise SettingError("processor", name, "has no chat template; set processor.chat_template")
     try:
         check_processor(processor, model.config)
+        check_template(processor, system)
     except Incomplete as error:
         raise SettingError("processor", name, str(error)) from None
 

@@ -25,7 +25,7 @@ from tdrs.backbones.families import family_of, is_language_model
 from tdrs.backbones.image_embeddings import EmbeddingStore, ImageEncoder, check_without_adapter
 from tdrs.backbones.prefixes import read_common
 from tdrs.backbones.processors import load_processor
-from tdrs.backbones.prompt_encoder import PromptEncoder, TokenCache
+from tdrs.backbones.prompt_encoder import PromptEncoder, TokenCache, check_template
 from tdrs.backbones.quantisation import check_file_values, quantiser
 from tdrs.backbones.ratings import rate
 from tdrs.backbones.text_encoder import TextEncoder, load_text_processor
@@ -212,6 +212,7 @@ def load(settings: BackboneSettings, store: EmbeddingStore | None = None) -> Bac
         processor = (
             load_processor(source, revision, settings.image) if pictures else load_text_processor(source, revision)
         )
+        check_template(processor, settings.system, pictures)
         with _quiet():
             loaded: Any = (AutoModelForImageTextToText if pictures else AutoModelForCausalLM).from_pretrained(
                 source,

@@ -235,7 +235,11 @@ class BackboneSettings:
     def shape(self) -> tuple[int, int]:
         """The number of decoder layers and of query heads in each, from the model's configuration alone."""
         text = self._config.get_text_config()
-        return int(text.num_hidden_layers), int(text.num_attention_heads)
+        layers, heads = (getattr(text, name, 0) for name in ("num_hidden_layers", "num_attention_heads"))
+        if not (layers and heads):
+            allowed = f"a model of type {text.model_type} has no layers with heads of attention"
+            raise SettingError("backbone.source", self.source, allowed)
+        return int(layers), int(heads)
 
     @property
     def resolved_device(self) -> str:
@@ -281,6 +285,8 @@ def not_loaded(source: str, error: Exception, revision: str | None = None) -> Se
             error = better
     if isinstance(error, Incomplete):
         return SettingError("backbone.source", source, first_line(error))
+    if "scaled_dot_product_attention" in str(error):
+        return SettingError("backbone.attention", "sdpa", f"the model at {source} has none; eager may work")
     if folder.is_dir() or source.startswith("embedded:") or not isinstance(error, OSError):
         return SettingError("backbone.source", source, f"cannot be loaded ({first_line(error)})")
     fetch = shlex.join(["hf", "download", source, *(["--revision", revision] if revision else [])])

@@ -9,10 +9,12 @@ from PIL import Image
 from transformers import PreTrainedModel
 
 from tdrs.backbones.backbone_settings import BackboneSettings
+from tdrs.backbones.checkpoint import Incomplete
 from tdrs.backbones.families import FAMILIES, Family
 from tdrs.backbones.processors import user_turn
 from tdrs.backbones.tokens import as_text, special_token_in
 from tdrs.benchmarks.benchmark import Picture, Sample
+from tdrs.settings import SettingError, first_line
 
 CACHED_BYTES = 1 << 28
 
@@ -21,9 +23,48 @@ def insert_before_image(before: str, text: str, processor: Any) -> str:
     """A prompt with `before` right before the first image. A template (LLaVA's) may move it elsewhere in the turn."""
     if not before:
         return text
-    marks = (processor.image_token, *(family.image_opening for family in FAMILIES.values() if family.image_opening))
-    start = min(text.index(mark) for mark in marks if mark in text)
+    start = min(text.index(mark) for mark in image_marks(processor) if mark in text)
     return f"{text[:start]}{before}{text[start:]}"
+
+
+def image_marks(processor: Any) -> tuple[str, ...]:
+    """The tokens that a chat template may put where a picture begins."""
+    return (processor.image_token, *(family.image_opening for family in FAMILIES.values() if family.image_opening))
+
+
+def check_template(processor: Any, system: str | None, pictures: bool = True) -> None:
+    """Try a chat template, which is a program of the model's folder.
+
+    Args:
+        system: the system prompt; None is the template's own.
+        pictures: whether a prompt has a picture.
+
+    Raises:
+        Incomplete: the template fails, or leaves out the question or the picture.
+        SettingError: it refuses the system prompt, or leaves it out.
+    """
+    asked = user_turn("?", int(pictures))
+    try:
+        text = str(processor.apply_chat_template([asked], add_generation_prompt=True))
+    except Exception as error:  # templates raise errors of any kind
+        raise Incomplete(f"the chat template fails ({first_line(error)})") from error
+    if "?" not in text:
+        raise Incomplete("the chat template leaves the user's text out")
+    if pictures and not any(mark in text for mark in image_marks(processor)):
+        raise Incomplete("the chat template leaves the picture out")
+    if system is None:
+        return
+    try:
+        told = str(processor.apply_chat_template([system_turn(system), asked], add_generation_prompt=True))
+    except Exception as error:
+        raise SettingError("system", system, f"the chat template refuses it ({first_line(error)})") from error
+    if system.strip() not in told:
+        raise SettingError("system", system, "the chat template leaves it out")
+
+
+def system_turn(system: str) -> dict[str, Any]:
+    """The system prompt, as chat templates take it."""
+    return {"role": "system", "content": [{"type": "text", "text": system}]}
 
 
 @dataclass
@@ -78,7 +119,7 @@ class PromptEncoder:
         turns: list[dict[str, Any]] = []
         if self.settings.system is not None:
             system = as_text(self.processor.tokenizer, self.settings.system)
-            turns.append({"role": "system", "content": [{"type": "text", "text": system}]})
+            turns.append(system_turn(system))
         turns.append(user_turn(prompt, count))
         return str(self.processor.apply_chat_template(turns, add_generation_prompt=True))
 

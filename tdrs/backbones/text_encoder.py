@@ -18,8 +18,8 @@ class TextProcessor:
     def __init__(self, tokenizer: Any) -> None:
         self.tokenizer = tokenizer
         self.chat_template = tokenizer.chat_template
-        if tokenizer.pad_token_id is None:
-            tokenizer.pad_token = tokenizer.eos_token
+        if tokenizer.pad_token_id is None:  # no token attends to padding, so any will do
+            tokenizer.pad_token = tokenizer.eos_token or tokenizer.convert_ids_to_tokens(0)
 
     def apply_chat_template(self, turns: Sequence[Mapping[str, Any]], add_generation_prompt: bool = False) -> str:
         """A conversation in the chat template. Language models' templates take a turn's content as one text."""
@@ -69,17 +69,14 @@ class TextEncoder(PromptEncoder):
         before, passage, prompt, opening = (
             as_text(tokenizer, text) for text in (sample.before, passage_of(sample), sample.prompt, sample.opening)
         )
-        content = f"{before}{passage}\n{prompt}".strip()  # as many templates would
-        turns: list[dict[str, Any]] = []
-        if self.settings.system is not None:
-            turns.append({"role": "system", "content": [{"type": "text", "text": self.settings.system}]})
-        turns.append({"role": "user", "content": [{"type": "text", "text": content}]})
-        text = self.processor.apply_chat_template(turns, add_generation_prompt=True)
+        whole = f"{before}{passage}\n{prompt}"
+        content = whole.strip()  # as many templates would
+        text = self.conversation(content, 0)
         start = text.rfind(content)
         if start < 0:
-            raise SettingError("prompt", content[:80], "is not in the chat template's text as it was given")
-        start += content.index(passage, len(before.lstrip()))
-        return text + opening, (start, start + len(passage))
+            raise SettingError("backbone.source", self.settings.source, "its chat template changes the user's text")
+        begins = start - (len(whole) - len(whole.lstrip())) + len(before)
+        return text + opening, (max(begins, start), begins + len(passage))
 
 
 def passage_of(sample: Sample) -> str:

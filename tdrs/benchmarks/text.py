@@ -81,6 +81,14 @@ class Text(Tabled):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_number("facts", self.facts, 1, 9, whole=True)
+        if self.source != GENERATED:
+            return
+        if self.rule in ("yes_no", "evalai", "multiple_choice"):
+            raise SettingError("rule", self.rule, "does not fit generated passages, whose answers are keys")
+        for name in ("column", "rows", "bad_rows", "answer_as", "separator", "tuning", "held_out", "tuning_share"):
+            given, usual = getattr(self, name), {} if name == "column" else getattr(type(self), name)
+            if given != usual:
+                raise SettingError(name, given, "is of tables; generated passages do not have it")
 
     def load(self, split: str, limit: int | None, style: str, accepts: Accepts = anything) -> Samples:
         if self.source != GENERATED:

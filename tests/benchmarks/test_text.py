@@ -207,3 +207,30 @@ def test_a_folder_without_a_chat_template_is_one_line(folder: Path, tmp_path: Pa
             (tmp_path / path.name).write_bytes(path.read_bytes())
     with pytest.raises(SettingError, match=r"backbone.source = .*: has no chat template"):
         backbones.load(backbones.from_settings({"name": "tiny", "source": str(tmp_path), "device": "cpu"}))
+
+
+@pytest.mark.parametrize("filler", ["between", "before_image"])
+@pytest.mark.parametrize("gap", [0, 4])
+def test_white_space_around_a_passage_moves_no_mark(tmp_path: Path, backbone: Backbone, gap: int, filler: str) -> None:
+    path = tmp_path / "spaces.jsonl"
+    path.write_text(json.dumps({"passage": "\n  Bob was born \n", "question": "Where was Bob?", "answer": "Paris"}))
+    sample = load("held_out", None, source=str(path), tuning_share=0, gap=gap, filler=filler)[0]
+    inputs = backbone.inputs([sample])
+    marked = decoded(backbone, inputs["input_ids"][0][inputs["marks"][0]])
+    assert marked.replace("\n", "").split() == ["Bob", "was", "born"]
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"rule": "yes_no"}, "dataset.rule = 'yes_no': does not fit generated passages"),
+        ({"rule": "multiple_choice"}, "dataset.rule = 'multiple_choice': does not fit generated passages"),
+        ({"rows": 5}, "dataset.rows = 5: is of tables; generated passages do not have it"),
+        ({"tuning_share": 0.5}, "dataset.tuning_share = 0.5: is of tables; generated passages do not have it"),
+        ({"column": {"question": "q"}}, "dataset.column = {'question': 'q'}: is of tables"),
+    ],
+)
+def test_a_setting_that_generated_passages_do_not_have_is_named(values: dict[str, Any], message: str) -> None:
+    with pytest.raises(SettingError) as error:
+        benchmarks.from_settings({"name": "text", **values})
+    assert str(error.value).startswith(message)
