@@ -7,10 +7,10 @@ row is called better or worse if the sign-flip test over images gives p < 5 % af
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from tdrs.benchmarks import DATASETS, Record, pope
+from tdrs.benchmarks import DATASETS, Record
 from tdrs.configuration import with_settings
 from tdrs.records import Records
-from tdrs.statistics import Interval, McNemar, holm, mcnemar, paired_difference, sign_flip, smallest_difference
+from tdrs.statistics import F1, Interval, McNemar, holm, mcnemar, paired_difference, sign_flip, smallest_difference
 from tdrs.sweeps.trial import COMPLETE, STOCK, Outcome, Trial, check_pair, spelled
 
 LEVEL = 0.05
@@ -24,7 +24,7 @@ class Paired(NamedTuple):
         discordant: how many samples were gained and lost, with McNemar's exact p; None if a score is not 0 or 1.
         p: of the sign-flip test over images.
         smallest: the difference that such a comparison shows four times in five.
-        f1_difference: of POPE's F1, with its 95 % limits; None for other benchmarks.
+        f1_difference: of F1, with its 95 % limits, where answers are yes or no; else None.
     """
 
     difference: Interval
@@ -34,11 +34,11 @@ class Paired(NamedTuple):
     f1_difference: Interval | None
 
 
-def compare_records(before: Sequence[Record], after: Sequence[Record], pope_rule: str | None = None) -> Paired:
+def compare_records(before: Sequence[Record], after: Sequence[Record], f1: F1 | None = None) -> Paired:
     """Compare two evaluations of the same samples in the same order, with images as clusters.
 
     Args:
-        pope_rule: the rule of POPE that scored them; None for other benchmarks.
+        f1: how F1 is computed; None where there is none.
     """
     first, second = ([record.score for record in records] for records in (before, after))
     clusters, weights = [record.image_id for record in before], [record.weight for record in before]
@@ -47,7 +47,7 @@ def compare_records(before: Sequence[Record], after: Sequence[Record], pope_rule
         discordant=mcnemar(first, second) if all(score in (0, 1) for score in first + second) else None,
         p=sign_flip(first, second, clusters, weights),
         smallest=smallest_difference(first, second, clusters, weights),
-        f1_difference=None if pope_rule is None else pope.f1_difference(before, after, pope_rule),
+        f1_difference=f1.difference(before, after) if f1 else None,
     )
 
 
@@ -70,7 +70,7 @@ class Evidence(NamedTuple):
         accuracy: with its 95 % limits; so are `difference`, `f1` and `f1_difference`.
         difference, discordant, p, smallest, f1_difference: as in `Paired`; None, 1 or nan for the baseline itself.
         p_holm: p after Holm's correction for the number of rows.
-        f1: of POPE; None for other benchmarks.
+        f1: where answers are yes or no; else None.
     """
 
     trial: Trial
@@ -168,8 +168,8 @@ def _evidence(
 ) -> Evidence:
     """A row beside its baseline; without one, or if it is the baseline, with its own scores only."""
     after = records_of(row)
-    is_pope = DATASETS[outcome.named(row.condition, "dataset")].real == "pope"
-    rule = str(with_settings(outcome.config, dict(row.condition))["dataset"]["rule"]) if is_pope else None
+    rule = str(with_settings(outcome.config, dict(row.condition))["dataset"]["rule"])
+    f1 = DATASETS[outcome.named(row.condition, "dataset")].f1_of(rule)
     alone = Evidence(
         trial=row,
         condition=condition_name(outcome, row.condition),
@@ -179,14 +179,14 @@ def _evidence(
         p=1.0,
         p_holm=1.0,
         smallest=float("nan"),
-        f1=pope.intervals(after, rule)["f1"] if rule else None,
+        f1=f1.value(after) if f1 else None,
         f1_difference=None,
     )
     if baseline is None or baseline is row:
         return alone
     before = records_of(baseline)
     check_pair(baseline, row, before, after)
-    return alone._replace(**compare_records(before, after, rule)._asdict())
+    return alone._replace(**compare_records(before, after, f1)._asdict())
 
 
 def clamped_lines(outcome: Outcome) -> list[str]:

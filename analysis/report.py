@@ -23,6 +23,7 @@ from tdrs.analysis import attention, comparison, decay, distance, sensitivity, t
 from tdrs.analysis.changed_answers import ChangedAnswers, changed_answers, row_name
 from tdrs.analysis.evidence import LEVEL, clamped_lines, compare_rows, condition_name
 from tdrs.analysis.figure import redraw, span, stored_measurement
+from tdrs.benchmarks import DATASETS
 from tdrs.commands import study_command
 from tdrs.configuration import with_settings
 from tdrs.entry_point import run_command
@@ -158,13 +159,16 @@ def study_report(outcome: Outcome, records: Records, folder: Path, figures: Sequ
     ]
     settings = {part: config[part] for part in ("intervention", "backbone", "dataset", "search")}
     rows = sum(one.difference is not None for one in found)
+    kinds = {DATASETS[outcome.named(one.trial.condition, "dataset")] for one in found}
+    media = "image" if any(kind.pictures for kind in kinds) else "passage"
     tests = (
-        "Differences are paired: the same samples, questions on one image taken as one cluster; 95 % intervals by a "
-        f"percentile bootstrap over images. A row is called better or worse where the sign-flip test over images gives "
+        f"Differences are paired: the same samples, questions on one {media} taken as one cluster; 95 % intervals by a "
+        f"percentile bootstrap over {media}s. A row is called better or worse where the sign-flip test over {media}s "
+        "gives "
         f"p < {LEVEL:g} after Holm's correction over all {rows} comparisons of this study. “Could have shown” is "
         "the difference that such a comparison shows four times in five. Intervals are not corrected."
     )
-    if any(one.f1 for one in found):
+    if any(kind.real == "pope" for kind in kinds):
         tests += (
             " On POPE “gained : lost” counts each pair of image and question once; means weigh it by the categories it "
             "is in, a yes more than a no."

@@ -127,8 +127,9 @@ class StudyResults:
         baseline's, with a 95 % bootstrap interval; `p` is of the sign-flip test, `p_holm` after Holm's correction for
         `comparisons`, the number of rows of this study that have this baseline. `gained` and `lost` count the samples
         whose score rises or falls, with McNemar's exact `mcnemar_p`, if all scores are 0 or 1. `smallest` is the
-        difference that such a comparison shows four times in five. `verdict` is in words. POPE has a second line with
-        the measure `F1`, which has an interval and no test. A row that failed has nan, and the reason as its verdict.
+        difference that such a comparison shows four times in five. `verdict` is in words. Questions of yes and no have
+        a second line with the measure `F1`, which has an interval and no test. A row that failed has nan, and the
+        reason as its verdict.
 
         Args:
             method: one of `rows`; None compares every row.

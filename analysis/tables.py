@@ -63,7 +63,7 @@ def _percent(interval: Interval) -> tuple[float, float, float]:
 
 
 def table_rows(outcome: Outcome, evidence: Sequence[Evidence]) -> list[TableRow]:
-    """A table row for each item of evidence, and a second one for POPE's F1, which the paper reports."""
+    """A table row for each item of evidence, and a second one for F1, which the paper reports of POPE."""
     rows = []
     for one in evidence:
         paper, model = _reported(outcome, one.trial)

@@ -98,8 +98,8 @@ class ModelEvaluation:
     def compare(self, baseline: "ModelEvaluation") -> pd.DataFrame:
         """Compare this evaluation with another one of the same samples, with the statistics of `StudyResults.compare`.
 
-        The difference is this evaluation's accuracy minus the baseline's. POPE has a second line for F1. The model, the
-        batch size and the execution may differ.
+        The difference is this evaluation's accuracy minus the baseline's. Questions of yes and no have a second line
+        for F1. The model, the batch size and the execution may differ.
 
         Raises:
             SettingError: the baseline is no evaluation, was not asked the same, or was scored by another rule.
@@ -114,7 +114,7 @@ class ModelEvaluation:
         if (self.content, self.benchmark.rule) != (baseline.content, baseline.benchmark.rule):
             raise SettingError("baseline", str(baseline.method), "was asked other samples, or scored by another rule")
         check_same_samples(baseline.records, self.records, "baseline")
-        paired = compare_records(baseline.records, self.records, _pope_rule(self.benchmark))
+        paired = compare_records(baseline.records, self.records, self.benchmark.f1_of(self.benchmark.rule))
         gained, lost, p = paired.discordant or (None, None, float("nan"))
         tests = {"p": paired.p, "gained": gained, "lost": lost, "mcnemar_p": p, "smallest": paired.smallest}
         words = {"verdict": verdict(paired.difference, paired.p)}
@@ -207,10 +207,6 @@ def evaluate(
             bar.update(len(batch.records))
     found = summary(benchmark, samples, batches, batch_size)
     return ModelEvaluation(benchmark, method, split, samples.content, found, system, max_new_tokens)
-
-
-def _pope_rule(benchmark: Benchmark) -> str | None:
-    return benchmark.rule if benchmark.real == "pope" else None
 
 
 def _check_model(model: PreTrainedModel, processor: Any, system: str | None) -> None:

@@ -1,7 +1,7 @@
 """Intervals and tests for scores and paired differences. Questions share images, so the image is the cluster."""
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 from scipy.stats import binomtest, t
@@ -231,3 +231,15 @@ def percentiles(value: float, resampled: np.ndarray) -> Interval:
         return Interval(value, float("nan"), float("nan"))
     low, high = np.quantile(known, [0.025, 0.975])
     return Interval(value, float(low), float(high))
+
+
+class F1(NamedTuple):
+    """F1 of questions whose answer is yes or no, with 95 % intervals by a bootstrap over images.
+
+    Attributes:
+        value: of the records of an evaluation.
+        difference: of two evaluations of the same samples, second minus first.
+    """
+
+    value: Callable[[Sequence[Any]], Interval]
+    difference: Callable[[Sequence[Any], Sequence[Any]], Interval]

@@ -35,7 +35,7 @@ from tdrs.benchmarks.sources import (
 )
 from tdrs.benchmarks.tables import columns_of, in_texts, open_table
 from tdrs.settings import SettingError, check_choice, check_number
-from tdrs.statistics import Interval
+from tdrs.statistics import F1, Interval
 
 
 class PictureLists(Pictures):
@@ -292,6 +292,10 @@ class Tabled(Sourced):
             if record.categories:
                 parts.setdefault(record.categories, []).append(record)
         return found | {f"{name}.accuracy": mean_score(part) for name, part in parts.items()}
+
+    @classmethod
+    def f1_of(cls, rule: str) -> F1 | None:
+        return pope.pooled_f1("vlmevalkit") if rule == "yes_no" else None
 
     def intervals(self, records: Sequence[Record]) -> dict[str, Interval]:
         if self.rule == "perplexity":

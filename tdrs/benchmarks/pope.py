@@ -20,7 +20,7 @@ from tdrs.benchmarks.evalai import without_marks
 from tdrs.benchmarks.rows import open_rows
 from tdrs.benchmarks.sources import BadRow, Context, Pictures, Sourced, Unique, check_columns, in_split, name_of, text
 from tdrs.settings import SettingError, check_number
-from tdrs.statistics import Interval, cluster_draws, percentiles
+from tdrs.statistics import F1, Interval, cluster_draws, percentiles
 
 FEATURES = datasets.Features(
     {
@@ -149,10 +149,24 @@ def intervals(records: Sequence[Record], rule: str = "official") -> dict[str, In
 
 def pooled_intervals(records: Sequence[Record], rule: str) -> dict[str, Interval]:
     """As `intervals`, of records that belong to no category."""
+    found, values = _pooled(records, rule), counts(records, rule)
+    return {name: percentiles(values[name], found[name]) for name in INTERVALS}
+
+
+def _pooled(records: Sequence[Record], rule: str) -> dict[str, np.ndarray]:
     alike = [replace(record, categories="all") for record in records]
     index, draws = cluster_draws([record.image_id for record in alike])
-    found, values = _resampled(alike, index, draws, rule, ("all",)), counts(alike, rule)
-    return {name: percentiles(values[name], found[name]) for name in INTERVALS}
+    return _resampled(alike, index, draws, rule, ("all",))
+
+
+def pooled_f1(rule: str) -> F1:
+    """F1 of records that belong to no category."""
+
+    def difference(before: Sequence[Record], after: Sequence[Record]) -> Interval:
+        first, second = (_pooled(records, rule)["f1"] for records in (before, after))
+        return percentiles(counts(after, rule)["f1"] - counts(before, rule)["f1"], second - first)
+
+    return F1(lambda records: pooled_intervals(records, rule)["f1"], difference)
 
 
 def f1_difference(before: Sequence[Record], after: Sequence[Record], rule: str = "official") -> Interval:
@@ -224,6 +238,12 @@ class POPERules(Benchmark):
             gold=gold,
             options=("yes", "no"),
             categories=(category,),
+        )
+
+    @classmethod
+    def f1_of(cls, rule: str) -> F1 | None:
+        return F1(
+            lambda records: intervals(records, rule)["f1"], lambda before, after: f1_difference(before, after, rule)
         )
 
     def metrics(self, records: Sequence[Record]) -> dict[str, float]:
