@@ -1,8 +1,11 @@
 """The code in the documentation runs: what a page shows is written into a copy of the project, and run there."""
 
+import ast
+import io
 import os
 import subprocess
 import sys
+import tokenize
 from pathlib import Path
 
 import pytest
@@ -65,3 +68,32 @@ def test_the_readme_shows_code_that_runs() -> None:
     ]
     assert shown
     assert [line for line in shown if line.strip() not in pages] == []
+
+
+def lines_of_code(text: str) -> int:
+    """How many lines have code: neither blank ones, nor comments, nor docstrings."""
+    strings = {
+        line
+        for node in ast.walk(ast.parse(text))
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
+        for line in range(node.lineno, (node.end_lineno or node.lineno) + 1)
+    }
+    empty = "COMMENT NL NEWLINE INDENT DEDENT ENDMARKER".split()
+    tokens = tokenize.generate_tokens(io.StringIO(text).readline)
+    code = [token for token in tokens if tokenize.tok_name[token.type] not in empty]
+    return len({line for token in code for line in range(token.start[0], token.end[0] + 1)} - strings)
+
+
+@pytest.mark.parametrize(
+    ("page", "file", "said"),
+    [
+        ("add-backbone", "my_family.py", "four lines of code"),
+        ("add-backbone", "my_other_family.py", "13 lines of code"),
+        ("add-benchmark", "my_counts.py", "32 lines of code"),
+    ],
+)
+def test_a_guide_says_how_many_lines_its_file_has(page: str, file: str, said: str) -> None:
+    guide = ROOT / "docs" / "guides" / f"{page}.md"
+    assert said in guide.read_text()
+    (shown,) = [block.text for block in blocks(guide) if block.title.endswith(f"/{file}")]
+    assert lines_of_code(shown) == int(said.split()[0].replace("four", "4"))
