@@ -50,14 +50,17 @@ class Jobs:
 
     def __init__(self, config: dict[str, Any]) -> None:
         self.config = config
-        self.samples: dict[tuple[Any, str, int | None, str], Samples] = {}  # by data set, split, limit, prompt style
+        # by data set, split, limit, prompt style, and what decides which pictures the model takes
+        self.samples: dict[tuple[Any, ...], Samples] = {}
 
     def of(self, request: Request) -> Job:
         """The job of a request; raises SettingError if a setting is not allowed or its samples are not available."""
         split = request.split
         config = with_settings(self.config, request.merged)
         planned = plan({**config, "split": split, "limit": self.config["preset"][split]})
-        key = planned.dataset, split, planned.limit, planned.backbone.prompt_style
+        model = planned.backbone
+        taken = model.source, model.revision, json.dumps(model.image, sort_keys=True)
+        key = planned.dataset, split, planned.limit, model.prompt_style, *taken
         if key not in self.samples:
             self.samples[key] = planned.load(f"preset.{split}")
         return Job(request, planned, self.samples[key], planned.cache_key(self.samples[key]))

@@ -98,7 +98,7 @@ def _files(planned: Plan) -> Finding:
         lines.append(f"{len(weights)} file{'s' * (len(weights) != 1)} of weights, {_size(size)}")
     if settings.adapter is not None:
         lines.append(f"adapter {settings.adapter}, fingerprint {settings.adapter_fingerprint}, merged into the weights")
-    return Finding("files", lines)
+    return Finding("files", [*lines, *settings.notes])
 
 
 def _data(planned: Plan, samples: Sequence[Sample]) -> str:

@@ -47,11 +47,9 @@ class Plan:
     config: Mapping[str, Any]
 
     def load(self, limit_name: str = "limit") -> Samples:
-        """Load the samples, with the notes on them and on the backbone. Raises the errors of `benchmarks.load`."""
+        """Load the samples. Raises the errors of `benchmarks.load`."""
         accepts = self.backbone.accepts
-        samples = benchmarks.load(self.dataset, self.split, self.limit, self.style, limit_name, accepts)
-        samples.notes += self.backbone.notes
-        return samples
+        return benchmarks.load(self.dataset, self.split, self.limit, self.style, limit_name, accepts)
 
     @property
     def style(self) -> str:
@@ -325,6 +323,7 @@ def complete(
     if sum(len(batch.records) for batch in batches) < len(samples):
         return None
     evaluation = summary(planned.dataset, samples, batches, planned.batch_size)
-    evaluation = replace(evaluation, environment=environment())
+    notes = [*planned.backbone.notes, *evaluation.notes]
+    evaluation = replace(evaluation, environment=environment(), notes=notes)
     records.finish(cache_key, evaluation, planned.config)
     return evaluation

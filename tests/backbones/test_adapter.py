@@ -110,10 +110,10 @@ def test_the_adapters_files_are_part_of_the_cache_key(copied: Path, tmp_path: Pa
 
 
 def test_another_base_model_is_noted(copied: Path) -> None:
-    assert not any("adapter" in note for note in evaluation(copied).load().notes)
+    assert evaluation(copied).backbone.notes == []
     configure(copied, base_model_name_or_path="owner/other")
     note = f"the adapter {copied} was made for owner/other, and is merged into embedded:mini_llava"
-    assert note in evaluation(copied).load().notes
+    assert evaluation(copied).backbone.notes == [note]
 
 
 def test_no_published_score_is_that_of_a_model_with_an_adapter(adapter: Path) -> None:

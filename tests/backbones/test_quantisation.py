@@ -16,9 +16,10 @@ from tdrs.attention.call import Call
 from tdrs.backbones import Backbone, BackboneSettings
 from tdrs.backbones.backbone_settings import EMBEDDED
 from tdrs.configuration import compose, plain
-from tdrs.doctor import _model
-from tdrs.evaluation import plan
+from tdrs.doctor import _files, _model
+from tdrs.evaluation import complete, plan
 from tdrs.published import published
+from tdrs.records import Records
 from tdrs.settings import SettingError
 from tests.backbones.test_checkpoint import shards
 
@@ -158,7 +159,7 @@ def test_dtypes_and_spread_layers(quantised: Backbone) -> None:
         assert [a.margin for a in first] == pytest.approx([a.margin for a in second], abs=1.5)
 
 
-def test_the_doctor_and_the_notes_say_it(quantised: Backbone) -> None:
+def test_the_doctor_and_the_notes_say_it(quantised: Backbone, tmp_path: Path) -> None:
     bits = quantised.settings.bits
     config = plain(compose("evaluate", ["dataset=mini_gqa", "dataset.gap=0", "limit=4", f"backbone.bits={bits}"]))
     planned = plan(config)
@@ -166,7 +167,10 @@ def test_the_doctor_and_the_notes_say_it(quantised: Backbone) -> None:
     assert "1.0 million parameters" in lines[0]
     assert f"float32, weights in {bits} bits on " in lines[1]
     told = "weights in 8 bits: an answer depends a little on the other questions of its batch"
-    assert (told in planned.load().notes) == (bits == 8)
+    records, samples = Records(tmp_path), planned.load()
+    key = planned.cache_key(samples)
+    complete(planned, samples, lambda: quantised, records, key, lambda count: None)
+    assert (told in records.read(key).notes) == (told in _files(planned).lines) == (bits == 8)
     assert published(config["backbone"], config["dataset"]) == f"none is made with backbone.bits={bits}"
 
 
