@@ -5,6 +5,7 @@ import tomllib
 from collections.abc import Iterator
 from importlib.metadata import EntryPoint
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import datasets
@@ -139,3 +140,56 @@ def test_a_bad_argument_of_the_command_ends_in_one_line(capsys: pytest.CaptureFi
         ChatModel.create_from_arg_string("backbone=mini_llava,intervention=tdrs,gain=large", {"batch_size": 1})
     assert end.value.code == 2
     assert capsys.readouterr().err.splitlines()[-1].startswith("error: intervention.gain = 'large': must be one of ")
+
+
+def test_a_batch_size_and_several_processes_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    from tdrs.lmms_eval_model import ChatModel, planned
+
+    for given in ("auto", "-1", "1.5"):
+        with pytest.raises(SettingError, match=rf"^batch_size = '{given}': must be a whole number of at least 1$"):
+            planned({}, given)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(SettingError, match=r"^WORLD_SIZE = '2': must be 1; backbone.device=spread uses all GPUs$"):
+        ChatModel(backbone="mini_llava")
+
+
+def request(generation: dict[str, Any], messages: Any) -> Any:
+    arguments = ("Is it?", lambda row: messages, generation, 0, "odd", "test")
+    return SimpleNamespace(args=arguments, task_name="odd", doc_id=0)
+
+
+TURN = [{"role": "user", "content": [{"type": "image", "url": draw(1)}, {"type": "text", "text": "Is it?"}]}]
+REFUSED: list[tuple[dict[str, Any], Any, str]] = [
+    ({"temperature": 0.7}, TURN, "gen_kwargs = 'temperature=0.7': answers are greedy, such as with --gen_kwargs temp"),
+    ({"num_beams": 4}, TURN, "gen_kwargs = 'num_beams=4': answers are greedy, such as with --gen_kwargs temperature=0"),
+    ({"max_new_tokens": "many"}, TURN, "max_new_tokens = 'many': must be a whole number of at least 1"),
+    ({}, [*TURN, *TURN], "tasks = 'odd': row 0 has turns of ['user', 'user'], not one turn of the user"),
+    ({}, [{"role": "user", "content": "Is it?"}], "tasks = 'odd': row 0 has no picture"),
+]
+
+
+@pytest.fixture(scope="module")
+def chat() -> Any:
+    found = model_of("backbone=mini_llava")
+    found._ends = False
+    found.task_dict["odd"] = {"test": [{}]}
+    return found
+
+
+@pytest.mark.parametrize(("generation", "messages", "message"), REFUSED, ids=str)
+def test_a_request_that_cannot_be_asked_is_named(
+    chat: Any, generation: dict[str, Any], messages: Any, message: str
+) -> None:
+    with pytest.raises(SettingError) as error:
+        chat.generate_until([request(generation, messages)])
+    assert str(error.value).startswith(message)
+    chat._ends = True
+    with pytest.raises(SystemExit) as end:
+        chat.generate_until([request(generation, messages)])
+    chat._ends = False
+    assert end.value.code == 2
+
+
+def test_several_rounds_are_refused(chat: Any) -> None:
+    with pytest.raises(SettingError, match=r"^tasks = 'odd': asks several rounds; only single questions can be asked$"):
+        chat.generate_until_multi_round([request({}, TURN)])

@@ -6,7 +6,7 @@ metrics are computed from records alone, without the data.
 
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from typing import Any, ClassVar
@@ -55,6 +55,8 @@ class LmmsEval(Sourced):
         check_choice("prompt", self.prompt, ("lmms_eval",))
         check_number("tuning_share", self.tuning_share, 0, 1)
         known = self._definition
+        if self.model and not known.models:
+            raise SettingError("model", self.model, "the task has the same prompt for all models")
         if self.model:
             check_choice("model", self.model, known.models)
         if self.metric:
@@ -90,7 +92,10 @@ class LmmsEval(Sourced):
         numbers = [number for number, name in enumerate(images) if in_split(name, split, self.tuning_share)]
         if not numbers:
             raise SettingError("tuning_share", self.tuning_share, f"leaves no image in the {split} split")
-        length = lmms_request.length_of(self._generation)
+        try:
+            length = lmms_request.length_of(self._generation)
+        except SettingError as error:
+            raise SettingError("task", self.task, f"has {error}") from error
         pictures: dict[int, Picture] = {}
 
         def make(number: int, row: Any, context: Context) -> Sample:
@@ -120,6 +125,8 @@ class LmmsEval(Sourced):
         greedy = lmms_request.not_greedy(self._generation)
         notes = [f"lmms-eval {version('lmms_eval')}, task {self.task}: {len(numbers)} of {len(images)} rows"]
         notes += [f"the task asks for {greedy}; the answers here are greedy"] if greedy else []
+        shots = 0 if self._definition.rates else task.task.config.num_fewshot
+        notes += [f"the task's {shots} examples are left out, as in lmms-eval's chat format"] if shots else []
         return Samples(found, [*found.notes, *notes])
 
     @property
@@ -128,7 +135,10 @@ class LmmsEval(Sourced):
 
     def _try(self, sample: Sample) -> None:
         """Score an answer to the first sample: what cannot be scored is an error before a model is loaded."""
-        self.score(json.dumps([[1.0, False]] * len(sample.rated)) if sample.rated else sample.gold, sample)
+        try:
+            self.score(json.dumps([[1.0, False]] * len(sample.rated)) if sample.rated else sample.gold, sample)
+        except SettingError as error:  # whoever loads the samples names the group
+            raise SettingError(error.name.removeprefix("dataset."), error.value, error.allowed) from error
 
     def score(self, prediction: str, sample: Sample) -> Record:
         said: Any = json.loads(prediction) if sample.rated else lmms_request.cut(prediction, self._generation)
@@ -198,7 +208,7 @@ class LmmsEval(Sourced):
         found: dict[str, Interval] = {}
         for name, (function, at, items) in self._values(records).items():
             images = [records[number].image_id for number in at]
-            if function is mean_function() and all(0 <= item <= 1 for item in items):
+            if function is mean_function() and all(isinstance(x, int | float) and 0 <= x <= 1 for x in items):
                 found[name] = accuracy_interval(items, images)
             else:
                 found[name] = bootstrap(function, items, images)
@@ -229,13 +239,14 @@ def bootstrap(function: Callable[..., Any], items: Sequence[Any], images: Sequen
     Functions that put values together by an id get another id for each further time that a value is drawn.
     """
     index, draws = cluster_draws(images, resamples=RESAMPLES)
+    ids = _ids(items, images)
     again: dict[tuple[int, int], Any] = {}
 
     def drawn(number: int, time: int) -> Any:
         if time == 0:
             return items[number]
         if (number, time) not in again:
-            again[number, time] = _renamed(items[number], time)
+            again[number, time] = _renamed(items[number], ids, time)
         return again[number, time]
 
     resampled = []
@@ -246,12 +257,25 @@ def bootstrap(function: Callable[..., Any], items: Sequence[Any], images: Sequen
     return percentiles(_aggregate(function, items)[0], np.array(resampled))
 
 
-def _renamed(item: Any, time: int) -> Any:
-    """A value with other ids: the entries whose names end in id or index."""
+def _ids(items: Sequence[Any], images: Sequence[str]) -> set[str]:
+    """The entries of values that are ids of questions or images.
+
+    Their names end in id or index, and each of their values belongs to one image: a category has many images.
+    """
+    found: dict[str, dict[str, set[str]]] = {}
+    for item, image in zip(items, images, strict=True):
+        for name, value in item.items() if isinstance(item, Mapping) else ():
+            if str(name).lower().endswith(("id", "index", "idx")):
+                spelled = "" if isinstance(value, bool) else json.dumps(value)
+                found.setdefault(name, {}).setdefault(spelled, set()).add(image)
+    return {name for name, of in found.items() if "" not in of and all(len(some) == 1 for some in of.values())}
+
+
+def _renamed(item: Any, ids: Collection[str], time: int) -> Any:
+    """A value with other ids."""
     if not isinstance(item, Mapping):
         return item
-    ids = [name for name in item if name.lower().endswith(("id", "index", "idx"))]
-    return {**item, **{name: _other(item[name], time) for name in ids}}
+    return {name: _other(value, time) if name in ids else value for name, value in item.items()}
 
 
 def _other(value: Any, time: int) -> Any:

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 from PIL import Image
 
 from tdrs.benchmarks.sources import BadRow
+from tdrs.settings import check_number
 
 LONGEST = 1024  # tokens of an answer where a request names no limit, as in lmms-eval's model classes
 ENDS = ("until", "stop_sequences")  # settings of generation that name texts which end an answer
@@ -65,8 +66,12 @@ def encode(image: Image.Image) -> bytes:
 
 
 def length_of(generation: Mapping[str, Any]) -> int:
-    """The most tokens of an answer under a task's settings of generation."""
-    return int(generation.get("max_new_tokens") or LONGEST)
+    """The most tokens of an answer under settings of generation. Raises SettingError if it is no whole number."""
+    length = generation.get("max_new_tokens")
+    if length is None:
+        return LONGEST
+    check_number("max_new_tokens", length, 1, whole=True)
+    return int(length)
 
 
 def cut(text: str, generation: Mapping[str, Any]) -> str:
