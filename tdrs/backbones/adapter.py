@@ -170,7 +170,13 @@ def _merge(model: PreTrainedModel, folder: Path) -> PreTrainedModel:
         config = LoraConfig.from_pretrained(str(folder))
         config.inference_mode = True
         adapted: Any = PeftModel(model, config, NAME)
-        new = {name: weight for name, weight in adapted.named_parameters() if id(weight) not in own}
+        # the model's own weights that the file has, too
+        kept = {"all": "bias", "lora_only": ".base_layer.bias"}.get(config.bias)
+        new = {
+            name: weight
+            for name, weight in adapted.named_parameters()
+            if id(weight) not in own or (kept and name.endswith(kept))
+        }
         for weight in new.values():
             weight.data.fill_(torch.nan)
         _check_ties(adapted, new)

@@ -29,6 +29,9 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "rank stabilised, ranks by layer": {"use_rslora": True, "rank_pattern": {"layers.1.self_attn.q_proj": 2}},
     "dora": {"use_dora": True},
     "tower and projector": {"target_modules": ["q_proj", "linear_1"], "modules_to_save": ["linear_2"]},
+    "some tokens": {"trainable_token_indices": [7, 9, 30]},
+    "biases": {"bias": "lora_only", "target_modules": ["fc1", "linear_1"]},
+    "all biases": {"bias": "all", "target_modules": ["fc1", "linear_1"]},
     "residual": {"init_lora_weights": "pissa"},
 }
 
@@ -178,11 +181,12 @@ FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda f: make(f, target_modules=["lm_head"]),
         "changes lm_head.weight, which is the same weight as .*embed_tokens.weight",
     ),
+    "biases to save": (lambda f: configure(f, bias="all"), r"lacks \S*bias.* and \d+ more"),
     "more to save": (lambda f: configure(f, modules_to_save=["linear_2"]), r"lacks \S*linear_2"),
 }
 LATE = (
     "a value of no use", "missing", "unknown", "misshapen", "another rank", "no such module", "fewer modules",
-    "a tied weight", "more to save",
+    "a tied weight", "biases to save", "more to save",
 )  # fmt: skip
 
 
