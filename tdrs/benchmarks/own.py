@@ -49,6 +49,8 @@ class PictureLists(Pictures):
         super().__init__(rows, source, column)
         self._separator = separator
         self._firsts: dict[str, int] = {}
+        features = getattr(rows, "features", None)  # of Parquet; each look copies all of them
+        self._in_memory, self._kind = features is None, (features or {}).get(column)
 
     def __getitem__(self, number: int) -> Picture:
         number = self._first(number)
@@ -58,17 +60,16 @@ class PictureLists(Pictures):
 
     def _first(self, number: int) -> int:
         """The first row with the same cell, in a table that is in memory: each picture is read once."""
-        if getattr(self._rows, "features", None) is not None:
+        if not self._in_memory:
             return number
         return self._firsts.setdefault(json.dumps(self._rows[number].get(self._column)), number)
 
     def _may_have_several(self, number: int) -> bool:
-        features = getattr(self._rows, "features", None)
-        if features is None:  # a text file, whose rows are in memory
+        if self._in_memory:
             value = self._rows[number].get(self._column)
             return isinstance(value, list) or self._marked(value)
-        kind = features[self._column]  # of Parquet; a row is read only when it is needed
-        return hasattr(kind, "feature") or getattr(kind, "dtype", "") in ("string", "large_string")
+        # a row of Parquet is read only when it is needed
+        return hasattr(self._kind, "feature") or getattr(self._kind, "dtype", "") in ("string", "large_string")
 
     def _marked(self, value: Any) -> bool:
         """Whether a text may name several pictures."""
@@ -204,7 +205,7 @@ class Tabled(Sourced):
             return one
 
         gathered = self.gather(rows, make, split, limit, accepts, numbers)
-        return Samples(gathered, [*gathered.notes, *images.notes, *asked.notes])
+        return Samples(gathered, [*gathered.notes, *images.notes(self.tuning_share), *asked.notes])
 
     def media_of(self, rows: Any, at: Mapping[str, str]) -> tuple[Any, Any]:
         """The rows without their pictures, and what gives the picture of a row by its number."""

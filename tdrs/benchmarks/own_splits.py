@@ -30,6 +30,7 @@ class Images:
         faults: why a row cannot be used. Such a row is in both splits, so that it is named.
         unused: how many rows have each other value of the column of splits.
         joined: how many names are of an image that another name is used for.
+        parts: the hashes of an image's pictures, which are several for a question about a list of them.
     """
 
     names: dict[int, str] = field(default_factory=dict)
@@ -37,21 +38,31 @@ class Images:
     faults: dict[int, str] = field(default_factory=dict)
     unused: dict[str, int] = field(default_factory=dict)
     joined: int = 0
+    parts: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
     def numbers(self, split: str, share: float) -> list[int]:
         """The rows of a split, in their order; without a column of splits by a hash of the images' names."""
-        mine = {n for n, name in self.names.items() if self.splits.get(n, "") == split}
-        if not self.splits and not self.unused:
-            mine = {n for n, name in self.names.items() if in_split(name, split, share)}
-        return sorted(mine | set(self.faults))
+        return sorted({n for n in self.names if self._split(n, share) == split} | set(self.faults))
 
-    @property
-    def notes(self) -> list[str]:
-        """What a reader should know of the splits."""
-        told = ", ".join(f"{count} of {said!r}" for said, count in self.unused.items())
-        notes = [f"rows of other splits are not used: {told}"] if told else []
+    def _split(self, number: int, share: float) -> str:
+        if self.splits or self.unused:
+            return self.splits[number]
+        return "tuning" if in_split(self.names[number], "tuning", share) else "held_out"
+
+    def notes(self, share: float) -> list[str]:
+        """What a reader should know of the splits; `share` is that of `numbers`."""
+        unused = ", ".join(f"{count} of {said!r}" for said, count in self.unused.items())
+        notes = [f"rows of other splits are not used: {unused}"] if unused else []
         joined = f"{self.joined} names are of an image that also has another name; they count as one image"
-        return [*notes, joined] if self.joined else notes
+        notes += [joined] if self.joined else []
+        found: dict[str, set[str]] = {"tuning": set(), "held_out": set()}
+        for number, name in self.names.items():
+            found[self._split(number, share)].update(self.parts.get(name, ()))
+        both = len(found["tuning"] & found["held_out"])
+        lists = (
+            f"{both} pictures are in both splits, in other lists of pictures; a column image_id joins such questions"
+        )
+        return [*notes, lists] if both else notes
 
 
 def images_of(
@@ -69,7 +80,7 @@ def images_of(
         SettingError: an image is in both splits.
     """
     images = Images()
-    contents: dict[str, str] = {}  # of an image with a name, by this name
+    contents: dict[str, str] = {}  # of an image, by its name
     for number, row in enumerate(_slim(rows, [given, column.name if column else None, reads])):
         try:
             if row.get(BROKEN):
@@ -80,8 +91,10 @@ def images_of(
                 images.unused[said] = images.unused.get(said, 0) + 1
                 continue
             name = name_of(row, given).strip() if given else digest(found(number, row))
-            if given and name not in contents:
-                contents[name] = digest(found(number, row))
+            if name not in images.parts:
+                picture = found(number, row)
+                contents[name] = digest(picture)
+                images.parts[name] = tuple(part.digest for part in picture.parts)
         except BadRow as error:
             images.faults[number] = str(error)
             continue

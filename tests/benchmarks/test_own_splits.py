@@ -92,6 +92,14 @@ def test_names_of_the_same_picture_are_one_image(folder: Path) -> None:
     assert parts["tuning"].notes == ["19 names are of an image that also has another name; they count as one image"]
 
 
+def test_a_picture_in_lists_of_both_splits_is_noted(folder: Path) -> None:
+    lists = [["red.png", f"{color}.png"] for color in COLORS[1:]]
+    rows = [{"image": some, "split": ("tuning", "held_out")[n % 2]} for n, some in enumerate(lists)]
+    notes = load(write(folder, rows)).notes
+    assert "1 pictures are in both splits, in other lists of pictures; a column image_id joins such questions" in notes
+    assert not [note for note in load(write(folder, rows[:2]), tuning="x").notes if "in both splits, in" in note]
+
+
 def test_passages_are_split_like_pictures(folder: Path) -> None:
     rows = [{"passage": "Red is a colour.", "passage_id": f"p{n}", "question": f"{n}?"} for n in range(20)]
     source = write(folder, [*rows, *({"passage": f"{color}.", "passage_id": color} for color in COLORS)])
