@@ -106,7 +106,10 @@ def _data(planned: Plan, samples: Sequence[Sample]) -> str:
     style = dataset.prompt if dataset.prompt != "backbone" else planned.backbone.prompt_style
     images = len({sample.image_id for sample in samples})
     kind = "pictures" if dataset.pictures else "passages"
-    text = f"{len(samples)} held-out samples over {images} {kind}; prompt {style}, rule {dataset.rule}"
+    prompt = (
+        f"prompt {style}, " if dataset.pictures or dataset.rule == "multiple_choice" else ""
+    )  # or the question alone
+    text = f"{len(samples)} held-out samples over {images} {kind}; {prompt}rule {dataset.rule}"
     return f"{text}, gap {dataset.gap}" if dataset.gap else text
 
 

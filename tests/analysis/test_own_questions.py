@@ -74,6 +74,7 @@ def test_the_page_speaks_of_these_questions(tmp_path: Path, pretended: list[str]
     assert "On POPE" not in page
     assert "“Reported” numbers" not in page
     assert "Also as table.md" in page
+    assert "not verified: no score of mini_llava on own is known" in page
 
 
 def test_other_rules_have_no_f1(tmp_path: Path, pretended: list[str]) -> None:
