@@ -19,7 +19,7 @@ from tdrs.benchmarks.benchmark import (
     mean_score,
 )
 from tdrs.benchmarks.own_cells import Asked, Fields, label, listed, short_floats
-from tdrs.benchmarks.own_rules import ANSWER_AS, RULES, RULES_VERSION, check_answers, chosen, number_rule, perplexity
+from tdrs.benchmarks.own_rules import ANSWER_AS, RULES, VERSIONS, check_answers, chosen, number_rule, perplexity
 from tdrs.benchmarks.own_splits import Images, SplitColumn, images_of
 from tdrs.benchmarks.prompts import LETTERS
 from tdrs.benchmarks.sources import (
@@ -177,7 +177,8 @@ class Tabled(Sourced):
 
     @property
     def scoring(self) -> list[str]:
-        return [*super().scoring, RULES_VERSION, *([str(self.tolerance)] if self.rule == "number" else [])]
+        more = [VERSIONS.get(self.rule, ""), str(self.tolerance) if self.rule == "number" else ""]
+        return [*super().scoring, *filter(None, more)]
 
     def load(self, split: str, limit: int | None, style: str, accepts: Accepts = anything) -> Samples:
         rows = open_table(self.source)

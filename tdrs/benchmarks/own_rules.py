@@ -24,7 +24,6 @@ _THOUSANDS = re.compile(r"(?<![\d.,])(\d{1,3}(?:,\d{3})+)(?!,?\d)")
 _ARTICLES = {"a", "an", "the"}
 # Words of a sentence, not letters of choices: "A dog", but not "A is right".
 _WORDS = re.compile(r"\b[AI] (?!(?:and|as|because|is|or|since)\b)(?=[a-z])")
-RULES_VERSION = "2"  # in cache keys; another number wherever a rule changes
 ANSWER_AS = ("auto", "letter", "text", "index", "number")
 
 
@@ -145,6 +144,10 @@ def letter_of(prediction: str, choices: Sequence[str]) -> str:
             if not any(f" {text} " in f" {other} " for at, other in held.items() if at != letter and other != text)
         ]
     return found[0] if len(found) == 1 else ""
+
+
+# In cache keys: another number where a rule changes, so that its evaluations are made again.
+VERSIONS = dict.fromkeys(RULES.keys() - {"perplexity"}, "2")
 
 
 def check_answers(rule: str, answers: Sequence[str], column: str) -> None:
