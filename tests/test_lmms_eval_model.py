@@ -176,7 +176,7 @@ def chat() -> Any:
     return found
 
 
-@pytest.mark.parametrize(("generation", "messages", "message"), REFUSED, ids=str)
+@pytest.mark.parametrize(("generation", "messages", "message"), REFUSED, ids=[one[2] for one in REFUSED])
 def test_a_request_that_cannot_be_asked_is_named(
     chat: Any, generation: dict[str, Any], messages: Any, message: str
 ) -> None:
