@@ -88,24 +88,20 @@ def paired_difference(
 ) -> Interval:
     """Mean of second − first over the same samples, with a percentile bootstrap over clusters (10 000 resamples).
 
-    A single cluster says nothing of how much clusters differ, so the limits are then nan.
-
     Raises:
         ValueError: the sequences differ in length.
     """
     difference, weight, sums, counts = paired_sums(first, second, clusters, weights)
     if len(difference) == 0:
         return Interval(float("nan"), float("nan"), float("nan"))
-    value, k = float(np.average(difference, weights=weight)), len(sums)
-    if k == 1:
-        return Interval(value, float("nan"), float("nan"))
     rng = np.random.default_rng(seed)
+    k = len(sums)
     means = []
     for _ in range(10):  # in portions, to bound memory
         drawn = rng.integers(k, size=(RESAMPLES // 10, k))
         means.append(sums[drawn].sum(axis=1) / counts[drawn].sum(axis=1))
     low, high = np.quantile(np.concatenate(means), [0.025, 0.975])
-    return Interval(value, float(low), float(high))
+    return Interval(float(np.average(difference, weights=weight)), float(low), float(high))
 
 
 class McNemar(NamedTuple):
@@ -221,14 +217,11 @@ def chance_not_below_zero(seen: Sequence[float] | np.ndarray, unseen: int) -> fl
 
 
 def cluster_draws(clusters: Sequence[str], seed: int = 0, resamples: int = 2000) -> tuple[np.ndarray, np.ndarray]:
-    """For a bootstrap over images: each sample's cluster by number, (n,); how often each is drawn, (resamples, k).
-
-    Of a single cluster nothing is drawn, so that what is computed from the draws is nan: it has no limits.
-    """
+    """For a bootstrap over images: each sample's cluster by number, (n,); how often each is drawn, (resamples, k)."""
     _, index = np.unique(np.asarray(clusters), return_inverse=True)
     k = int(index.max()) + 1 if len(index) else 0
     rng = np.random.default_rng(seed)
-    return index, rng.multinomial(k, np.full(k, 1 / k), size=resamples) if k > 1 else np.zeros((resamples, k))
+    return index, rng.multinomial(k, np.full(k, 1 / k), size=resamples) if k else np.zeros((resamples, 0))
 
 
 def percentiles(value: float, resampled: np.ndarray) -> Interval:
