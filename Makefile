@@ -12,7 +12,7 @@ sweep: $(VENV)/installed ## run the first sweep, about 2 minutes on two cores
 	$(BIN)/python -m tdrs.sweep +experiment=sqa_ablation
 
 test: $(VENV)/installed-dev ## run the tests
-	$(BIN)/python -m pytest -q -n 3 --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder
 
 crash: $(VENV)/installed-dev ## kill studies 20 times at random moments: all must equal the uninterrupted one (10 minutes)
 	$(BIN)/python -m tests.sweeps.crash 20

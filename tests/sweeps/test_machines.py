@@ -160,6 +160,7 @@ def batches(folder: Path) -> dict[str, int]:
     return counts | {path.parent.name: 1000 for path in folder.glob("*/result.json")}
 
 
+@pytest.mark.timeout(600)  # Ray takes long to start where other work runs
 def test_rays_workers_may_die_and_be_stopped(
     inline: Any, postgresql: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -167,6 +168,8 @@ def test_rays_workers_may_die_and_be_stopped(
     pytest.importorskip("ray")
     study, output = named(SHORT, "ray"), tmp_path / "stopped"
     given = {"TMPDIR": str(tmp_path), "RAY_TMPDIR": "/tmp"}  # where workers keep batches; a path of Ray's must be short
+    given["RAY_worker_niceness"] = "0"  # Ray's own is 15: beside other tests, workers would hardly run
+    monkeypatch.setenv("RAY_worker_niceness", "0")
     process = start(output, [*study, "workers.count=1"], "ray", postgresql, environment=given)
     measuring: list[int] = []
     measured: dict[str, int] = {}
