@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from tdrs.benchmarks.benchmark import Picture
+from tdrs.benchmarks.rows import each
 from tdrs.benchmarks.sources import BadRow, Rows, digest, in_split, name_of
 from tdrs.benchmarks.tables import BROKEN
 from tdrs.settings import SettingError
@@ -81,7 +82,7 @@ def images_of(
     """
     images = Images()
     contents: dict[str, str] = {}  # of an image, by its name
-    for number, row in enumerate(_slim(rows, [given, column.name if column else None, reads])):
+    for number, row in enumerate(each(_slim(rows, [given, column.name if column else None, reads]))):
         try:
             if row.get(BROKEN):
                 raise BadRow(str(row[BROKEN]))
