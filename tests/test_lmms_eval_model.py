@@ -2,7 +2,6 @@
 
 import json
 import tomllib
-from collections.abc import Iterator
 from importlib.metadata import EntryPoint
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,7 +9,6 @@ from typing import Any
 
 import datasets
 import pytest
-from PIL import ImageFile
 
 from tdrs import benchmarks
 from tdrs.backbones import Backbone
@@ -18,22 +16,11 @@ from tdrs.benchmarks import mini_pope
 from tdrs.evaluation import evaluate
 from tdrs.interventions.tdrs import TDRS
 from tdrs.settings import SettingError
-from tests.benchmarks.lmms_rows import PICTURE, TEXT, draw, evaluated, write
+from tests.benchmarks.lmms_rows import PICTURE, TEXT, draw, evaluated, quiet_library, write  # noqa: F401 - a fixture
 
 pytest.importorskip("lmms_eval", reason="lmms-eval is not installed")
 
 ROOT = Path(__file__).parents[1]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _quiet() -> Iterator[None]:
-    from loguru import logger
-
-    strict = ImageFile.LOAD_TRUNCATED_IMAGES  # lmms-eval makes Pillow accept pictures that are cut off
-    logger.disable("")
-    yield
-    logger.enable("")
-    ImageFile.LOAD_TRUNCATED_IMAGES = strict
 
 
 def test_lmms_eval_finds_the_model_by_the_entry_point() -> None:

@@ -1,16 +1,29 @@
 """Small local sources for seven tasks of lmms-eval, in the schemas of their data sets, with answers of every form."""
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import datasets
-from PIL import Image
+import pytest
+from PIL import Image, ImageFile
 
 TEXT, NUMBER, PICTURE = datasets.Value("string"), datasets.Value("int64"), datasets.Image()
 LIST = datasets.List(TEXT)
 ODD = ("", "<think>no</think> Yes", "(B)", "b. because", "maybe", "The answer is C.", "yes.")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quiet_library() -> Iterator[None]:
+    """Undoes what lmms-eval changes for the whole process, in each module that has this fixture."""
+    from loguru import logger
+
+    strict = ImageFile.LOAD_TRUNCATED_IMAGES  # lmms-eval makes Pillow accept pictures that are cut off
+    logger.disable("")
+    yield
+    logger.enable("")
+    ImageFile.LOAD_TRUNCATED_IMAGES = strict
 
 
 def draw(number: int) -> Image.Image:

@@ -1,33 +1,23 @@
 """Tasks of lmms-eval as a data set: our records give what its own evaluator prints for the same answers."""
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import datasets
 import numpy as np
 import pytest
-from PIL import Image, ImageFile
+from PIL import Image
 
 from tdrs import benchmarks
 from tdrs.benchmarks.lmms_request import question_of
 from tdrs.benchmarks.sources import BadRow
 from tests.benchmarks import lmms_rows
 
+quiet_library = lmms_rows.quiet_library
 PICTURE = Image.new("RGB", (8, 8))
 lmms_eval = pytest.importorskip("lmms_eval", reason="lmms-eval is not installed")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _quiet() -> Iterator[None]:
-    from loguru import logger
-
-    strict = ImageFile.LOAD_TRUNCATED_IMAGES  # lmms-eval makes Pillow accept pictures that are cut off
-    logger.disable("")
-    yield
-    logger.enable("")
-    ImageFile.LOAD_TRUNCATED_IMAGES = strict
 
 
 def stub(answers: Sequence[Any]) -> Any:

@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from PIL import ImageFile
 
 from tdrs import benchmarks
 from tdrs.benchmarks import lmms_definition, lmms_task
@@ -48,17 +47,7 @@ def filed(values, args): return 1
 """
 M = [{"metric": "m", "aggregation": "mean", "higher_is_better": True}]
 Make = Callable[..., Benchmark]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _quiet() -> Iterator[None]:
-    from loguru import logger
-
-    strict = ImageFile.LOAD_TRUNCATED_IMAGES  # lmms-eval makes Pillow accept pictures that are cut off
-    logger.disable("")
-    yield
-    logger.enable("")
-    ImageFile.LOAD_TRUNCATED_IMAGES = strict
+quiet_library = lmms_rows.quiet_library
 
 
 @pytest.fixture(scope="module")
