@@ -26,7 +26,7 @@ from tdrs.backbones.image_embeddings import EmbeddingStore, ImageEncoder, check_
 from tdrs.backbones.prefixes import read_common
 from tdrs.backbones.processors import load_processor
 from tdrs.backbones.prompt_encoder import PromptEncoder, TokenCache, check_template
-from tdrs.backbones.quantisation import check_file_values, quantiser
+from tdrs.backbones.quantisation import check_file_values, compute_alike, quantiser
 from tdrs.backbones.ratings import rate
 from tdrs.backbones.text_encoder import TextEncoder, load_text_processor
 from tdrs.backbones.tokens import FirstTokens, ends
@@ -233,6 +233,7 @@ def load(settings: BackboneSettings, store: EmbeddingStore | None = None) -> Bac
         check_processor(processor, model.config)
         if bits:
             check_file_values(settings.weight_files, model)
+            compute_alike(model)
         else:
             check_values(model)
     except SettingError as error:

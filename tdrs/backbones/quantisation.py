@@ -58,8 +58,9 @@ def quantiser(bits: int, dtype: torch.dtype) -> BitsAndBytesConfig:
     Raises:
         SettingError: bitsandbytes cannot run on this machine.
     """
-    # it says for each matrix that it casts inputs of other types to float16
-    logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
+    # it says for each matrix that it casts inputs to float16, and that it finds no kernels of a hub
+    for part in ("autograd._functions", "backends.cpu.ops"):
+        logging.getLogger(f"bitsandbytes.{part}").setLevel(logging.ERROR)
     config = (
         BitsAndBytesConfig(load_in_8bit=True)
         if bits == 8
@@ -70,6 +71,16 @@ def quantiser(bits: int, dtype: torch.dtype) -> BitsAndBytesConfig:
     except (ImportError, RuntimeError, ValueError) as error:
         raise SettingError("bits", bits, f"cannot be computed here ({first_line(error)})") from error
     return config
+
+
+def compute_alike(model: torch.nn.Module) -> None:
+    """Make every processor compute in the type that was asked for.
+
+    On a processor with AVX512-BF16, bitsandbytes would round inputs and scales to bfloat16, whatever that type is.
+    """
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            setattr(module, "support_avx512bf16_for_cpu", False)  # noqa: B010 - a type checker takes it for a module
 
 
 def check_file_values(files: Sequence[Path], model: PreTrainedModel) -> None:
