@@ -56,7 +56,7 @@ def accuracy_interval(
 
     The effective size is n, or with weights (Σw)² / Σw², divided by the design effect. The design effect is the
     variance of the mean over clusters relative to that of independent 0/1 samples; for 0/1 scores it is at least 1.
-    Without samples the result is nan. Source: E. B. Wilson, JASA 22 (1927).
+    Samples of a single cluster count as one. Without samples the result is nan. Source: E. B. Wilson, JASA 22 (1927).
     """
     values = np.asarray(scores, dtype=float)
     if len(values) == 0:
@@ -72,7 +72,7 @@ def accuracy_interval(
         if np.isin(values, (0, 1)).all():
             effect = max(1.0, effect)
         effect = max(effect, 1e-9)  # soft scores that are all alike
-    n_effective = n / effect
+    n_effective = n / effect if k > 1 else 1.0
     center = (share + Z95**2 / (2 * n_effective)) / (1 + Z95**2 / n_effective)
     spread = share * (1 - share) / n_effective + Z95**2 / (4 * n_effective**2)
     half = Z95 / (1 + Z95**2 / n_effective) * np.sqrt(spread)
@@ -88,20 +88,25 @@ def paired_difference(
 ) -> Interval:
     """Mean of second − first over the same samples, with a percentile bootstrap over clusters (10 000 resamples).
 
+    A single cluster says nothing of others: the limits are then −1 and 1, the ends of what scores from 0 to 1 allow.
+
     Raises:
         ValueError: the sequences differ in length.
     """
     difference, weight, sums, counts = paired_sums(first, second, clusters, weights)
     if len(difference) == 0:
         return Interval(float("nan"), float("nan"), float("nan"))
-    rng = np.random.default_rng(seed)
+    value = float(np.average(difference, weights=weight))
     k = len(sums)
+    if k == 1:
+        return Interval(value, -1.0, 1.0)
+    rng = np.random.default_rng(seed)
     means = []
     for _ in range(10):  # in portions, to bound memory
         drawn = rng.integers(k, size=(RESAMPLES // 10, k))
         means.append(sums[drawn].sum(axis=1) / counts[drawn].sum(axis=1))
     low, high = np.quantile(np.concatenate(means), [0.025, 0.975])
-    return Interval(float(np.average(difference, weights=weight)), float(low), float(high))
+    return Interval(value, float(low), float(high))
 
 
 class McNemar(NamedTuple):
@@ -217,19 +222,29 @@ def chance_not_below_zero(seen: Sequence[float] | np.ndarray, unseen: int) -> fl
 
 
 def cluster_draws(clusters: Sequence[str], seed: int = 0, resamples: int = 2000) -> tuple[np.ndarray, np.ndarray]:
-    """For a bootstrap over images: each sample's cluster by number, (n,); how often each is drawn, (resamples, k)."""
+    """For a bootstrap over images: each sample's cluster by number, (n,); how often each is drawn, (resamples, k).
+
+    A single image has no resamples, since it says nothing of others.
+    """
     _, index = np.unique(np.asarray(clusters), return_inverse=True)
     k = int(index.max()) + 1 if len(index) else 0
     rng = np.random.default_rng(seed)
-    return index, rng.multinomial(k, np.full(k, 1 / k), size=resamples) if k else np.zeros((resamples, 0))
+    return index, rng.multinomial(k, np.full(k, 1 / k), size=resamples) if k > 1 else np.zeros((0, k))
 
 
-def percentiles(value: float, resampled: np.ndarray) -> Interval:
-    """A value with the middle 95 % of its resampled values; nan if no resampled value is defined."""
+def percentiles(
+    value: float, resampled: np.ndarray, widest: tuple[float, float] = (float("nan"), float("nan"))
+) -> Interval:
+    """A value with the middle 95 % of its resampled values; nan if no resampled value is defined.
+
+    Args:
+        widest: the limits if there is a value, but nothing was resampled, since all samples are of one image.
+    """
     known = resampled[np.isfinite(resampled)]
-    if len(known) == 0:
-        return Interval(value, float("nan"), float("nan"))
-    low, high = np.quantile(known, [0.025, 0.975])
+    if len(known):
+        low, high = np.quantile(known, [0.025, 0.975])
+    else:
+        low, high = widest if len(resampled) == 0 and np.isfinite(value) else (float("nan"), float("nan"))
     return Interval(value, float(low), float(high))
 
 

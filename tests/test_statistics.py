@@ -12,6 +12,7 @@ from tdrs.benchmarks import Record, pope
 from tdrs.statistics import (
     accuracy_interval,
     chance_not_below_zero,
+    cluster_draws,
     holm,
     mcnemar,
     paired_difference,
@@ -46,6 +47,15 @@ def test_all_alike_still_has_a_width(correct: list[bool]) -> None:
 def test_empty() -> None:
     assert all(math.isnan(v) for v in accuracy_interval([], []))
     assert all(math.isnan(v) for v in paired_difference([], [], []))
+
+
+def test_one_image_says_nothing_of_others() -> None:
+    first, second = [0, 0, 1, 1], [1, 1, 1, 1]
+    assert paired_difference(first, second, ["a"] * 4) == (0.5, -1, 1)
+    assert accuracy_interval(second, ["a"] * 4) == accuracy_interval([1], ["a"])
+    index, draws = cluster_draws(["a"] * 4)
+    assert draws.shape == (0, 1)
+    assert index.tolist() == [0, 0, 0, 0]
 
 
 def test_paired_difference_of_equal_scores_is_exactly_zero() -> None:
@@ -197,7 +207,8 @@ def test_f1_over_copies_and_over_one_image() -> None:
     alone, copied = pope.intervals(records)["f1"], pope.intervals(copies)["f1"]
     assert copied == pytest.approx(alone)
     one = pope.intervals(pope_records("ynyn", "yynn", 4))["f1"]
-    assert one.low == one.value == one.high  # nothing else can be drawn
+    assert one == (0.5, 0, 1)
+    assert pope.f1_difference(pope_records("yyyy", "yynn", 4), pope_records("yynn", "yynn", 4)).low == -1
 
 
 def test_f1_without_a_yes_and_without_a_record() -> None:

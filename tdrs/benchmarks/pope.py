@@ -114,6 +114,7 @@ def metrics(records: Sequence[Record], rule: str = "official") -> dict[str, floa
 
 
 INTERVALS = ("precision", "recall", "f1")
+SHARE, CHANGE = (0.0, 1.0), (-1.0, 1.0)  # what a metric, and a difference of two, may be
 
 
 def _resampled(
@@ -144,13 +145,13 @@ def intervals(records: Sequence[Record], rule: str = "official") -> dict[str, In
     """Macro precision, recall and F1, each with its 95 % interval by a bootstrap over images."""
     index, draws = cluster_draws([record.image_id for record in records])
     found, values = _resampled(records, index, draws, rule), metrics(records, rule)
-    return {name: percentiles(values[name], found[name]) for name in INTERVALS}
+    return {name: percentiles(values[name], found[name], SHARE) for name in INTERVALS}
 
 
 def pooled_intervals(records: Sequence[Record], rule: str) -> dict[str, Interval]:
     """As `intervals`, of records that belong to no category."""
     found, values = _pooled(records, rule), counts(records, rule)
-    return {name: percentiles(values[name], found[name]) for name in INTERVALS}
+    return {name: percentiles(values[name], found[name], SHARE) for name in INTERVALS}
 
 
 def _pooled(records: Sequence[Record], rule: str) -> dict[str, np.ndarray]:
@@ -164,7 +165,7 @@ def pooled_f1(rule: str) -> F1:
 
     def difference(before: Sequence[Record], after: Sequence[Record]) -> Interval:
         first, second = (_pooled(records, rule)["f1"] for records in (before, after))
-        return percentiles(counts(after, rule)["f1"] - counts(before, rule)["f1"], second - first)
+        return percentiles(counts(after, rule)["f1"] - counts(before, rule)["f1"], second - first, CHANGE)
 
     return F1(lambda records: pooled_intervals(records, rule)["f1"], difference)
 
@@ -173,7 +174,7 @@ def f1_difference(before: Sequence[Record], after: Sequence[Record], rule: str =
     """Macro F1 of `after` minus that of `before` on the same samples, by a bootstrap over images."""
     index, draws = cluster_draws([record.image_id for record in before])
     first, second = (_resampled(records, index, draws, rule)["f1"] for records in (before, after))
-    return percentiles(metrics(after, rule)["f1"] - metrics(before, rule)["f1"], second - first)
+    return percentiles(metrics(after, rule)["f1"] - metrics(before, rule)["f1"], second - first, CHANGE)
 
 
 def pair_id(row: Any) -> str:
