@@ -23,7 +23,7 @@ from huggingface_hub.constants import HF_HUB_CACHE
 from safetensors import safe_open
 from transformers import PreTrainedModel
 
-from tdrs.backbones.checkpoint import LFS, Incomplete, named, read_json, tensor_names
+from tdrs.backbones.checkpoint import Incomplete, check_pointer, named, read_json, tensor_names
 from tdrs.file_hash import file_hash
 from tdrs.settings import SettingError, first_line
 
@@ -126,9 +126,7 @@ def _check_files(folder: Path) -> None:
     if not path.exists():
         pickle = f"; {PICKLE} is a pickle, which can run code and is not read: save it as safetensors"
         raise Incomplete(f"no {WEIGHTS}{pickle if (folder / PICKLE).exists() else ''}")
-    with path.open("rb") as file:
-        if file.read(len(LFS)) == LFS:
-            raise Incomplete(f"{WEIGHTS} is a git-lfs pointer, not the file: `git lfs pull` downloads it")
+    check_pointer(path)
     if not tensor_names(path):
         raise Incomplete(f"{WEIGHTS} has no tensors")
 

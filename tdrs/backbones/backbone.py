@@ -233,7 +233,7 @@ def load(settings: BackboneSettings, store: EmbeddingStore | None = None) -> Bac
         check_processor(processor, model.config)
         if bits:
             check_file_values(settings.weight_files, model)
-            compute_alike(model)
+            compute_alike(model, settings.resolved_dtype)
         else:
             check_values(model)
     except SettingError as error:

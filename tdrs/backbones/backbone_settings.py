@@ -19,7 +19,7 @@ from tdrs.backbones import adapter as adapters
 from tdrs.backbones.checkpoint import IS_ADAPTER, Incomplete, check_files, read_json
 from tdrs.backbones.families import TRANSPARENCY, check_image_setting, is_language_model
 from tdrs.backbones.processors import several_fault, size_fault
-from tdrs.backbones.quantisation import METHOD, bits_of, check_bits
+from tdrs.backbones.quantisation import METHOD, VALUES, bits_of, check_bits
 from tdrs.benchmarks.benchmark import Size
 from tdrs.benchmarks.prompts import STYLES
 from tdrs.environment import version, versions
@@ -152,7 +152,7 @@ class BackboneSettings:
             "versions": versions(),
             **({"image": self.image} if self.image else {}),
             **({"adapter": self.adapter_fingerprint, "peft": version("peft")} if self.adapter is not None else {}),
-            **({"bits": self.weight_bits, METHOD: version(METHOD)} if self.weight_bits else {}),
+            **({"bits": self.weight_bits, METHOD: [version(METHOD), VALUES]} if self.weight_bits else {}),
             **({"system": self.system} if self.system is not None else {}),
         }
 

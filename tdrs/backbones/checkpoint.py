@@ -7,7 +7,7 @@ import json
 import math
 import re
 import struct
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -40,9 +40,7 @@ def check_files(folder: Path, whole: bool = True) -> None:
         whole: whether every file must be there. In the hub's cache, files arrive one by one.
     """
     for path in sorted(path for path in folder.iterdir() if path.is_file() and not path.name.startswith(".")):
-        with path.open("rb") as file:
-            if file.read(len(LFS)) == LFS:
-                raise Incomplete(f"{path.name} is a git-lfs pointer, not the file: `git lfs pull` downloads it")
+        check_pointer(path)
         if path.name in READ:
             read_json(path)
     if (folder / "adapter_config.json").exists():
@@ -56,6 +54,13 @@ def check_files(folder: Path, whole: bool = True) -> None:
     for names in (("tokenizer_config.json",), ("tokenizer.json", "tokenizer.model", "vocab.json")):
         if not any((folder / name).exists() for name in names):
             raise Incomplete(f"no {' or '.join(names)}: copy the tokenizer's files from the model this was made of")
+
+
+def check_pointer(path: Path) -> None:
+    """Raises Incomplete if a file is a pointer of git-lfs to another file."""
+    with path.open("rb") as file:
+        if file.read(len(LFS)) == LFS:
+            raise Incomplete(f"{path.name} is a git-lfs pointer, not the file: `git lfs pull` downloads it")
 
 
 def _check_weights(folder: Path, whole: bool) -> None:
@@ -142,17 +147,32 @@ def check_values(model: PreTrainedModel) -> None:
     A download that reserves its space on the disk and is then interrupted leaves zeros.
     """
     matrices = {f"{name}.weight" for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)}
+    # `spread` keeps those on the meta device on the disk
+    weights = ((name, weight) for name, weight in model.named_parameters() if not weight.is_meta)
+    check_weights(weights, matrices.__contains__, f", in {str(model.dtype)[6:]}")
+
+
+def check_weights(
+    weights: Iterable[tuple[str, torch.Tensor]], is_matrix: Callable[[str], bool], where: str = ""
+) -> None:
+    """Raises Incomplete if a weight contains NaN or an infinite number, or a matrix contains only zeros.
+
+    Args:
+        weights: floating-point tensors by name.
+        is_matrix: whether a name is that of a linear layer's matrix.
+        where: stands in the message after what is wrong.
+    """
     broken, empty = [], []
-    for name, weight in model.named_parameters():
-        if weight.is_meta or not weight.numel():  # `spread` keeps those on the meta device on the disk
+    for name, weight in weights:
+        if not weight.numel():
             continue
         low, high = (float(end) for end in weight.detach().aminmax())
         if not (math.isfinite(low) and math.isfinite(high)):
             broken.append(name)
-        elif low == high == 0 and name in matrices:
+        elif low == high == 0 and is_matrix(name):
             empty.append(name)
     if broken:
-        raise Incomplete(f"the weights hold NaN or infinite numbers, in {str(model.dtype)[6:]}: {named(broken)}")
+        raise Incomplete(f"the weights hold NaN or infinite numbers{where}: {named(broken)}")
     if empty:
         raise Incomplete(f"the weights are all zero in {named(empty)}: the file was not written to its end")
 

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import AutoModelForImageTextToText, BitsAndBytesConfig
 
 from tdrs import DC, RE, TDRS, backbones, benchmarks, intervene
 from tdrs.attention.call import Call
@@ -21,7 +22,9 @@ from tdrs.evaluation import complete, plan
 from tdrs.published import published
 from tdrs.records import Records
 from tdrs.settings import SettingError
+from tests.backbones.folders import write
 from tests.backbones.test_checkpoint import shards
+from tests.backbones.test_families import several
 
 pytest.importorskip("bitsandbytes", reason="bitsandbytes is not installed")
 pytest.importorskip("accelerate", reason="accelerate is not installed")
@@ -35,11 +38,15 @@ NF4 = [
 
 
 def nf4(weight: torch.Tensor) -> torch.Tensor:
-    """A matrix rounded to NF4: in blocks of 64, the nearest of 16 levels, which are shares of the largest value."""
-    blocks = weight.reshape(-1, 64)
-    largest = blocks.abs().amax(dim=1, keepdim=True)
+    """A matrix rounded to NF4: in blocks of 64, the nearest of 16 levels, which are shares of the largest value.
+
+    Blocks go on from one row to the next.
+    """
+    blocks = torch.nn.functional.pad(weight.flatten(), (0, -weight.numel() % 64)).view(-1, 64)
+    largest = blocks.abs().amax(dim=1, keepdim=True).clamp_min(1e-30)
     levels = torch.tensor(NF4)
-    return (levels[(blocks[..., None] / largest[..., None] - levels).abs().argmin(dim=-1)] * largest).view_as(weight)
+    found = levels[(blocks[..., None] / largest[..., None] - levels).abs().argmin(dim=-1)] * largest
+    return found.flatten()[: weight.numel()].view_as(weight)
 
 
 def int8(module: torch.nn.Linear, inputs: torch.Tensor) -> torch.Tensor:
@@ -98,6 +105,53 @@ def test_each_matrix_computes_with_quantised_weights(quantised: Backbone) -> Non
             error = (found - module(given)).abs().mean()
             assert (found - expected).abs().mean() < 0.1 * error, name
     assert not torch.allclose(logits, stock, atol=0.1)
+
+
+@pytest.mark.parametrize("name", ["llava_next", "qwen3_vl", "paligemma"])
+@torch.inference_mode()
+def test_rows_that_are_no_whole_blocks(name: str, tmp_path: Path) -> None:
+    """Rows of 16, 24, 48 and 64 numbers in 4 bits: the logits are those of a plain model with the rounded matrices."""
+    attention = "eager" if name == "paligemma" else "sdpa"
+    settings = BackboneSettings(name, str(write(name, tmp_path / name)), device="cpu", attention=attention)
+    expected = backbones.load(settings)
+    widths = set()
+    for module_name, module in expected.model.named_modules():
+        if isinstance(module, torch.nn.Linear) and module_name != "lm_head":
+            module.weight.data = nf4(module.weight)
+            widths.add(module.in_features % 64)
+    assert len(widths) > 2
+    found = backbones.load(replace(settings, bits=4))
+    inputs = expected.inputs(several())
+    seen = inputs["attention_mask"].bool()
+    logits = [one.model(**inputs).logits[seen] for one in (found, expected)]
+    assert (logits[0] - logits[1]).abs().max() < 1e-5 * logits[1].abs().max()
+
+
+@torch.inference_mode()
+def test_inputs_of_four_dimensions_in_8_bits(tmp_path: Path) -> None:
+    """The projector of Aya Vision gets rows and columns of tiles."""
+    settings = BackboneSettings("aya_vision", str(write("aya_vision", tmp_path / "model")), device="cpu")
+    model = backbones.load(replace(settings, bits=8)).model
+    projector = backbones.load(settings).model.model.multi_modal_projector.linear_1
+    given = torch.randn(2, 3, 4, projector.in_features)
+    found = model.model.multi_modal_projector.linear_1(given)
+    expected = int8(projector, given)
+    assert found.shape == expected.shape
+    assert (found - expected).abs().mean() < 1e-3 * expected.abs().mean()
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+def test_a_folder_that_was_quantised_in_another_type(bits: int, folder: Path) -> None:
+    half = backbones.load(replace(SETTINGS, bits=bits, dtype="bfloat16"))
+    half.model.save_pretrained(folder)
+    whole = backbones.load(replace(SETTINGS, source=str(folder)))
+    kinds = {weight.dtype for weight in whole.model.parameters() if weight.is_floating_point()}
+    assert kinds == {torch.float32}
+    assert {getattr(module, "compute_dtype", None) for module in whole.model.modules()} <= {None, torch.float32}
+    with torch.inference_mode():
+        expected = half.model(**half.inputs(samples())).logits.float()
+        found = whole.model(**whole.inputs(samples())).logits
+    assert (found - expected).abs().mean() < 0.03 * expected.abs().mean()
 
 
 def test_an_edit_acts_as_on_a_plain_model(quantised: Backbone) -> None:
@@ -206,6 +260,22 @@ def test_a_folder_that_is_quantised_already(bits: int, folder: Path) -> None:
         SettingError, match=rf"backbone.bits = 4: must be null: the weights in .* have {bits} bits already"
     ):
         backbones.load(replace(again, bits=4))
+
+
+def test_packed_bytes_of_any_type_are_no_values(folder: Path) -> None:
+    """A folder whose packed weights and scales of scales have types of their own, as training with FSDP leaves it."""
+    packed = BitsAndBytesConfig(
+        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,
+        bnb_4bit_quant_storage=torch.bfloat16, bnb_4bit_compute_dtype=torch.bfloat16,
+    )  # fmt: skip
+    given = {"dtype": torch.bfloat16, "quantization_config": packed, "device_map": {"": "cpu"}}
+    AutoModelForImageTextToText.from_pretrained(folder, **given).save_pretrained(folder)
+    found, expected = (
+        backbones.load(one) for one in (replace(SETTINGS, source=str(folder)), replace(SETTINGS, bits=4))
+    )
+    with torch.inference_mode():
+        logits = [one.model(**one.inputs(samples())).logits for one in (found, expected)]
+    assert (logits[0] - logits[1]).abs().mean() < 0.06 * logits[1].abs().mean()
 
 
 def configure(folder: Path, **values: object) -> None:
