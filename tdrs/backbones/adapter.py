@@ -28,6 +28,9 @@ from tdrs.file_hash import file_hash
 from tdrs.settings import SettingError, first_line
 
 CONFIG, WEIGHTS, PICKLE = "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"
+RANDOM_START = "pissa_niter_"  # PEFT takes a part from the weights, and this part is another one in each process
+ADDING = ("True", "False", "gaussian", "orthogonal", "eva")  # a start that takes nothing from the weights
+PAIR = re.compile(r"(.*)\.lora_(?:embedding_)?[AB](?:\.|$)")
 NAME = "default"  # PEFT's own name for a single adapter
 # Kinds of LoRA whose weights depend on the tokens, or that change more than the weights, or that were not tested.
 REFUSED = (
@@ -104,6 +107,27 @@ def other_base(adapter: str, source: str) -> str:
     return f"the adapter {adapter} was made for {base}, and is merged into {source}"
 
 
+def without_effect(adapter: str) -> str:
+    """A note if an adapter changes no weight, as one that was saved before training; else ""."""
+    folder = folder_of(adapter)
+    with _named(adapter):
+        config = read_json(folder / CONFIG)
+        if str(config.get("init_lora_weights", True)) not in ADDING:
+            return ""
+        by_module: dict[str, bool] = {}  # whether the product of a module's two matrices is zero
+        with safe_open(folder / WEIGHTS, "pt") as file:
+            for name in file.keys():  # noqa: SIM118 - it has no other iterator
+                pair = PAIR.match(name)
+                if not pair:
+                    return ""
+                by_module[pair[1]] = by_module.get(pair[1], False) or not file.get_tensor(name).any()
+    if all(by_module.values()):
+        return f"the adapter {adapter} changes no weight: one matrix of each pair is zero, as before training"
+    if not config.get("lora_alpha", 8) and not config.get("alpha_pattern"):
+        return f"the adapter {adapter} changes no weight: its lora_alpha is 0"
+    return ""
+
+
 def check_files(adapter: str) -> None:
     """Check an adapter's files and values.
 
@@ -147,6 +171,12 @@ def _check_config(folder: Path) -> None:
     refused = sorted(name for name in REFUSED if config.get(name))
     if refused:
         raise Incomplete(f"{CONFIG} has {named(refused)}: such an adapter is not merged here")
+    start = str(config.get("init_lora_weights"))
+    if start.startswith(RANDOM_START):
+        again = "save it again with path_initial_model_for_weight_conversion, as a plain LoRA adapter"
+        raise Incomplete(
+            f"{CONFIG} has init_lora_weights {start!r}: it was trained on weights drawn at random; {again}"
+        )
 
 
 def merge(model: PreTrainedModel, adapter: str) -> PreTrainedModel:
@@ -195,7 +225,7 @@ def _merge(model: PreTrainedModel, folder: Path) -> PreTrainedModel:
         raise Incomplete(f"{WEIGHTS} lacks {named(empty)}")
     try:
         merged: PreTrainedModel = adapted.merge_and_unload()
-    except (ValueError, NotImplementedError) as error:
+    except (ValueError, NotImplementedError, RuntimeError) as error:
         raise Incomplete(f"cannot be merged ({first_line(error)})") from error
     return merged
 

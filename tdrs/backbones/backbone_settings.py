@@ -196,7 +196,7 @@ class BackboneSettings:
             found.append("weights in 8 bits: an answer depends a little on the other questions of its batch")
         try:
             if self.adapter is not None:
-                found.append(adapters.other_base(self.adapter, self.source))
+                found += [adapters.other_base(self.adapter, self.source), adapters.without_effect(self.adapter)]
         except SettingError as error:
             raise error.under("backbone") from None
         return list(filter(None, found))

@@ -119,6 +119,39 @@ def test_another_base_model_is_noted(copied: Path) -> None:
     assert evaluation(copied).backbone.notes == [note]
 
 
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (
+            lambda f: weights(f, lambda w: [t.zero_() for name, t in w.items() if "lora_B" in name]),
+            "one matrix of each",
+        ),
+        (
+            lambda f: weights(f, lambda w: [t.zero_() for name, t in w.items() if "lora_A" in name]),
+            "one matrix of each",
+        ),
+        (lambda f: configure(f, lora_alpha=0), "its lora_alpha is 0"),
+    ],
+)
+def test_an_adapter_that_changes_nothing_is_noted(
+    change: Callable[[Path], object], said: str, copied: Path, tmp_path: Path
+) -> None:
+    change(copied)
+    (note,) = evaluation(copied).backbone.notes
+    assert note.startswith(f"the adapter {copied} changes no weight: {said}")
+    settings = replace(SETTINGS, adapter=str(copied))
+    stock, same = (backbones.load(one).model.state_dict() for one in (SETTINGS, settings))
+    assert all(torch.equal(stock[name], value) for name, value in same.items())
+
+
+def test_an_adapter_of_which_one_pair_is_zero_or_one_with_more_tensors_is_not(copied: Path, tmp_path: Path) -> None:
+    weights(copied, lambda w: w[f"{QUERY}.lora_B.weight"].zero_())
+    assert evaluation(copied).backbone.notes == []
+    scaled = make(tmp_path / "dora", use_dora=True)
+    weights(scaled, lambda w: [tensor.zero_() for name, tensor in w.items() if "lora_B" in name])
+    assert evaluation(scaled).backbone.notes == []
+
+
 def test_no_published_score_is_that_of_a_model_with_an_adapter(adapter: Path) -> None:
     config = evaluation(adapter, "dataset.gap=0").config
     assert published(config["backbone"], config["dataset"]) == f"none is made with backbone.adapter={adapter}"
@@ -148,6 +181,14 @@ FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
     "a later version": (lambda f: configure(f, use_new=True), r"has use_new, which peft \S+ does not know"),
     "by tokens": (lambda f: configure(f, alora_invocation_tokens=[3]), "has alora_invocation_tokens: such an adapter"),
     "a value of no use": (lambda f: configure(f, r="many"), "cannot be put into the model"),
+    "a random start": (
+        lambda f: configure(f, init_lora_weights="pissa_niter_4"),
+        "has init_lora_weights 'pissa_niter_4': it was trained on weights drawn at random; save it again",
+    ),
+    "a bias without one": (
+        lambda f: make(f, lora_bias=True),
+        "cannot be merged .Impossible to merge LoRA with `lora_bias=True`",
+    ),
     "no weights": (lambda f: (f / WEIGHTS).unlink(), f"no {WEIGHTS}$"),
     "a pickle": (
         lambda f: (f / WEIGHTS).rename(f / "adapter_model.bin"),
@@ -186,7 +227,7 @@ FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
 }
 LATE = (
     "a value of no use", "missing", "unknown", "misshapen", "another rank", "no such module", "fewer modules",
-    "a tied weight", "biases to save", "more to save",
+    "a tied weight", "biases to save", "more to save", "a bias without one",
 )  # fmt: skip
 
 
