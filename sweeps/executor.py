@@ -132,6 +132,7 @@ class Inline:
         self._stop = stop
         self._features = features
         self._backbone: Backbone | None = None
+        self._loaded: dict[str, object] = {}  # what decides the answers of the model that is kept
 
     def run(self, job: Job) -> Trial | None:
         """Run a job; None if another process has claimed it, or if it failed and may be tried again."""
@@ -164,8 +165,9 @@ class Inline:
         self._backbone = None
 
     def _model(self, settings: BackboneSettings) -> Backbone:
-        if self._backbone is None or self._backbone.settings != settings:
-            self._backbone = None
+        decisive = settings.decisive
+        if self._backbone is None or self._backbone.settings != settings or self._loaded != decisive:
+            self._backbone, self._loaded = None, decisive
             self._backbone = backbones.load(settings, self._features)
         return self._backbone
 

@@ -286,6 +286,9 @@ def complete(
         should_prune: called after each batch with all records so far. If it returns a number, the evaluation ends.
         shard: the part of the batches that is asked, as in `shard_starts`.
 
+    Raises:
+        SettingError: the model's files are others than those of the cache key.
+
     Returns:
         The evaluation, which is then in `records`. None if it was ended early or other shards are missing; its batches
         are kept.
@@ -304,8 +307,12 @@ def complete(
     if any(add(batch) for batch in done if batch.start in starts):
         return None
     if set(starts) - {batch.start for batch in done}:
+        loaded = backbone()
+        if planned.cache_key(samples) != cache_key:  # records under this key would be those of other weights
+            changed = "its files, or an adapter's, changed after this evaluation was planned; run the command again"
+            raise SettingError("backbone.source", planned.backbone.source, changed)
         steps = run_batches(
-            backbone(),
+            loaded,
             planned.dataset,
             samples,
             planned.intervention,
