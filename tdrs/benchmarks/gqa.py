@@ -14,8 +14,9 @@ import datasets
 
 from tdrs.benchmarks import prompts
 from tdrs.benchmarks.benchmark import Accepts, Benchmark, Picture, Record, Rule, Sample, Samples, anything
+from tdrs.benchmarks.pictures import Pictures
 from tdrs.benchmarks.rows import open_rows
-from tdrs.benchmarks.sources import BadRow, Context, Pictures, Sourced, Unique, check_columns, name_of, text
+from tdrs.benchmarks.sources import BadRow, Context, Sourced, Unique, check_columns, name_of, text
 from tdrs.settings import SettingError
 
 QUESTIONS = datasets.Features({name: datasets.Value("string") for name in ("id", "imageId", "question", "answer")})

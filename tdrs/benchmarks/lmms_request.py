@@ -1,23 +1,18 @@
 """What a request of lmms-eval asks, in the terms of a sample, for its tasks as a data set and for its own evaluator."""
 
 import io
-import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from PIL import Image
 
-from tdrs.benchmarks.sources import BadRow
+from tdrs.benchmarks.sources import BadRow, check_places
 from tdrs.settings import check_number
 
 LONGEST = 1024  # tokens of an answer where a request names no limit, as in lmms-eval's model classes
 ENDS = ("until", "stop_sequences")  # settings of generation that name texts which end an answer
 # Settings of generation that change nothing when answers are greedy.
 _WITHOUT_EFFECT = {"do_sample", "image_aspect_ratio", "seed", "top_k", "top_p"}
-
-
-# What stands for a picture in the text of a question; llava_hf and others put the picture there.
-_PLACE = re.compile(r"<image(?: \d+)?>")
 
 
 class Question(NamedTuple):
@@ -53,8 +48,7 @@ def question_of(messages: Any) -> Question:
     )
     if between.strip():
         raise BadRow(f"text between its {len(at)} pictures, which must stand together")
-    if len(at) > 1 and (mark := _PLACE.search(before + behind)):
-        raise BadRow(f"{mark[0]!r} in its text, which gives each of its {len(at)} pictures a place")
+    check_places(before + behind, len(at))
     return Question(before, behind, images)
 
 

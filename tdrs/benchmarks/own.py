@@ -1,16 +1,13 @@
 """A user's own questions: a table in any of the usual formats, its columns mapped by settings, scored by a rule."""
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any, ClassVar
 
 from tdrs.benchmarks import pope, prompts
 from tdrs.benchmarks.benchmark import (
     Accepts,
     Picture,
-    PictureSet,
     Record,
     Rule,
     Sample,
@@ -21,89 +18,20 @@ from tdrs.benchmarks.benchmark import (
 from tdrs.benchmarks.own_cells import Asked, Fields, label, listed, short_floats
 from tdrs.benchmarks.own_rules import ANSWER_AS, RULES, VERSIONS, check_answers, chosen, number_rule, perplexity
 from tdrs.benchmarks.own_splits import Images, SplitColumn, images_of
+from tdrs.benchmarks.pictures import PictureLists
 from tdrs.benchmarks.prompts import LETTERS
 from tdrs.benchmarks.sources import (
     BadRow,
     Context,
-    Pictures,
     Sourced,
     Unique,
-    encoded,
+    check_places,
     name_of,
     text,
-    which,
 )
-from tdrs.benchmarks.tables import columns_of, in_texts, open_table
+from tdrs.benchmarks.tables import MORE_PICTURES, columns_of, in_texts, open_table
 from tdrs.settings import SettingError, check_choice, check_number
 from tdrs.statistics import F1, Interval
-
-
-class PictureLists(Pictures):
-    """The pictures of a table whose cells may have several each.
-
-    Args:
-        separator: stands between the pictures of one cell, in a table whose cells are texts; "" in others.
-    """
-
-    def __init__(self, rows: Any, source: str, column: str, separator: str) -> None:
-        super().__init__(rows, source, column)
-        self._separator = separator
-        self._firsts: dict[str, int] = {}
-        features = getattr(rows, "features", None)  # of Parquet; each look copies all of them
-        self._in_memory, self._kind = features is None, (features or {}).get(column)
-
-    def __getitem__(self, number: int) -> Picture:
-        number = self._first(number)
-        if number not in self._known and self._may_have_several(number):
-            self._known[number] = PictureSet.of_parts(partial(self._parts, number))
-        return super().__getitem__(number)
-
-    def _first(self, number: int) -> int:
-        """The first row with the same cell, in a table that is in memory: each picture is read once."""
-        if not self._in_memory:
-            return number
-        return self._firsts.setdefault(json.dumps(self._rows[number].get(self._column)), number)
-
-    def _may_have_several(self, number: int) -> bool:
-        if self._in_memory:
-            value = self._rows[number].get(self._column)
-            return isinstance(value, list) or self._marked(value)
-        # a row of Parquet is read only when it is needed
-        return hasattr(self._kind, "feature") or getattr(self._kind, "dtype", "") in ("string", "large_string")
-
-    def _marked(self, value: Any) -> bool:
-        """Whether a text may name several pictures."""
-        marked = isinstance(value, str) and (value.startswith("[") or (self._separator and self._separator in value))
-        return bool(marked)
-
-    def _parts(self, number: int) -> list[Picture]:
-        count = len(self._cells(number))
-        return [Picture(partial(self._encoded, number, place, count)) for place in range(count)]
-
-    def _encoded(self, number: int, place: int, count: int) -> bytes:
-        try:
-            return encoded(self._cells(number)[place], self._folder)
-        except OSError as error:
-            raise OSError(f"{error}{which(place + 1, count)}") from None
-
-    def _cells(self, number: int) -> list[Any]:
-        """The values of the pictures in a cell: those of a list, of a JSON list, or of texts with separators."""
-        value = self._rows[number].get(self._column)
-        if self._marked(value):
-            value = self._split(value)
-        return (value or [None]) if isinstance(value, list) else [value]
-
-    def _split(self, value: str) -> Any:
-        try:
-            encoded(value, self._folder)
-        except OSError:
-            pass
-        else:
-            return value  # the name of one file
-        try:
-            return json.loads(value) if value.startswith("[") else [one.strip() for one in value.split(self._separator)]
-        except ValueError:
-            return value
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -193,6 +121,7 @@ class Tabled(Sourced):
         separator = self.separator if in_texts(self.source) else ""
         short = short_floats(rows)
         ids, asked = Unique(), Asked()
+        placed: set[int] = set()
 
         def make(number: int, row: Any, context: Context) -> Sample:
             if number in images.faults:
@@ -202,11 +131,22 @@ class Tabled(Sourced):
             one = self.sample(fields, number, found(number, row), image, style, context(image))
             if "id" in at:
                 ids.check(at["id"], one.id, number)
-            asked.check(one, number)
+            if check_places(one.question, len(one.picture.parts)):
+                placed.add(number)
+            asked.check(one, number, len(images.parts[image]) > 1)
             return one
 
         gathered = self.gather(rows, make, split, limit, accepts, numbers)
-        return Samples(gathered, [*gathered.notes, *images.notes(self.tuning_share), *asked.notes])
+        notes = [*gathered.notes, *images.notes(self.tuning_share), *asked.notes]
+        if unused := [
+            name
+            for name in rows.column_names
+            if self.pictures and MORE_PICTURES.fullmatch(name) and name not in at.values()
+        ]:
+            notes.append(f"not used: {', '.join(unused)}; several pictures of a row are a list in one column")
+        if placed:
+            notes.append(f"{len(placed)} questions say where the picture stands, read as text: it is in front of them")
+        return Samples(gathered, notes)
 
     def media_of(self, rows: Any, at: Mapping[str, str]) -> tuple[Any, Any]:
         """The rows without their pictures, and what gives the picture of a row by its number."""

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from tdrs.benchmarks.benchmark import Passage, Sample
-from tdrs.benchmarks.sources import BadRow, name_of, text
+from tdrs.benchmarks.sources import BadRow, digest, name_of, text
 
 
 class Fields(NamedTuple):
@@ -27,10 +27,15 @@ class Asked:
         self._first: dict[tuple[Any, ...], tuple[int, Any]] = {}
         self._again: set[int] = set()
 
-    def check(self, one: Sample, row: int) -> None:
-        """Raises BadRow if an earlier row has the same question about the same image, and another answer."""
+    def check(self, one: Sample, row: int, several: bool = False) -> None:
+        """Raises BadRow if an earlier row has the same question about the same image, and another answer.
+
+        Args:
+            several: whether the image has several pictures, of which each question may be about others.
+        """
         answers = sorted({answer.casefold() for answer in one.answers}) or one.gold
-        key = one.image_id, one.question, one.choices, one.opening
+        image = digest(one.picture) if several else one.image_id
+        key = image, one.question, one.choices, one.opening
         first, known = self._first.setdefault(key, (row, answers))
         if known != answers:
             raise BadRow(f"another answer than row {first} to the same question about the same {_media(one)}")

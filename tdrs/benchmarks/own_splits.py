@@ -31,7 +31,7 @@ class Images:
         faults: why a row cannot be used. Such a row is in both splits, so that it is named.
         unused: how many rows have each other value of the column of splits.
         joined: how many names are of an image that another name is used for.
-        parts: the hashes of an image's pictures, which are several for a question about a list of them.
+        parts: the hashes of an image's pictures, which are several for questions about lists of them.
     """
 
     names: dict[int, str] = field(default_factory=dict)
@@ -91,11 +91,12 @@ def images_of(
             if column and not split:
                 images.unused[said] = images.unused.get(said, 0) + 1
                 continue
-            name = name_of(row, given).strip() if given else digest(found(number, row))
-            if name not in images.parts:
-                picture = found(number, row)
-                contents[name] = digest(picture)
-                images.parts[name] = tuple(part.digest for part in picture.parts)
+            picture = found(number, row)
+            name = name_of(row, given).strip() if given else digest(picture)
+            known = images.parts.get(name, ())
+            if not known or (given and len(picture.parts) > 1):  # a name may be of several sets of pictures
+                contents.setdefault(name, digest(picture))
+                images.parts[name] = tuple(dict.fromkeys([*known, *(part.digest for part in picture.parts)]))
         except BadRow as error:
             images.faults[number] = str(error)
             continue
@@ -123,6 +124,9 @@ def _join(images: Images, contents: Mapping[str, str]) -> None:
         first[content] = min(name, first.get(content, name))
     images.joined = sum(first[content] != name for name, content in contents.items())
     images.names = {n: first[contents[name]] if name in contents else name for n, name in images.names.items()}
+    for name, content in contents.items():
+        if (one := first[content]) != name:
+            images.parts[one] = tuple(dict.fromkeys([*images.parts[one], *images.parts[name]]))
 
 
 def _check(images: Images, rows: Rows, column: SplitColumn, source: str) -> None:

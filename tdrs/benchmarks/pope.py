@@ -17,8 +17,9 @@ import numpy as np
 from tdrs.benchmarks import prompts
 from tdrs.benchmarks.benchmark import Accepts, Benchmark, Picture, Record, Rule, Sample, Samples, anything
 from tdrs.benchmarks.evalai import without_marks
+from tdrs.benchmarks.pictures import Pictures
 from tdrs.benchmarks.rows import open_rows
-from tdrs.benchmarks.sources import BadRow, Context, Pictures, Sourced, Unique, check_columns, in_split, name_of, text
+from tdrs.benchmarks.sources import BadRow, Context, Sourced, Unique, check_columns, in_split, name_of, text
 from tdrs.settings import SettingError, check_number
 from tdrs.statistics import F1, Interval, cluster_draws, percentiles
 

@@ -3,23 +3,21 @@
 Rows that cannot be used are named and counted; the settings say whether they are refused or left out.
 """
 
-import base64
 import hashlib
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
-from pathlib import Path
 from typing import Any, ClassVar
 
 import datasets
 
 from tdrs.benchmarks.benchmark import Accepts, Benchmark, Passage, Picture, Sample, Samples, anything
 from tdrs.benchmarks.draw import by_image, fair_order, shared_pictures
+from tdrs.benchmarks.pictures import Pictures, which
 from tdrs.benchmarks.rows import each, open_rows
 from tdrs.settings import SettingError, check_choice, check_number, first_line
 
-SMALLEST = 32  # bytes; no picture has fewer
 BAD_ROWS = ("refuse", "skip")
 Rows = Any  # a datasets.Dataset, or rows with the methods of one that are used here
 Context = Callable[[str], tuple[str, str]]  # the name of an image → the texts before it and after it
@@ -70,6 +68,22 @@ def texts(row: Mapping[str, Any], name: str) -> tuple[str, ...]:
     return tuple(values)
 
 
+# What stands for a picture in the text of a question, in the formats of LLaVA, lmms-eval and MMMU.
+PLACE = re.compile(r"<image(?:[ _]?\d+)?>")
+
+
+def check_places(said: str, count: int) -> bool:
+    """Whether a text says where a picture stands, which is read as text.
+
+    Raises:
+        BadRow: it says so of one of several pictures, which all stand in front of the question.
+    """
+    mark = PLACE.search(said)
+    if mark and count > 1:
+        raise BadRow(f"{mark[0]!r} in its text, which gives each of its {count} pictures a place")
+    return mark is not None
+
+
 def name_of(row: Mapping[str, Any], name: str) -> str:
     """The name of a row or an image, as text. Raises BadRow unless the field is text or a whole number."""
     value = row.get(name)
@@ -96,71 +110,12 @@ class Unique:
             raise BadRow(f"the {what} of row {first}")
 
 
-class Pictures:
-    """The pictures of a table by the numbers of their rows. Each is read when it is needed.
-
-    Args:
-        source: the table's source. Relative paths in the table begin at this folder, or at the folder of this file.
-        column: the column of the pictures.
-    """
-
-    def __init__(self, rows: Rows, source: str, column: str = "image") -> None:
-        path = Path(source).expanduser()
-        self._rows = rows
-        self._column = column
-        self._folder = path.parent if path.is_file() else path
-        self._known: dict[int, Picture] = {}
-
-    def __getitem__(self, number: int) -> Picture:
-        if number not in self._known:
-            self._known[number] = Picture(lambda: encoded(self._rows[number].get(self._column), self._folder))
-        return self._known[number]
-
-
 def digest(found: Picture) -> str:
     """A hash of an encoded picture. Raises BadRow if there is no picture."""
     try:
         return found.digest
     except OSError as error:
         raise BadRow(first_line(error)) from None
-
-
-def encoded(value: Any, folder: Path) -> bytes:
-    """The encoded picture in a table's cell: bytes, base64 text, a path, a mapping with one of these, or a list of one.
-
-    Raises:
-        FileNotFoundError: there is no picture, or its file is missing.
-        OSError: the value has another form.
-    """
-    if isinstance(value, list) and len(value) == 1:
-        value = value[0]
-    if isinstance(value, Mapping):
-        value = value.get("bytes") or value.get("path")
-    if not value:
-        raise FileNotFoundError("no image")
-    if isinstance(value, bytes):
-        return value
-    if not isinstance(value, str):
-        more = (
-            f"{len(value)} images, not one" if isinstance(value, list) else f"an image of type {type(value).__name__}"
-        )
-        raise OSError(more)
-    if _is_file(folder / value):
-        return (folder / value).read_bytes()
-    try:
-        found = base64.b64decode(re.sub(r"^data:[^,]*,|\s", "", value), validate=True)
-    except ValueError:
-        found = b""
-    if len(found) < SMALLEST:  # a name without an ending may be base64, too
-        raise FileNotFoundError(f"no image: {value[:80]!r} is no file in {folder}, and not base64")
-    return found
-
-
-def _is_file(path: Path) -> bool:
-    try:
-        return path.is_file()
-    except OSError:  # such as a name that is too long: it is base64 text
-        return False
 
 
 _SIZES: dict[str, tuple[int, int] | str] = {}  # by a picture's digest: its width and height, or why it is corrupt
@@ -186,11 +141,6 @@ def check_picture(found: Picture, accepts: Accepts) -> None:
     if refused:
         shown = " and ".join(f"{width} × {height}" for width, height in sizes)
         raise BadRow(f"{'an image' if len(sizes) == 1 else f'{len(sizes)} images'} of {shown} pixels ({refused})")
-
-
-def which(number: int, count: int) -> str:
-    """Which of several pictures a message is about, in brackets; "" for the only one."""
-    return f" (image {number} of {count})" if count > 1 else ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -264,7 +214,8 @@ class Sourced(Benchmark):
             make: turns a row into a sample: its number, its columns without the image, and the texts around an image.
             numbers: the rows that belong to the split; None is all.
             accepts: as in `Benchmark.load`.
-            same_picture: whether rows about one image must have the same picture; they may also show parts of it.
+            same_picture: whether rows about one image must have the same picture, or of several one in common; they may
+                also show parts of it.
 
         Raises:
             SettingError: a row is bad and `bad_rows` is `refuse`, or no row is good.
@@ -320,17 +271,22 @@ def _shown(faults: Mapping[int, str], place: Callable[[int], str]) -> str:
 
 
 def _bad_pictures(pictures: Mapping[int, Picture], accepts: Accepts, same: bool) -> dict[int, str]:
-    """The bad rows about one image: their picture cannot be used, or is not the `same` as the first row's picture."""
+    """The bad rows about one image: their picture cannot be used, or is not the `same` as the first row's picture.
+
+    Rows with several pictures belong together if they have one in common, also by way of other rows.
+    """
     bad: dict[int, str] = {}
-    first: int | None = None
+    good: dict[int, set[str]] = {}
     for number, found in pictures.items():
         try:
             check_picture(found, accepts)
+            good[number] = {part.digest for part in found.parts}
         except BadRow as error:
             bad[number] = str(error)
-            continue
-        if first is None:
-            first = number
-        elif same and found.digest != pictures[first].digest:
-            bad[number] = f"another picture than row {first}, under the same name of an image"
-    return bad
+    if not same or not good:
+        return bad
+    first, joined = next(iter(good.items()))
+    waiting = dict(good)
+    while more := [number for number, parts in waiting.items() if parts & joined]:
+        joined = joined.union(*(waiting.pop(number) for number in more))
+    return bad | dict.fromkeys(waiting, f"another picture than row {first}, under the same name of an image")

@@ -6,6 +6,7 @@ Nothing is guessed silently: a row that cannot be read stays in the table, with 
 import csv
 import io
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,7 +24,7 @@ BROKEN = "\0broken"  # the column of a row that cannot be read; no file has it
 # The usual names of each column, the first one in a file counts.
 USUAL: dict[str, tuple[str, ...]] = {
     "question": ("question", "query", "prompt"),
-    "image": ("image", "picture", "image_path", "file_name", "path"),
+    "image": ("image", "images", "picture", "pictures", "image_path", "image_paths", "file_name", "path"),
     "passage": ("passage", "context", "document"),
     "answers": ("answers", "answer", "label", "gold", "target"),
     "choices": ("choices", "options"),
@@ -34,6 +35,10 @@ USUAL: dict[str, tuple[str, ...]] = {
     "opening": ("opening",),
     "split": ("split",),
 }
+
+
+# The usual names of columns that have more pictures of a row.
+MORE_PICTURES = re.compile(r"(image|img|picture|photo)(s|[_ -]?\d+)", re.IGNORECASE)
 
 
 @dataclass(frozen=True)

@@ -95,6 +95,8 @@ def test_several_pictures_in_every_format(folder: Path) -> None:
         (["pictures/red.png", "gone.png"], r"no image: 'gone.png' is no file in \S+, and not base64 \(image 2 of 2\)"),
         (["questions.jsonl", "pictures/red.png"], r"a corrupt image \(.*\) \(image 1 of 2\)"),
         (["pictures/red.png", 3], r"an image of type int \(image 2 of 2\)"),
+        (["pictures/red.png", ""], r"no image \(image 2 of 2\)"),
+        ([["pictures/red.png", "pictures/blue.png"], "pictures/red.png"], r"2 images, not one \(image 1 of 2\)"),
         ('["pictures/red.png"', "no image: "),
         ("pictures/red.png|pictures/green.png", "no image: "),  # a separator is for CSV alone
     ],
@@ -104,6 +106,28 @@ def test_a_bad_picture_of_several_is_named(value: Any, said: str, folder: Path) 
     row = {"image": value, "question": "What?", "answer": "red"}
     with pytest.raises(SettingError, match=rf"1 unusable of 1 rows: row 0 \(line 1\) has {said}"):
         load(write(folder, [row], "bad.jsonl"))
+
+
+@pytest.mark.parametrize("mark", ["<image>", "<image 2>", "<image_1>", "<image1>"])
+def test_a_question_that_gives_pictures_a_place(mark: str, folder: Path) -> None:
+    """All pictures stand in front of the question, so a text that puts several of them elsewhere is not asked."""
+    row = {**rows()[0], "question": f"What is in {mark}?"}
+    both = {**row, "image": ["pictures/red.png", "pictures/green.png"]}
+    said = rf"row 0 \(line 1\) has '{mark}' in its text, which gives each of its 2 pictures a place"
+    with pytest.raises(SettingError, match=said):
+        load(write(folder, [both], "placed.jsonl"))
+    notes = load(write(folder, [row, rows()[1]], "placed.jsonl")).notes
+    assert notes == ["1 questions say where the picture stands, read as text: it is in front of them"]
+
+
+def test_columns_with_more_pictures(folder: Path) -> None:
+    several = {"images": ["pictures/red.png", "pictures/green.png"], "question": "What?", "answer": "red"}
+    (sample,) = load(write(folder, [several], "more.jsonl"))
+    assert len(sample.picture.parts) == 2
+    more = {**rows()[0], "image_2": "pictures/green.png", "Image3": None, "image_path": "pictures/red.png"}
+    samples = load(write(folder, [more], "more.jsonl"))
+    assert [len(sample.picture.parts) for sample in samples] == [1]
+    assert samples.notes == ["not used: image_2, Image3; several pictures of a row are a list in one column"]
 
 
 def test_a_file_whose_name_has_the_separator_is_one_picture(folder: Path) -> None:

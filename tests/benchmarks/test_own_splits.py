@@ -100,6 +100,25 @@ def test_a_picture_in_lists_of_both_splits_is_noted(folder: Path) -> None:
     assert not [note for note in load(write(folder, rows[:2]), tuning="x").notes if "in both splits, in" in note]
 
 
+def test_a_column_of_names_joins_lists_with_common_pictures(folder: Path) -> None:
+    """The same question may have another answer about other pictures; without a common picture, a name is wrong."""
+    lists = [["red.png"], ["red.png", "blue.png"], ["green.png", "blue.png"], ["green.png"]]
+    rows = [{"image": some, "image_id": "scene", "answer": f"{n}"} for n, some in enumerate(lists)]
+    samples = load(write(folder, rows), tuning_share=0)
+    assert [sample.image_id for sample in samples] == ["scene"] * 4
+    assert samples.notes == []
+    again = write(folder, [*rows, {**rows[1], "answer": "7"}])
+    with pytest.raises(SettingError, match=r"row 4 \(line 5\) has another answer than row 1"):
+        load(again, tuning_share=0)
+    with pytest.raises(SettingError, match=r"row 4 \(line 5\) has another picture than row 0, under the same name of"):
+        load(write(folder, [*rows, {"image": ["gray.png", "white.png"], "image_id": "scene"}]), tuning_share=0)
+    split = [{**row, "image_id": f"scene {n}", "split": ("tuning", "held_out")[n // 2]} for n, row in enumerate(rows)]
+    assert "1 pictures are in both splits" in " ".join(load(write(folder, split)).notes)
+    last = {"image": ["red.png", "gray.png"], "image_id": "other", "split": "held_out"}
+    others = [{**row, "split": "tuning"} for row in rows]
+    assert "1 pictures are in both splits" in " ".join(load(write(folder, [*others[::-1], last])).notes)
+
+
 def test_passages_are_split_like_pictures(folder: Path) -> None:
     rows = [{"passage": "Red is a colour.", "passage_id": f"p{n}", "question": f"{n}?"} for n in range(20)]
     source = write(folder, [*rows, *({"passage": f"{color}.", "passage_id": color} for color in COLORS)])
