@@ -1,7 +1,7 @@
 """Samples as a model's processor encodes them: the text of the prompt, its tokens and the pixels of its pictures."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 
 from tdrs.backbones.backbone_settings import BackboneSettings
 from tdrs.backbones.checkpoint import Incomplete
-from tdrs.backbones.families import FAMILIES, Family
+from tdrs.backbones.families import Family
 from tdrs.backbones.processors import user_turn
 from tdrs.backbones.tokens import as_text, special_token_in
 from tdrs.benchmarks.benchmark import Picture, Sample
@@ -19,17 +19,32 @@ from tdrs.settings import SettingError, first_line
 CACHED_BYTES = 1 << 28
 
 
-def insert_before_image(before: str, text: str, processor: Any) -> str:
-    """A prompt with `before` right before the first image. A template (LLaVA's) may move it elsewhere in the turn."""
-    if not before:
-        return text
-    start = min(text.index(mark) for mark in image_marks(processor) if mark in text)
-    return f"{text[:start]}{before}{text[start:]}"
+def picture_place(text: str, plain: str) -> int:
+    """Where the pictures begin in a prompt: in front of all that the chat template writes for them.
+
+    Args:
+        text, plain: a prompt in the chat template with pictures, and the same without. Its own text begins with another
+            character than what stands for a picture.
+
+    Raises:
+        ValueError: the two differ in more than the pictures, except for white space.
+    """
+    start = _common(text, plain)
+    end = _common(text[start:][::-1], plain[start:][::-1])
+    if start + end == len(text) or plain[start : len(plain) - end].strip():
+        raise ValueError("the chat template changes more than the place of the picture")
+    return start
 
 
-def image_marks(processor: Any) -> tuple[str, ...]:
-    """The tokens that a chat template may put where a picture begins."""
-    return (processor.image_token, *(family.image_opening for family in FAMILIES.values() if family.image_opening))
+def _common(first: str, second: str) -> int:
+    """How many characters two texts have in common at their beginning."""
+    differ = (number for number, (one, other) in enumerate(zip(first, second, strict=False)) if one != other)
+    return next(differ, min(len(first), len(second)))
+
+
+def picture_marks(processor: Any) -> tuple[str, ...]:
+    """The tokens that a chat template may write for a picture: the image token, or for Gemma 3 the one before it."""
+    return (processor.image_token, *filter(None, [getattr(processor, "boi_token", None)]))
 
 
 def check_template(processor: Any, system: str | None, pictures: bool = True) -> None:
@@ -50,7 +65,7 @@ def check_template(processor: Any, system: str | None, pictures: bool = True) ->
         raise Incomplete(f"the chat template fails ({first_line(error)})") from error
     if "?" not in text:
         raise Incomplete("the chat template leaves the user's text out")
-    if pictures and not any(mark in text for mark in image_marks(processor)):
+    if pictures and not any(mark in text for mark in picture_marks(processor)):
         raise Incomplete("the chat template leaves the picture out")
     if system is None:
         return
@@ -75,6 +90,7 @@ class PromptEncoder:
     model: PreTrainedModel
     processor: Any
     family: Family
+    _places: dict[int, int] = field(default_factory=dict, init=False, repr=False)
 
     @property
     def image_kwargs(self) -> dict[str, Any]:
@@ -112,7 +128,22 @@ class PromptEncoder:
 
     def _text(self, sample: Sample) -> str:
         before, prompt = (as_text(self.processor.tokenizer, text) for text in (sample.before, sample.prompt))
-        return insert_before_image(before, self.conversation(prompt, len(sample.picture.parts)), self.processor)
+        count = len(sample.picture.parts)
+        text = self.conversation(prompt, count)
+        if not before:
+            return text
+        place = self._place(count)
+        return f"{text[:place]}{before}{text[place:]}"
+
+    def _place(self, count: int) -> int:
+        """Where a number of pictures begin in every prompt. Templates such as LLaVA's move them within the turn."""
+        if count not in self._places:
+            try:
+                self._places[count] = picture_place(*(self.conversation("?", number) for number in (count, 0)))
+            except Exception as error:  # templates raise errors of any kind
+                allowed = f"takes no text in front of the picture, as filler=before_image is ({first_line(error)})"
+                raise SettingError("backbone.source", self.settings.source, allowed) from error
+        return self._places[count]
 
     def conversation(self, prompt: str, count: int = 1) -> str:
         """A number of pictures and a prompt in the chat template, up to where the model answers."""

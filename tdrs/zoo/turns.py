@@ -15,7 +15,8 @@ import torch
 from PIL import Image
 from torch.utils.data import Dataset
 
-from tdrs.backbones.prompt_encoder import insert_before_image
+from tdrs.backbones.processors import user_turn
+from tdrs.backbones.prompt_encoder import picture_place
 from tdrs.benchmarks import mini_gqa, mini_pope, mini_textvqa, prompts
 from tdrs.benchmarks.embedded import SEEDS
 from tdrs.benchmarks.filler import filler
@@ -285,9 +286,9 @@ class Pictures(Dataset[dict[str, torch.Tensor]]):
         self.pad = tokens.pad_token_id
         self.ids = tokens.get_vocab()
         self._known: dict[str, list[int]] = {}
-        turn = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "!"}]}]
-        whole = processor.apply_chat_template(turn, add_generation_prompt=True)
+        whole, plain = (processor.apply_chat_template([user_turn("!", n)], add_generation_prompt=True) for n in (1, 0))
         self._before, after = whole.split("!")
+        self._place = picture_place(whole, plain)
         self._suffix = tokens(after, add_special_tokens=False)["input_ids"]
 
     def __len__(self) -> int:
@@ -299,7 +300,8 @@ class Pictures(Dataset[dict[str, torch.Tensor]]):
         kinds = PICTURES[stage]
         scene = Scene(str(rng.choice(list(kinds), p=list(kinds.values()))), rng)
         before = _hint(BEFORE if stage == "all" else 0.0, rng)
-        text = insert_before_image(f"Context: {before}\n" if before else "", self._before, self.processor)
+        in_front = f"Context: {before}\n" if before else ""
+        text = f"{self._before[: self._place]}{in_front}{self._before[self._place :]}"
         inputs = self.processor(text=[text], images=[Image.fromarray(scene.pixels)], return_tensors="np")
         shown = np.full((GRID**2, 2), self.ids["empty"])
         for cell, words in scene.shown.items():

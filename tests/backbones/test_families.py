@@ -336,6 +336,24 @@ def test_positions_of_several_pictures(run: Run) -> None:
         assert found[-3:, row, mask.bool()].T.tolist() == [list(one) for one in expected]
 
 
+def test_text_in_front_of_pictures_stands_in_front_of_their_marks(run: Run) -> None:
+    """The picture's own marks, which its template or processor writes, stay beside it."""
+    tokenizer = run.backbone.processor.tokenizer
+    image = run.backbone.model.config.image_token_id
+    for sample in several()[1:]:
+        pair = [sample, replace(sample, before="no no\n")]
+        near, far = (run.backbone.inputs([one])["input_ids"][0].tolist() for one in pair)
+        added = tokenizer.encode("no no\n", add_special_tokens=False)
+        places = [at for at in range(len(far)) if far[:at] + far[at + len(added) :] == near]
+        assert places, tokenizer.decode(far)
+        marks = {*tokenizer.added_tokens_decoder, tokenizer.convert_tokens_to_ids("\n")}
+        between = far[max(places) + len(added) : far.index(image)]
+        assert set(between) <= marks, tokenizer.decode(between)
+        in_front = near[: min(places)]
+        own = tokenizer.encode(run.backbone.prompts.conversation("?", 0).partition("?")[0], add_special_tokens=False)
+        assert [token for token in in_front if token not in own] in ([], [tokenizer.bos_token_id])
+
+
 def test_a_model_of_one_picture_a_prompt_is_named_before_it_is_loaded(run: Run, tmp_path: Path) -> None:
     settings = run.backbone.settings
     sizes = [(32, 16), (32, 32)]

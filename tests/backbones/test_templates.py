@@ -66,6 +66,22 @@ def test_a_vision_models_template_must_work(tmp_path: Path, template: str, messa
     assert str(error.value).startswith(f"backbone.source = '{tmp_path}': {message}")
 
 
+@pytest.mark.parametrize("around", ["Look! <image> {}", "{}<image>"])
+def test_text_in_front_of_a_picture_is_refused_where_it_has_no_place(tmp_path: Path, around: str) -> None:
+    """A template that writes other words if there is a picture, or a picture in any case."""
+    words = around.format("{% for p in messages[0]['content'] %}{{ p['text'] }}{% endfor %}")
+    plain = "" if around.startswith("{") else "{% if messages[0]['content'] | length == 1 %}Listen! ?{% else %}"
+    backbone = load(EMBEDDED / "mini_llava", tmp_path, f"{plain}{words}{'{% endif %}' if plain else ''}")
+    asked = {"name": "mini_pope", "gap": 5}
+    (near,) = benchmarks.load(benchmarks.from_settings(asked), "tuning", 1)
+    (far,) = benchmarks.load(benchmarks.from_settings(asked | {"filler": "before_image"}), "tuning", 1)
+    assert len(backbone.inputs([near])["input_ids"][0])
+    with pytest.raises(
+        SettingError, match=r"backbone.source = .*: takes no text in front of the picture, as filler=bef"
+    ):
+        backbone.inputs([far])
+
+
 @pytest.mark.parametrize(
     ("template", "system", "message"),
     [

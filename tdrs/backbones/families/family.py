@@ -32,7 +32,6 @@ class Family:
         prompt_style: the prompt style of the family's own evaluation; None if there is none.
         image_settings: how pictures can be prepared: the name of each setting and a check, which raises SettingError.
         transparency: what the family's own code does with a transparent picture; see `Picture.open`.
-        image_opening: the special token that the chat template may put before the image token; "" for none.
         tokenizer_options: what loading the tokenizer needs.
         chat_template: for folders without one; "" for none.
         reads_in_pieces: whether the beginning of a prompt can be read before the rest, with the same result. It cannot
@@ -43,7 +42,6 @@ class Family:
     prompt_style: str | None = None
     image_settings: Mapping[str, Callable[[str, object], None]] = {}
     transparency: str = "drop"
-    image_opening: str = ""
     tokenizer_options: Mapping[str, Any] = {}
     chat_template: str = ""
     reads_in_pieces: bool = False

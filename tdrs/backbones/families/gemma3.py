@@ -10,7 +10,6 @@ class Gemma3(Family):
 
     model_type = "gemma3"
     image_settings = {"do_pan_and_scan": true_or_false}  # noqa: RUF012 - read only
-    image_opening = "<start_of_image>"
 
     def processor_values(self, config: Any) -> dict[str, Any]:
         return {"image_seq_length": config.mm_tokens_per_image}

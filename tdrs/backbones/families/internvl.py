@@ -11,7 +11,6 @@ class InternVL(Family):
     model_type = "internvl"
     prompt_style = "internvl"
     image_settings = {"min_patches": whole_number, "max_patches": whole_number}  # noqa: RUF012 - read only
-    image_opening = "<img>"
     # InternVL2's tokenizer puts no blank before a text; transformers' class for it would.
     tokenizer_options = {"add_prefix_space": False}  # noqa: RUF012 - read only
     reads_in_pieces = True

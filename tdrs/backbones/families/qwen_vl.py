@@ -13,7 +13,6 @@ class Qwen2_5_VL(Family):
     prompt_style = "vlmevalkit"
     image_settings = {"min_pixels": whole_number, "max_pixels": whole_number}  # noqa: RUF012 - read only
     transparency = "rgba_white"
-    image_opening = "<|vision_start|>"
     reads_in_pieces = True
 
     def image_kwargs(self, processor: Any, image: Mapping[str, Any]) -> dict[str, Any]:
