@@ -24,6 +24,7 @@ from tdrs import backbones
 from tdrs.analysis.figure import span
 from tdrs.backbones import Backbone
 from tdrs.backbones.image_embeddings import EmbeddingStore
+from tdrs.backbones.limits import notes_of
 from tdrs.benchmarks import Sample
 from tdrs.commands import command
 from tdrs.configuration import plain, run, typed
@@ -153,13 +154,16 @@ def _tokens(backbone: Backbone, batch: Sequence[Sample]) -> Finding:
     lengths = inputs["attention_mask"].sum(dim=1).tolist()
     left = bool(inputs["attention_mask"][:, -1].all())
     padded = f"{span(lengths)} tokens a prompt; padding {'left' if left else 'NOT ON THE LEFT'}"
+    longer = {what: sum(some) for what, some in backbone.lengths.over(inputs).items() if any(some)}
+    notes = [f"{note}, of {len(batch)}" for note in notes_of(longer)]
     if not backbone.reads_pictures:
-        return Finding("tokens", [f"{span(counted)} tokens a passage", padded], min(counted) > 0 and left)
+        return Finding("tokens", [f"{span(counted)} tokens a passage", padded, *notes], min(counted) > 0 and left)
     made = [backbone.image_embeddings(sample.picture).shape[0] for sample in batch]
     lines = [
         f"{span(counted)} image tokens a prompt, {span(made)} features a picture: "
         f"{'equal' if counted == made else 'UNEQUAL'}",
         padded,
+        *notes,
     ]
     return Finding("tokens", lines, counted == made and left)
 

@@ -24,6 +24,7 @@ from tdrs.attention.core import EXECUTIONS
 from tdrs.attention.selection import names_numbers, resolve
 from tdrs.backbones import Backbone, BackboneSettings
 from tdrs.backbones.decoding import Answer
+from tdrs.backbones.limits import notes_of
 from tdrs.benchmarks import Benchmark, Record, Sample, Samples
 from tdrs.benchmarks.prompts import answer_length
 from tdrs.environment import environment
@@ -179,7 +180,8 @@ def run_batches(
             counts = session.tally.take()
             clamped = counts.pop("clamped", {})
             marked = dict(Counter(filter(None, map(backbone.special_token_in, batch))))
-            yield Batch(first, records, clamped, time.perf_counter() - begun, size, marked, counts)
+            over = backbone.lengths.take()
+            yield Batch(first, records, clamped, time.perf_counter() - begun, size, marked, counts, over)
 
 
 def summary(benchmark: Benchmark, samples: Sequence[Sample], batches: Sequence[Batch], batch_size: int) -> Evaluation:
@@ -201,6 +203,7 @@ def summary(benchmark: Benchmark, samples: Sequence[Sample], batches: Sequence[B
     if marked:
         shown = ", ".join(f"{mark} in {count}" for mark, count in marked.most_common())
         notes.append(f"{marked.total()} samples spell out special tokens of the model, read as text: {shown}")
+    notes += notes_of(sum((Counter(batch.over) for batch in batches), Counter()))
     smallest = min((batch.size for batch in batches), default=batch_size)
     if smallest < batch_size:
         notes.append(f"out of memory: batches of {batch_size} were asked {smallest} samples at a time")

@@ -21,6 +21,7 @@ from tqdm import tqdm
 
 from tdrs import backbones, commands
 from tdrs.attention.intervene import intervene
+from tdrs.backbones.limits import notes_of
 from tdrs.benchmarks import Sample
 from tdrs.benchmarks.benchmark import Picture, PictureSet
 from tdrs.benchmarks.lmms_request import Question, cut, encode, length_of, not_greedy, question_of
@@ -183,6 +184,8 @@ class SimpleModel(lmms):  # type: ignore[misc]
             yield bar
             if line := clamped_line(session.tally.take().get("clamped", {})):
                 logger.info(line)
+            for note in notes_of(self.backbone.lengths.take()):
+                logger.warning(note)
 
 
 class ChatModel(SimpleModel):

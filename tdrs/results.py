@@ -40,6 +40,7 @@ class Batch:
         size: how many samples were asked at a time: the batch size, or fewer after memory ran out.
         marked: special tokens of the model that samples spell out, and in how many samples.
         diagnostics: other counts of the method, by kind; see `tdrs.attention.tally`.
+        over: what prompts of the batch are longer than, in words, and how many are.
     """
 
     start: int
@@ -49,11 +50,12 @@ class Batch:
     size: int
     marked: dict[str, int] = field(default_factory=dict)
     diagnostics: dict[str, Counts] = field(default_factory=dict)
+    over: dict[str, int] = field(default_factory=dict)
 
     def as_line(self) -> dict[str, Any]:
         """The batch as plain values, for a line of `batches.jsonl`."""
         line = vars(self) | {"records": [[getattr(record, name) for name in _COLUMNS] for record in self.records]}
-        return {name: value for name, value in line.items() if name != "diagnostics" or value}
+        return {name: value for name, value in line.items() if name not in ("diagnostics", "over") or value}
 
     @classmethod
     def of_line(cls, values: Mapping[str, Any]) -> "Batch":
@@ -64,8 +66,8 @@ class Batch:
         """
         records = [Record(*row) for row in values["records"]]
         clamped, marked = _counts(values["clamped"]), values.get("marked") or {}
-        others = _diagnostics(values)
-        return cls(values["start"], records, clamped, values["seconds"], values["size"], marked, others)
+        others, over = _diagnostics(values), values.get("over") or {}
+        return cls(values["start"], records, clamped, values["seconds"], values["size"], marked, others, over)
 
     def answers(self, asked: Sequence[Asked], size: int) -> bool:
         """Whether this is a whole batch of `size` of these samples, which `asked_of` gave."""

@@ -23,6 +23,7 @@ from tdrs.backbones.checkpoint import check_processor, check_tensors, check_valu
 from tdrs.backbones.decoding import Answer, StepRecorder, greedy, margin
 from tdrs.backbones.families import family_of, is_language_model
 from tdrs.backbones.image_embeddings import EmbeddingStore, ImageEncoder, check_without_adapter
+from tdrs.backbones.limits import Lengths
 from tdrs.backbones.prefixes import read_common
 from tdrs.backbones.processors import load_processor
 from tdrs.backbones.prompt_encoder import PromptEncoder, TokenCache, check_template
@@ -43,6 +44,7 @@ class Backbone:
         prompts: encodes samples with the model's processor.
         images: encodes pictures with the model's vision tower.
         first_tokens: knows the tokens that an answer may begin with.
+        lengths: counts the prompts that are longer than the model was made for.
         tokens: the tokens of the batches asked so far.
         share_prefixes: whether the common beginning of a batch's prompts is read once, if the method allows it.
         next_token_only: whether the last layer computes only the last row inside `intervene`.
@@ -54,6 +56,7 @@ class Backbone:
     prompts: PromptEncoder
     images: ImageEncoder
     first_tokens: FirstTokens
+    lengths: Lengths
     tokens: TokenCache = field(default_factory=TokenCache)
     share_prefixes: bool = True
     next_token_only: bool = True
@@ -68,9 +71,10 @@ class Backbone:
             store: where image embeddings are kept; None keeps none.
         """
         kind = model.config.model_type
-        encoder = TextEncoder if is_language_model(kind) else PromptEncoder
-        prompts = encoder(settings, model, processor, family_of(kind))
-        return cls(settings, model, processor, prompts, ImageEncoder(prompts, store), FirstTokens(processor))
+        encoder, family = TextEncoder if is_language_model(kind) else PromptEncoder, family_of(kind)
+        prompts = encoder(settings, model, processor, family)
+        first_tokens, lengths = FirstTokens(processor), Lengths(model, family.windows_hide)
+        return cls(settings, model, processor, prompts, ImageEncoder(prompts, store), first_tokens, lengths)
 
     @property
     def reads_pictures(self) -> bool:
@@ -153,6 +157,7 @@ class Backbone:
 
     def _generate(self, samples: Sequence[Sample], length: AnswerLength, processor: LogitsProcessor) -> torch.Tensor:
         """The tokens of greedy answers, (samples, steps); the logits of each step go through the processor."""
+        self.lengths.see(samples, self._tokens(samples))
         session = session_of(self.model)
         # LLM.int8 picks the columns that it keeps in full by all rows of a call: fewer rows would give other numbers
         whole = getattr(self.model, "is_loaded_in_8bit", False)

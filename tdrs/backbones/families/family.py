@@ -36,6 +36,7 @@ class Family:
         chat_template: for folders without one; "" for none.
         reads_in_pieces: whether the beginning of a prompt can be read before the rest, with the same result. It cannot
             if a token attends to later ones, or if a layer's cache forgets tokens (a sliding window).
+        windows_hide: whether a sliding window hides the beginning of a longer prompt from its end.
     """
 
     model_type: str = ""
@@ -45,6 +46,7 @@ class Family:
     tokenizer_options: Mapping[str, Any] = {}
     chat_template: str = ""
     reads_in_pieces: bool = False
+    windows_hide: bool = True
 
     def image_kwargs(self, processor: Any, image: Mapping[str, Any]) -> dict[str, Any]:
         """What calls of the processor receive for the image settings `image`."""

@@ -7,6 +7,7 @@ class PaliGemma(Family):
     """All tokens of a prompt attend to each other. PaliGemma 2 caps its logits, which needs `attention=eager`."""
 
     model_type = "paligemma"
+    windows_hide = False  # within a prompt
     # The hub's folders have none: the model was trained on a picture, one text and a line break.
     chat_template = (
         "{% for message in messages %}{% if message['role'] == 'system' %}"
