@@ -14,6 +14,7 @@ from tdrs.configuration import with_settings
 from tdrs.evaluation import plan
 from tdrs.records import Records
 from tdrs.results import check_same_samples
+from tdrs.settings import first_line
 from tdrs.sweeps.trial import STOCK, Outcome, Trial
 
 SHOWN = 3  # samples of a row that are shown, of each kind
@@ -59,7 +60,7 @@ def changed_answers(
         if one.difference is None:  # the stock model, or a row whose stock model was not measured whole
             continue
         if one.condition != condition:
-            condition, samples = one.condition, _samples(outcome, one.trial)
+            condition, samples = one.condition, samples_of(outcome, one.trial)[0]
         edited = records.read(one.trial.cache_key).records
         check_same_samples(stock[one.condition], edited, one.trial.name)
         pairs = list(zip(stock[one.condition], edited, strict=True))
@@ -71,14 +72,20 @@ def changed_answers(
     return found
 
 
-def _samples(outcome: Outcome, trial: Trial) -> dict[str, Sample]:
-    """The samples of a trial by their ids; empty if the data set is not available here."""
+def samples_of(outcome: Outcome, trial: Trial) -> tuple[dict[str, Sample], str]:
+    """The samples of a trial by their ids, and why there are none: the data set is not available here, or was changed.
+
+    A changed data set would show other pictures and prompts than the ones that were answered.
+    """
     config = with_settings(outcome.config, {**dict(trial.condition), "intervention": "none"})
     config |= {"split": trial.split, "limit": outcome.config["preset"][trial.split]}
     try:
-        return {sample.id: sample for sample in plan(config).load()}
-    except (ValueError, OSError):  # a SettingError is a ValueError
-        return {}
+        samples = plan(config).load()
+        if trial.samples not in ("", samples.content):
+            return {}, "the data set has changed since it was asked"
+    except (ValueError, OSError) as error:  # a SettingError is a ValueError
+        return {}, f"the data set is not available here ({first_line(error)})"
+    return {sample.id: sample for sample in samples}, ""
 
 
 def _answer(kind: str, before: Record, after: Record, samples: Mapping[str, Sample]) -> ChangedAnswer:

@@ -18,6 +18,7 @@ from matplotlib.axes import Axes
 from tdrs import escape
 from tdrs.analysis.evidence import condition_name
 from tdrs.analysis.figure import STYLES, GivenAxes, axes_for, redraw, save, set_title
+from tdrs.analysis.samples import row_link
 from tdrs.analysis.study_results import StudyResults
 from tdrs.entry_point import run_command
 from tdrs.settings import SettingError
@@ -27,7 +28,10 @@ COLUMNS = 4  # panels in a row, at most
 
 
 class RowDifference(NamedTuple):
-    """A row: its accuracy, its paired difference to the stock model with 95 % limits, and whether it was tuned."""
+    """A row: its accuracy, its paired difference to the stock model with 95 % limits, and whether it was tuned.
+
+    `link` is the address of its samples, which the SVG's point leads to; "" is none.
+    """
 
     method: str
     accuracy: float
@@ -35,6 +39,7 @@ class RowDifference(NamedTuple):
     low: float
     high: float
     tuned: bool
+    link: str = ""
 
 
 class ConditionDifferences(NamedTuple):
@@ -57,7 +62,7 @@ def paired_differences(outcome: Outcome) -> list[ConditionDifferences]:
             found.append(ConditionDifferences(condition_name(outcome, row.condition), row.n, row.accuracy, []))
         elif row.difference:
             value, low, high = row.difference
-            found[-1].rows.append(RowDifference(row.name, row.score, value, low, high, row.budget > 0))
+            found[-1].rows.append(RowDifference(row.name, row.score, value, low, high, row.budget > 0, row_link(row)))
     return found
 
 
@@ -107,7 +112,8 @@ def _draw_condition(axis: Axes, condition: ConditionDifferences) -> None:
         # with few samples a limit may equal the difference except for rounding
         errors = [[100 * max(0, row.difference - row.low)], [100 * max(0, row.high - row.difference)]]
         style: dict[str, Any] = {"markersize": 5, "capsize": 2, "elinewidth": 1}
-        axis.errorbar([100 * row.difference], [number], xerr=errors, color=color, marker=marker, **style)
+        drawn = axis.errorbar([100 * row.difference], [number], xerr=errors, color=color, marker=marker, **style)
+        drawn.lines[0].set_url(row.link or None)
     axis.set_yticks(range(len(condition.rows)), [escape.label(row.method, 40) for row in condition.rows], fontsize=9)
     axis.set_ylim(len(condition.rows) - 0.4, -0.6)
     stock = f"stock {condition.stock[0]:.3f}, n = {condition.n}"

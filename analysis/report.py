@@ -19,7 +19,7 @@ import jinja2
 import yaml
 
 from tdrs import escape
-from tdrs.analysis import attention, comparison, decay, distance, sensitivity, tables
+from tdrs.analysis import attention, comparison, decay, distance, samples, sensitivity, tables
 from tdrs.analysis.changed_answers import ChangedAnswers, changed_answers, row_name
 from tdrs.analysis.evidence import LEVEL, clamped_lines, compare_rows, condition_name
 from tdrs.analysis.figure import redraw, span, stored_measurement
@@ -47,6 +47,7 @@ class Report:
         rows: of the tables.
         figures: what each figure shows, and its SVG file.
         changed: samples on which the answers differ, by condition.
+        links: by condition and row, the address of its samples.
         cost: lines on time and trials.
         environment: where the records were measured.
         elsewhere: how that differs from where the page was made, and between two rows that are compared.
@@ -67,6 +68,7 @@ class Report:
     tests: str
     figures: list[tuple[str, Path]]
     changed: dict[str, list[ChangedAnswers]]
+    links: dict[tuple[str, str], str]
     cost: list[str]
     clamped: list[str]
     failures: list[str]
@@ -187,6 +189,7 @@ def study_report(outcome: Outcome, records: Records, folder: Path, figures: Sequ
         tests=tests,
         figures=list(figures),
         changed=changed_answers(outcome, found, records),
+        links={(one.condition, one.trial.name): samples.row_link(one.trial) for one in found},
         cost=_cost(outcome),
         clamped=clamped_lines(outcome),
         failures=[
@@ -284,9 +287,8 @@ def write_report(report: Report, folder: Path) -> list[Path]:
     by_condition = tables.by_condition(report.rows)
     cells = {condition: [tables.cells(row) for row in rows] for condition, rows in by_condition.items()}
     heads = {condition: tables.heads(rows) for condition, rows in by_condition.items()}
-    figures = [
-        (title, "<svg" + path.read_text(encoding="utf-8").partition("<svg")[2]) for title, path in report.figures
-    ]
+    svgs = [(title, path.read_text(encoding="utf-8").partition("<svg")[2]) for title, path in report.figures]
+    figures = [(title, "<svg" + text.replace(' target="_blank"', "")) for title, text in svgs]  # links, as in tables
     given = {"report": report, "cells": cells, "heads": heads, "figures": figures}
     paths[0].write_text(templates.from_string(page).render(**given), encoding="utf-8")
     paths[1].write_text(markdown(report), encoding="utf-8")
@@ -294,9 +296,9 @@ def write_report(report: Report, folder: Path) -> list[Path]:
 
 
 def report_study(outcome: Outcome, records: Records, folder: Path) -> tuple[Report, list[Path]]:
-    """Write a study's figures, page and tables; return what the page says, and the paths of page and tables."""
+    """Write a study's figures, pages and tables; return what the page says, and the paths of pages and tables."""
     report = study_report(outcome, records, folder, write_figures(outcome, folder))
-    return report, write_report(report, folder)
+    return report, [*write_report(report, folder), samples.write_samples(outcome, records, folder)]
 
 
 def markdown(report: Report) -> str:

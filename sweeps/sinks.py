@@ -31,6 +31,7 @@ from .store import Claim
 from .trial import COMPLETE, FAILED, PRUNED, STOCK, Outcome, Request, Trial
 
 ATTACHED = (".html", ".md", ".tex", ".csv", ".png", ".svg")  # files of a study's folder that are logged with its run
+NOT_ATTACHED = "samples.html"  # it needs the folder beside it, which may have thousands of pictures
 
 
 class Sink(Protocol):
@@ -264,7 +265,8 @@ class MlflowRuns:
 
     def attach(self, folder: Path, text: str) -> None:
         """Log a study's description, the figures and tables in its folder, its outcome and its configuration."""
-        files = [path for path in sorted(folder.iterdir()) if path.suffix in ATTACHED]
+        found = [path for path in sorted(folder.iterdir()) if path.suffix in ATTACHED]
+        files = [path for path in found if path.name != NOT_ATTACHED]
         self.tracker.describe(self.parent, text, {}, [*files, folder / "study.json", folder / "config.yaml"])
 
 

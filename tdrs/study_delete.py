@@ -24,6 +24,7 @@ from tdrs.sweeps.folder import REPLACED, read_outcome, study_folders
 from tdrs.sweeps.trial import Trial
 from tdrs.tracking import open_tracker
 
+MADE = (".parquet", ".jpg", ".png")  # files of a study that are made from others: its export, pictures of its samples
 _CACHE_KEY = re.compile(rb"(?<![0-9a-f])[0-9a-f]{16}(?![0-9a-f])")
 
 
@@ -106,7 +107,7 @@ def named_in(folder: Path) -> set[str]:
             allowed = "is running, and may need evaluations of the other one; nothing was deleted: stop it first"
             raise SettingError("study", folder.name, allowed)
         for place, _, names in os.walk(folder, onerror=unknown):
-            for name in (name for name in names if not name.endswith(".parquet")):  # an export, made of trials.jsonl
+            for name in (name for name in names if not name.endswith(MADE)):
                 path = Path(place, name)
                 if not stat.S_ISREG(path.stat().st_mode):
                     raise OSError(f"{path} is no file")
