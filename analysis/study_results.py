@@ -100,7 +100,8 @@ class StudyResults:
 
         Columns: `trial`, the index in `trials()`; its `name` and `split`; `backbone`, `dataset` and the other keys of
         the axes; then the record: `id`, `image_id`, `question`, `prediction`, `answer` (what the scoring rule read),
-        `gold`, `score` (0 to 1), `margin` (log-odds of the gold answer, in nats), `categories`, `weight`.
+        `gold`, `score` (0 to 1), `margin` (log-odds of the gold answer, in nats), `categories`, `weight`, `found` and
+        `first_token` (see `tdrs.benchmarks.Record`).
 
         Raises:
             FileNotFoundError, Damaged: the records of a trial are missing or damaged.

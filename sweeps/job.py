@@ -1,6 +1,7 @@
 """From requests to jobs, which can be run, and from kept records to trials."""
 
 import json
+import math
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -15,12 +16,12 @@ from tdrs.benchmarks import Record, Samples
 from tdrs.checked_file import Damaged
 from tdrs.configuration import with_settings
 from tdrs.evaluation import Plan, other_metrics, plan, summary
-from tdrs.results import asked_of
+from tdrs.results import asked_of, divergences, weighted_mean
 from tdrs.settings import first_line
 
 from .sampled import should_prune
 from .store import Claim, Store
-from .trial import COMPLETE, FAILED, PRUNED, STOCK, Request, Trial, difference
+from .trial import COMPLETE, FAILED, PRUNED, STOCK, Request, Trial, check_pair, difference
 
 ATTEMPTS = 2  # of a trial that fails, each time a study is started
 
@@ -96,6 +97,7 @@ class Results:
         self._complete: dict[str, tuple[object, dict[str, Any]]] = {}  # by cache key: the files' state, the results
         self._failed: dict[str, tuple[int, str]] = {}  # attempts and reason, also if they could not be written
         self._incumbent: tuple[str, list[Record]] = ("", [])  # its cache key and its records
+        self._divergence: dict[tuple[str, str], float] = {}  # of the stock model and an edited one, by cache keys
 
     def find(self, job: Job) -> Trial | None:
         """The trial if it is over: complete, pruned, or failed often enough since the study was started."""
@@ -170,10 +172,39 @@ class Results:
         return [record for batch in records.batches(trial.cache_key) for record in batch.records]
 
     def paired(self, trials: Sequence[Trial]) -> list[Trial]:
-        """The trials, with differences to the stock model's trial at the same condition, if that is one of them."""
+        """The trials beside the stock model's at the same condition, if that is one of them: with their difference to
+        it, and among their metrics `kl`, see `diverged`."""
+        pairs = [(trial, stock or trial) for trial, stock in self._with_stock(trials)]
+        found = [t if stock == t else replace(t, difference=self.difference(stock, t)) for t, stock in pairs]
+        return self.diverged(found)
+
+    def diverged(self, trials: Sequence[Trial]) -> list[Trial]:
+        """The trials; those that are complete beside the stock model's at the same condition have a metric `kl`.
+
+        It is the mean of KL(stock ‖ edited) of the first token's distribution, in nats. It is missing if records do not
+        have the distributions.
+        """
+        found = []
+        for trial, stock in self._with_stock(trials):
+            if stock not in (None, trial) and trial.status == stock.status == COMPLETE:
+                value = self._mean_divergence(stock, trial)
+                trial = trial if math.isnan(value) else replace(trial, metrics={**trial.metrics, "kl": value})
+            found.append(trial)
+        return found
+
+    @staticmethod
+    def _with_stock(trials: Sequence[Trial]) -> list[tuple[Trial, Trial | None]]:
+        """Each trial with the stock model's at the same condition; None if that is not one of them."""
         stock = {json.dumps(trial.condition): trial for trial in trials if trial.name == STOCK}
-        pairs = [(trial, stock.get(json.dumps(trial.condition), trial)) for trial in trials]
-        return [t if before == t else replace(t, difference=self.difference(before, t)) for t, before in pairs]
+        return [(trial, stock.get(json.dumps(trial.condition))) for trial in trials]
+
+    def _mean_divergence(self, stock: Trial, edited: Trial) -> float:
+        key = stock.cache_key, edited.cache_key
+        if key not in self._divergence:
+            before, after = self.records(stock), self.records(edited)
+            check_pair(stock, edited, before, after)
+            self._divergence[key] = weighted_mean(divergences(before, after), before)
+        return self._divergence[key]
 
     def difference(self, stock: Trial, edited: Trial) -> tuple[float, float, float] | None:
         """The paired difference of two trials, images as clusters; None if one is not complete.

@@ -174,7 +174,7 @@ def run_batches(
                     f"{error}, in the batch of samples {first} to {first + len(batch) - 1}"
                 ) from error
             records = [
-                replace(benchmark.score(answer.text, sample), margin=answer.margin)
+                replace(benchmark.score(answer.text, sample), margin=answer.margin, first_token=answer.first_token)
                 for sample, answer in zip(batch, answers, strict=True)
             ]
             counts = session.tally.take()

@@ -19,6 +19,7 @@ from tdrs import checked_file
 from tdrs.benchmarks import Record
 from tdrs.benchmarks.benchmark import mean_score
 from tdrs.checked_file import Damaged
+from tdrs.first_token import divergence
 from tdrs.settings import SettingError
 from tdrs.statistics import accuracy_interval
 
@@ -194,9 +195,27 @@ def of_rows(records: Sequence[Record]) -> dict[str, float]:
     """The metrics of every benchmark: accuracy with its 95 % limits, and the mean margin."""
     weights = [record.weight for record in records]
     interval = accuracy_interval([r.score for r in records], [r.image_id for r in records], weights)
-    margin = sum(r.margin * r.weight for r in records) / sum(weights) if records else math.nan
+    margin = weighted_mean([record.margin for record in records], records)
     limits = {"accuracy_low": interval.low, "accuracy_high": interval.high}
     return {"accuracy": mean_score(records), **limits, "margin": margin}
+
+
+def weighted_mean(values: Sequence[float], records: Sequence[Record]) -> float:
+    """The mean of one value a record, weighted as the samples are; nan without records."""
+    weights = [record.weight for record in records]
+    total = sum(value * weight for value, weight in zip(values, weights, strict=True))
+    return total / sum(weights) if records else math.nan
+
+
+def divergences(stock: Sequence[Record], edited: Sequence[Record]) -> list[float]:
+    """For each sample, KL(stock ‖ edited) of the first token's distribution, in nats; see `first_token.divergence`.
+
+    It is nan where a record does not have the distribution.
+
+    Args:
+        stock, edited: records of the same samples in the same order.
+    """
+    return [divergence(before.first_token, after.first_token) for before, after in zip(stock, edited, strict=True)]
 
 
 def alike(first: float, second: float) -> bool:

@@ -38,6 +38,20 @@ def test_batches_are_read_back_bit_for_bit(tmp_path: Path) -> None:
     assert store.batches(A) == [batch(0), batch(2)]
 
 
+def test_records_without_first_tokens_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As they were kept before records had that column."""
+    columns = results_module._COLUMNS
+    assert columns[-1] == "first_token"
+    monkeypatch.setattr(results_module, "_COLUMNS", columns[:-1])
+    store = Records(tmp_path)
+    store.append(A, batch(0))
+    store.finish(B, evaluation(), {})
+    monkeypatch.setattr(results_module, "_COLUMNS", columns)
+    assert store.batches(A) == [batch(0)]
+    assert store.read(B).records == batch(0).records
+    assert store.read(B).records[0].first_token == ""
+
+
 def test_a_torn_line_is_left_out_and_overwritten(tmp_path: Path) -> None:
     store = Records(tmp_path)
     store.append(A, batch(0))

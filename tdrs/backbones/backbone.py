@@ -33,6 +33,7 @@ from tdrs.backbones.text_encoder import TextEncoder, load_text_processor
 from tdrs.backbones.tokens import FirstTokens, ends
 from tdrs.benchmarks.benchmark import Picture, Sample
 from tdrs.benchmarks.prompts import AnswerLength, answer_length
+from tdrs.first_token import compact
 from tdrs.settings import SettingError
 
 
@@ -151,7 +152,7 @@ class Backbone:
         texts = self.processor.tokenizer.batch_decode(said, skip_special_tokens=True)
         assert recorder.first is not None
         return [
-            Answer(text.strip(), margin(sample, logs, self._first_tokens(sample)))
+            Answer(text.strip(), margin(sample, logs, self._first_tokens(sample)), first_token=compact(logs.numpy()))
             for sample, text, logs in zip(samples, texts, recorder.first, strict=True)
         ]
 

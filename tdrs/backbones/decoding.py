@@ -20,11 +20,13 @@ class Answer:
         margin: log-odds of the gold answer's first token against the best other option's first token, at the first
             answer position. In an open question, all other tokens count as options. nan without a gold answer.
         ratings: of rated continuations, each one's mean of −log p, in nats, and whether it is greedy; see `rate`.
+        first_token: the distribution of the first token, as `first_token.compact` gives it.
     """
 
     text: str
     margin: float
     ratings: tuple[tuple[float, bool], ...] = ()
+    first_token: str = ""
 
 
 def margin(sample: Sample, logs: torch.Tensor, first_tokens: FirstTokens) -> float:

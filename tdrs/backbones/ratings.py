@@ -17,6 +17,7 @@ from tdrs.backbones.decoding import Answer
 from tdrs.backbones.tokens import answer_tokens
 from tdrs.benchmarks.benchmark import Sample
 from tdrs.benchmarks.prompts import AnswerLength
+from tdrs.first_token import compact
 
 Generate = Callable[[Sequence[Sample], AnswerLength, LogitsProcessor], torch.Tensor]
 
@@ -30,16 +31,19 @@ class ForcedTokens(LogitsProcessor):
     Attributes:
         losses: of each answer, −log p of each of its tokens, in nats.
         greedy: of each answer, whether the model would have generated it.
+        first: of each answer, the distribution of its first token, in short form.
     """
 
     def __init__(self, tokens: Sequence[Sequence[int]]) -> None:
         self.tokens = tokens
         self.losses: list[list[float]] = [[] for _ in tokens]
         self.greedy = [True] * len(tokens)
+        self.first: list[str] = []
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         step = max(map(len, self.losses))
         logs = scores.float().log_softmax(dim=-1)
+        self.first = self.first or [compact(row.numpy()) for row in logs.cpu()]
         best = logs.argmax(dim=-1).tolist()
         forced = torch.full_like(scores, -torch.inf)
         for row, tokens in enumerate(self.tokens):
@@ -56,6 +60,7 @@ def rate(samples: Sequence[Sample], processor: Any, generate: Generate) -> list[
     The text of an answer is a JSON list with, for each continuation, the mean of −log p over its tokens, in nats, and
     whether the model would have generated it. The margin is the mean log p of the gold continuation minus that of the
     best other one; nan if the gold answer is none of the options. With one continuation, it is that one's mean log p.
+    The distribution of the first token is the one after the prompt, the same for all continuations but for rounding.
 
     Raises:
         FloatingPointError: a logit that decided a rating is NaN.
@@ -63,20 +68,23 @@ def rate(samples: Sequence[Sample], processor: Any, generate: Generate) -> list[
     pairs = [(sample, one) for sample in samples for one in sample.rated]
     tokens = [answer_tokens(processor, one, sample.opening) for sample, one in pairs]
     ratings: list[tuple[float, bool]] = []
+    begun: list[str] = []
     for first in range(0, len(pairs), len(samples)):
         some = tokens[first : first + len(samples)]
         forced = ForcedTokens(some)
         asked = [replace(sample, rated=()) for sample, _ in pairs[first : first + len(samples)]]
         generate(asked, AnswerLength(0, max(map(len, some))), forced)
+        begun += forced.first
         ratings += [
             (sum(losses) / len(losses), greedy) for losses, greedy in zip(forced.losses, forced.greedy, strict=True)
         ]
     answers = []
     for sample in samples:
         own, ratings = ratings[: len(sample.rated)], ratings[len(sample.rated) :]
+        token, begun = begun[0], begun[len(sample.rated) :]
         if not all(math.isfinite(loss) for loss, _ in own):
             raise FloatingPointError(f"NaN in the logits of sample {sample.id}")
-        answers.append(Answer(json.dumps(own), _margin(sample, [loss for loss, _ in own]), tuple(own)))
+        answers.append(Answer(json.dumps(own), _margin(sample, [loss for loss, _ in own]), tuple(own), token))
     return answers
 
 

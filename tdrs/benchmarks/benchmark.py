@@ -202,6 +202,8 @@ class Record:
             answer see `rate`; nan if it was not measured.
         categories: those of the sample, joined by commas.
         found: what a task of lmms-eval computed from the answer, as JSON; "" for all other benchmarks.
+        first_token: the distribution of the answer's first token, as `first_token.compact` gives it; "" if it was not
+            kept, as in records that were made before it was.
     """
 
     id: str
@@ -215,6 +217,7 @@ class Record:
     categories: str
     weight: float
     found: str = ""
+    first_token: str = ""
 
 
 def make_record(sample: Sample, prediction: str, answer: str, score: float) -> Record:

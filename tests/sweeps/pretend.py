@@ -9,12 +9,14 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from tdrs import backbones
 from tdrs import evaluation as evaluation_module
 from tdrs.benchmarks import Benchmark, Sample
 from tdrs.configuration import compose, plain
+from tdrs.first_token import compact
 from tdrs.interventions import Method
 from tdrs.results import Batch
 
@@ -50,7 +52,8 @@ def run_batches(
         for sample in samples[first : first + batch_size]:
             value = margin(intervention, sample)
             answer = sample.gold if value > 0 else "?"
-            records.append(replace(benchmark.score(answer, sample), margin=value))
+            token = compact(-np.logaddexp(0, [-value, value]))  # the gold answer's token, and all others as one
+            records.append(replace(benchmark.score(answer, sample), margin=value, first_token=token))
         yield Batch(first, records, {}, 1e-4, batch_size)
 
 
