@@ -19,7 +19,7 @@ import jinja2
 import yaml
 
 from tdrs import escape
-from tdrs.analysis import attention, comparison, decay, distance, samples, sensitivity, tables
+from tdrs.analysis import attention, comparison, decay, distance, samples, sensitivity, tables, tradeoff, transfer
 from tdrs.analysis.changed_answers import ChangedAnswers, changed_answers, row_name
 from tdrs.analysis.evidence import LEVEL, clamped_lines, compare_rows, condition_name
 from tdrs.analysis.figure import redraw, span, stored_measurement
@@ -45,6 +45,7 @@ class Report:
         off: a line for each condition where the stock model's score is far from the published one.
         findings: a sentence for each row, by condition.
         rows: of the tables.
+        answers: a sentence for each thing that a study of several conditions at once says of its question.
         figures: what each figure shows, and its SVG file.
         changed: samples on which the answers differ, by condition.
         links: by condition and row, the address of its samples.
@@ -78,6 +79,7 @@ class Report:
     exports: list[str]
     stamp: dict[str, str]
     notes: list[str] = field(default_factory=list)
+    answers: list[str] = field(default_factory=list)
 
 
 def split_line(outcome: Outcome) -> str:
@@ -137,12 +139,19 @@ def question(outcome: Outcome) -> str:
     )
 
 
-def study_report(outcome: Outcome, records: Records, folder: Path, figures: Sequence[tuple[str, Path]] = ()) -> Report:
+def study_report(
+    outcome: Outcome,
+    records: Records,
+    folder: Path,
+    figures: Sequence[tuple[str, Path]] = (),
+    answers: Sequence[str] = (),
+) -> Report:
     """All that the page says, from stored records.
 
     Args:
         folder: the study's.
-        figures: what `write_figures` wrote.
+        figures: what `write_figures` and `write_answers` wrote.
+        answers: what `write_answers` says.
     """
     found = compare_rows(outcome, records)
     compared = published_comparisons(outcome, records)
@@ -201,6 +210,7 @@ def study_report(outcome: Outcome, records: Records, folder: Path, figures: Sequ
         exports=[study_command(verb, folder.name, folder.parents[1]) for verb in ("show", "export")],
         stamp=outcome.stamp,
         notes=list(dict.fromkeys(note for row in outcome.rows for note in row.notes)),
+        answers=list(answers),
     )
 
 
@@ -211,7 +221,9 @@ def write_figures(outcome: Outcome, folder: Path) -> list[tuple[str, Path]]:
     if any(condition.settings for condition in settings):
         paths = sensitivity.write_sensitivity(settings, folder, outcome.stamp)
         written.append(("Each setting in turn, on the tuning split", paths))
-    if len({row.condition.get("dataset.gap") for row in outcome.rows}) > 1:
+    if outcome.protocol in ("tradeoff", "transfer"):
+        pass  # `write_answers` draws their rows
+    elif len({row.condition.get("dataset.gap") for row in outcome.rows}) > 1:
         curves = distance.distance_curves(outcome)
         if curves:
             paths = distance.write_distance(curves, folder, outcome.warning, outcome.stamp)
@@ -229,6 +241,22 @@ def write_figures(outcome: Outcome, folder: Path) -> list[tuple[str, Path]]:
         paths = attention.write_attention(attention.attention_from(values), folder, outcome.stamp)
         written.append(("What the answer position sees", paths))
     return [(title, next(path for path in paths if path.suffix == ".svg")) for title, paths in written]
+
+
+def write_answers(outcome: Outcome, records: Records, folder: Path) -> tuple[list[tuple[str, Path]], list[str]]:
+    """Write the figure of a study whose conditions were measured together; return what it shows with its SVG file, and
+    what it says, in sentences. Both are empty for other studies, and if no row was measured whole."""
+    if all(row.status != COMPLETE for row in outcome.rows if row.name != STOCK):
+        return [], []
+    if outcome.protocol == "tradeoff":
+        found = tradeoff.fronts(outcome, records)
+        paths = tradeoff.write_tradeoff(found, folder, outcome.warning, outcome.stamp)
+        return [("What a gain costs: fronts, the temperature's beneath", paths[1])], tradeoff.sentences(found)
+    if outcome.protocol == "transfer":
+        cells = transfer.matrices(outcome, records)
+        paths = transfer.write_transfer(cells, folder, outcome.warning, outcome.stamp)
+        return [("Tuned on × reported on", paths[1])], transfer.sentences(cells)
+    return [], []
 
 
 def _elsewhere(outcome: Outcome, records: Records) -> list[str]:
@@ -297,7 +325,8 @@ def write_report(report: Report, folder: Path) -> list[Path]:
 
 def report_study(outcome: Outcome, records: Records, folder: Path) -> tuple[Report, list[Path]]:
     """Write a study's figures, pages and tables; return what the page says, and the paths of pages and tables."""
-    report = study_report(outcome, records, folder, write_figures(outcome, folder))
+    figures, answers = write_answers(outcome, records, folder)
+    report = study_report(outcome, records, folder, [*figures, *write_figures(outcome, folder)], answers)
     return report, [*write_report(report, folder), samples.write_samples(outcome, records, folder)]
 
 
@@ -308,6 +337,8 @@ def markdown(report: Report) -> str:
     checked = "\n".join([f"{shown(head)}:", "", *(f"- {shown(line)}" for line in lines)])
     parts = [f"# {shown(report.name)}", shown(report.split), *(f"**{shown(line)}**" for line in report.off), checked]
     parts.append(shown(report.question))
+    if report.answers:
+        parts += ["## Answers", "\n".join(f"- {shown(line)}" for line in report.answers)]
     parts.append("## Findings")
     for condition, sentences in report.findings.items():
         found = "\n".join(f"- {shown(name)}: {shown(text)}" for name, text in sentences)

@@ -30,7 +30,14 @@ from .trial import AXIS_GROUPS, COMPLETE, STOCK, STOCK_SETTINGS, Outcome, Reques
 
 T = TypeVar("T")
 Steps = Generator[list[Request], list[Trial], T]  # requests out, their trials in, T at the end
-PROTOCOLS = {"coordinate": "Coordinate", "grid": "Grid", "sampled": "Sampled", "compare": "Compare"}  # module: class
+PROTOCOLS = {  # module: class
+    "coordinate": "Coordinate",
+    "grid": "Grid",
+    "sampled": "Sampled",
+    "compare": "Compare",
+    "tradeoff": "Tradeoff",
+    "transfer": "Transfer",
+}
 SAMPLERS: dict[str, Callable[[int], BaseSampler]] = {
     "tpe": lambda seed: TPESampler(seed=seed, multivariate=True, constant_liar=True),
     "qmc": lambda seed: QMCSampler(seed=seed, scramble=True, warn_independent_sampling=False),
@@ -216,6 +223,7 @@ class Protocol:
     """
 
     objective = "accuracy"  # the metric that settings are chosen by, and the value of Optuna's trials
+    needs_kl: ClassVar[bool] = False  # whether choices depend on `kl` (`Results.diverged`), also in a dry run
     protocol: str
     axes: dict = field(default_factory=dict)  # type: ignore[type-arg]
     budget: int = 8

@@ -127,7 +127,8 @@ class Study:
         for job, trial in zip(jobs, found, strict=True):
             if trial is None:
                 self.planned.setdefault(job.cache_key, job)
-        return [trial or job.trial(status=PLANNED) for job, trial in zip(jobs, found, strict=True)]
+        trials = [trial or job.trial(status=PLANNED) for job, trial in zip(jobs, found, strict=True)]
+        return self.results.diverged(trials) if self.protocol.needs_kl else trials
 
     def track(self, tracker: Tracker) -> None:
         """Log to another store of runs from here on."""
@@ -138,7 +139,7 @@ class Study:
         lines = [self.cost()]
         for job in self.planned.values():
             lines.append(f"  {job.cache_key}  {job.request.split:9} n = {len(job.samples):<5} {job.request.label}")
-        if self.protocol.protocol in ("coordinate", "sampled"):
+        if self.protocol.protocol in ("coordinate", "sampled", "tradeoff"):
             lines.append("later settings depend on earlier results: where those are missing, these are first guesses")
         return lines
 

@@ -34,6 +34,8 @@ def test_every_file_composes(path: Path) -> None:
         "search/compare.yaml",
         "search/grid.yaml",
         "search/sampled.yaml",
+        "search/tradeoff.yaml",
+        "search/transfer.yaml",
     ):  # an experiment has the rest
         protocol.from_settings(config["search"])
     if name in ("language_model", "smollm2", "text"):  # a text is for a language model, whose folder the user makes
@@ -62,7 +64,7 @@ def test_each_default_stands_once() -> None:
 def test_every_file_of_a_search_has_its_protocols_defaults() -> None:
     """Protocols stand above the configuration, which cannot ask them: their files repeat the defaults."""
     changed = {"sampled": {"trials", "controls"}, "grid": {"controls"}, "coordinate": {"start", "controls"}}
-    for name in ("sampled", "grid", "coordinate", "compare"):
+    for name in protocol.PROTOCOLS:
         values = plain(compose("sweep", [f"search={name}"]))["search"]
         own = defaults(getattr(import_module(f"tdrs.sweeps.{name}"), protocol.PROTOCOLS[name]))
         differs = {key for key, value in values.items() if key in own and value != own[key]}
@@ -96,7 +98,8 @@ def test_every_experiment_says_how_to_run_it_and_what_to_expect() -> None:
         (
             "+experiment=nothing",
             "experiment = 'nothing': must be one of distance, figure3, main_table, peers, pope_ablation, readings, "
-            "search, sensitivity, smollm2, sqa_ablation, stage_ablation, table1, zoo_card, zoo_seeds",
+            "search, sensitivity, smollm2, sqa_ablation, stage_ablation, table1, tradeoff, transfer, zoo_card, "
+            "zoo_seeds",
         ),
         ("intervention.dc.wmin=2", "intervention.dc.wmin = '2': no such setting; `--cfg` prints all of them"),
         ("bach_size=3", "bach_size = '3': no such setting; `--cfg` prints all of them"),
