@@ -65,8 +65,9 @@ class StudyResults:
         The index numbers the trials. Columns: `name`, `split`, `status`
         (`complete`, `pruned` or `failed`), `reason`; `backbone`, `dataset` and a column for each other key that an
         axis or the trial sets; `n`; each metric, accuracy with `accuracy_low` and `accuracy_high`, its 95 % interval;
-        the paired `difference` to the stock model with its interval; `tuning_trials`, the number of trials that a row's
-        settings were chosen from; `seconds`; `cache_key`, the name of the evaluation's records.
+        the paired `difference` to the stock model with its interval; `kl`, the mean divergence of the first token's
+        distribution from the stock model's, in nats (nan if it was not measured beside it); `tuning_trials`, the number
+        of trials that a row's settings were chosen from; `seconds`; `cache_key`, the name of the evaluation's records.
 
         The metrics of a pruned trial are those of the samples it saw.
         """
@@ -90,6 +91,7 @@ class StudyResults:
             frame[name] = [trial.metrics.get(name, float("nan")) for trial in trials]
         for number, end in enumerate(INTERVALS):
             frame[f"difference{end}"] = [t.difference[number] if t.difference else float("nan") for t in trials]
+        frame["kl"] = [float("nan") if trial.kl is None else trial.kl for trial in trials]
         frame["tuning_trials"] = [trial.budget for trial in trials]
         frame["seconds"] = [trial.seconds for trial in trials]
         frame["cache_key"] = [trial.cache_key for trial in trials]

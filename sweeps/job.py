@@ -16,7 +16,7 @@ from tdrs.benchmarks import Record, Samples
 from tdrs.checked_file import Damaged
 from tdrs.configuration import with_settings
 from tdrs.evaluation import Plan, other_metrics, plan, summary
-from tdrs.results import asked_of, divergences, weighted_mean
+from tdrs.results import asked_of, mean_divergence
 from tdrs.settings import first_line
 
 from .sampled import should_prune
@@ -173,22 +173,18 @@ class Results:
 
     def paired(self, trials: Sequence[Trial]) -> list[Trial]:
         """The trials beside the stock model's at the same condition, if that is one of them: with their difference to
-        it, and among their metrics `kl`, see `diverged`."""
+        it and their divergence from it."""
         pairs = [(trial, stock or trial) for trial, stock in self._with_stock(trials)]
         found = [t if stock == t else replace(t, difference=self.difference(stock, t)) for t, stock in pairs]
         return self.diverged(found)
 
     def diverged(self, trials: Sequence[Trial]) -> list[Trial]:
-        """The trials; those that are complete beside the stock model's at the same condition have a metric `kl`.
-
-        It is the mean of KL(stock ‖ edited) of the first token's distribution, in nats. It is missing if records do not
-        have the distributions.
-        """
+        """The trials; those that are complete beside the stock model's at the same condition have their `kl`."""
         found = []
         for trial, stock in self._with_stock(trials):
             if stock not in (None, trial) and trial.status == stock.status == COMPLETE:
                 value = self._mean_divergence(stock, trial)
-                trial = trial if math.isnan(value) else replace(trial, metrics={**trial.metrics, "kl": value})
+                trial = replace(trial, kl=None if math.isnan(value) else value)
             found.append(trial)
         return found
 
@@ -203,7 +199,7 @@ class Results:
         if key not in self._divergence:
             before, after = self.records(stock), self.records(edited)
             check_pair(stock, edited, before, after)
-            self._divergence[key] = weighted_mean(divergences(before, after), before)
+            self._divergence[key] = mean_divergence(before, after)
         return self._divergence[key]
 
     def difference(self, stock: Trial, edited: Trial) -> tuple[float, float, float] | None:

@@ -223,7 +223,7 @@ class Protocol:
     """
 
     objective = "accuracy"  # the metric that settings are chosen by, and the value of Optuna's trials
-    needs_kl: ClassVar[bool] = False  # whether choices depend on `kl` (`Results.diverged`), also in a dry run
+    needs_kl: ClassVar[bool] = False  # whether choices depend on `kl` (`Trial.kl`), also in a dry run
     protocol: str
     axes: dict = field(default_factory=dict)  # type: ignore[type-arg]
     budget: int = 8

@@ -24,7 +24,7 @@ from .protocol import SAMPLERS, MethodRow, Steps, stock
 from .sampled import configured
 from .trial import COMPLETE, Outcome, Settings, Trial
 
-# Accuracy and mean margin; the mean divergence from the stock model (`Results.diverged`); the time a sample, in the
+# Accuracy and mean margin; the mean divergence from the stock model (`Trial.kl`); the time a sample, in the
 # stock model's: it depends on the machine, so points chosen with it do, too.
 Direction = Literal["maximize", "minimize"]
 METRICS: dict[str, Direction] = {"accuracy": "maximize", "margin": "maximize", "kl": "minimize", "time": "minimize"}
@@ -170,11 +170,13 @@ def front_name(method: str, number: int) -> str:
 def _value(metric: str, trial: Trial, baseline: Trial) -> float:
     if metric == "time":
         return (trial.seconds / trial.n) / (baseline.seconds / baseline.n) if baseline.seconds else 1.0
-    if metric not in trial.metrics:
+    if metric != "kl":
+        return trial.metrics[metric]
+    if trial.kl is None:
         which = f"the records {trial.cache_key} or the stock model's {baseline.cache_key}"
         allowed = f"{which} have no first-token distributions: an earlier version made them; move them away"
         raise SettingError("search.objectives", metric, allowed)
-    return trial.metrics[metric]
+    return trial.kl
 
 
 def _costs(values: Sequence[float], directions: Sequence[str]) -> tuple[float, ...]:

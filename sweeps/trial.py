@@ -98,6 +98,8 @@ class Trial:
         expected: if it was pruned, the expected value of its objective over all samples.
         status: `complete`; `failed`, with its `reason`; `pruned`; `planned`, in a dry run.
         difference: to the stock model at the same condition, paired, with its 95 % limits; None if there is none.
+        kl: the mean of KL(stock ‖ edited) of the first token's distribution to the same stock model, in nats; see
+            `tdrs/first_token.py`. None if there is none, or if records do not have the distributions.
         samples: a hash of the samples' content.
         seconds, finished: how long its batches took, and when it was over, in seconds since 1970.
     """
@@ -119,6 +121,7 @@ class Trial:
     difference: tuple[float, float, float] | None = None
     samples: str = ""
     expected: float | None = None
+    kl: float | None = None
 
     @property
     def key(self) -> str:

@@ -18,8 +18,10 @@ from tdrs.analysis.distance import distance_curves, draw_distance
 from tdrs.analysis.figure import GivenAxes, stored_measurement
 from tdrs.analysis.sensitivity import draw_sensitivity, sensitivity_curves
 from tdrs.analysis.study_results import StudyResults
+from tdrs.analysis.tradeoff import draw_tradeoff, fronts
+from tdrs.analysis.transfer import draw_transfer, matrices
 
-__all__ = ["attention", "comparison", "decay", "distance", "sensitivity"]
+__all__ = ["attention", "comparison", "decay", "distance", "sensitivity", "tradeoff", "transfer"]
 
 
 def sensitivity(study: StudyResults, axes: GivenAxes = None) -> Figure:
@@ -53,6 +55,30 @@ def distance(study: StudyResults, axes: GivenAxes = None) -> Figure:
         SettingError: no row was measured whole, or the number of Axes is wrong.
     """
     return draw_distance(distance_curves(study.outcome), axes, study.warning, study.name)
+
+
+def tradeoff(study: StudyResults, axes: GivenAxes = None) -> Figure:
+    """Draw what each method gains against what that costs, a panel for each cost, with 95 % intervals.
+
+    The points are those of each method's front on the tuning split, measured on the held-out split. The temperature's
+    front is drawn beneath.
+
+    Raises:
+        SettingError: the study's protocol is not `tradeoff`, no point was measured whole, or the number of Axes is
+            wrong.
+    """
+    return draw_tradeoff(fronts(study.outcome, study.records), axes, study.warning, study.name)
+
+
+def transfer(study: StudyResults, axes: GivenAxes = None) -> Figure:
+    """Draw a matrix for each method: what settings were tuned on × where they are reported.
+
+    Cells show the paired difference of accuracy to the stock model, and to the setting that was tuned there.
+
+    Raises:
+        SettingError: the study's protocol is not `transfer`, no row was measured whole, or the number of Axes is wrong.
+    """
+    return draw_transfer(matrices(study.outcome, study.records), axes, study.warning, study.name)
 
 
 def decay(study: StudyResults, axes: GivenAxes = None) -> Figure:

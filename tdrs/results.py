@@ -218,6 +218,11 @@ def divergences(stock: Sequence[Record], edited: Sequence[Record]) -> list[float
     return [divergence(before.first_token, after.first_token) for before, after in zip(stock, edited, strict=True)]
 
 
+def mean_divergence(stock: Sequence[Record], edited: Sequence[Record]) -> float:
+    """The weighted mean of `divergences`; nan if a record does not have the distribution."""
+    return weighted_mean(divergences(stock, edited), stock)
+
+
 def alike(first: float, second: float) -> bool:
     """Whether two metrics are equal except for rounding. Two nan, which mean not measured, are equal."""
     return math.isclose(first, second, abs_tol=1e-9) or (math.isnan(first) and math.isnan(second))

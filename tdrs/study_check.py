@@ -22,7 +22,7 @@ from tdrs.commands import command
 from tdrs.evaluation import other_metrics
 from tdrs.kept import Kept
 from tdrs.records import Records, is_cache_key
-from tdrs.results import Evaluation
+from tdrs.results import Evaluation, mean_divergence
 from tdrs.settings import SettingError, first_line
 from tdrs.study_delete import claimed, named_in
 from tdrs.sweeps.folder import read_outcome, studies_folder, study_folders
@@ -148,12 +148,15 @@ def _of_outcome(study: Kept, outcome: Outcome) -> Iterator[str]:
             yield f"has other metrics of {trial.name} than its record {trial.cache_key}"
         elif trial.difference or (trial in outcome.rows and trial.name != STOCK and at in stock):
             try:
-                expected = difference(stock[at], trial, read(stock[at].cache_key), read(trial.cache_key))
+                before, after = read(stock[at].cache_key), read(trial.cache_key)
+                expected = difference(stock[at], trial, before, after)
             except (KeyError, FileNotFoundError, Damaged, SettingError) as error:
                 yield f"has a difference of {trial.name} that cannot be computed again ({first_line(error)})"
                 continue
             if trial.difference is None or not np.allclose(trial.difference, expected, rtol=0, atol=1e-12):
                 yield f"has another difference of {trial.name} to the stock model than its records"
+            elif trial.kl is not None and not np.isclose(trial.kl, mean_divergence(before, after), rtol=0, atol=1e-12):
+                yield f"has another kl of {trial.name} to the stock model than its records"
 
 
 def _shared(study: Kept, outcome: Outcome) -> bool:

@@ -258,6 +258,7 @@ def test_check_says_what_is_damaged_and_writes_nothing(
         ({"metrics": {"new": 0.0}}, "has other metrics of"),
         ({"difference": [0.25, 0.125, 0.5]}, "has another difference of"),
         ({"difference": None}, "has another difference of"),
+        ({"kl": 0.125}, "has another kl of"),
         ({"cache_key": "0" * 16}, "which is not kept whole"),
     ],
 )

@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 
-from tdrs import backbones
+from tdrs import backbones, plot
 from tdrs.analysis import report, tradeoff, transfer
+from tdrs.analysis.study_results import load_study
 from tdrs.benchmarks import Record
 from tdrs.results import check_same_samples
 from tdrs.settings import SettingError
@@ -89,7 +90,7 @@ def test_a_front_is_chosen_on_the_tuning_split_and_drawn_from_the_held_out_one(
         assert len(points) == 2 * 6
         assert {trial.split for trial in points} == {"tuning"}
         near, far = ([t for t in points if t.condition["dataset.gap"] == gap] for gap in (0, 5))
-        values = [(one.score, other.metrics["kl"]) for one, other in zip(far, near, strict=True)]
+        values = [(one.score, other.kl) for one, other in zip(far, near, strict=True)]
         best = pareto_front(values, ("maximize", "minimize"))
         chosen = sorted((values[number][1], number) for number in best)
         kept = [chosen[at][1] for at in thinned([values[number][0] for _, number in chosen], 3)]
@@ -110,7 +111,7 @@ def test_a_front_is_chosen_on_the_tuning_split_and_drawn_from_the_held_out_one(
         odds = [(first.margin, second.margin) for first, second in zip(before, after, strict=True)]
         by_hand = sum(bernoulli(*pair) for pair in odds) / len(odds)
         assert one.values[1].value == pytest.approx(by_hand, abs=1e-5)
-        assert rows[one.name, 0].metrics["kl"] == pytest.approx(by_hand, abs=1e-5)
+        assert rows[one.name, 0].kl == pytest.approx(by_hand, abs=1e-5)
         assert one.values[1].low < by_hand < one.values[1].high
         if one.method == "temperature":
             assert (one.beside, one.verdict) == ("", "")
@@ -131,6 +132,8 @@ def test_a_front_is_chosen_on_the_tuning_split_and_drawn_from_the_held_out_one(
     assert again.planned == {}  # a plan knows the divergences, too
     assert again.run() == outcome
     assert tradeoff.main(["study=small", f"output={tmp_path}"]) == 0
+    drawn_ = plot.tradeoff(load_study("small", tmp_path))
+    assert len(drawn_.axes) == len(found.measures) - 1
 
 
 def test_several_conditions_of_an_objective_are_averaged(tmp_path: Path, pretended: list[str]) -> None:
@@ -144,7 +147,7 @@ def test_several_conditions_of_an_objective_are_averaged(tmp_path: Path, pretend
     assert len(own) == 4
     changes = [row.difference[0] for row in own if row.difference]
     assert point.values[1].value == pytest.approx(sum(changes) / 4)
-    assert point.values[2].value == pytest.approx(sum(row.metrics["kl"] for row in own) / 4)
+    assert point.values[2].value == pytest.approx(sum(row.kl for row in own) / 4)
 
 
 def test_old_records_have_no_divergence_and_are_named_where_it_is_needed(
@@ -153,7 +156,7 @@ def test_old_records_have_no_divergence_and_are_named_where_it_is_needed(
     monkeypatch.setattr(pretend, "compact", lambda logs: "")
     compared = configuration(tmp_path, "search=compare", axes={"dataset.gap": [0]})
     compared["search"]["methods"] = {"sharper": {"intervention": "temperature", "intervention.tau": 0.3}}
-    assert "kl" not in Study(compared, Tracker("none", tmp_path)).run().rows[1].metrics
+    assert Study(compared, Tracker("none", tmp_path)).run().rows[1].kl is None
     with pytest.raises(SettingError, match=r"search.objectives = 'kl': the records [0-9a-f]{16} or the stock model's"):
         front_study(tmp_path).run()
 
@@ -201,6 +204,7 @@ def test_each_condition_chooses_among_the_same_points(tmp_path: Path, pretended:
     assert {"transfer.png", "transfer.svg", "transfer.md"} <= {path.name for path in study.folder.iterdir()}
     assert matrix_study(tmp_path).planned == {}
     assert transfer.main(["study=small", f"output={tmp_path}"]) == 0
+    assert len(plot.transfer(load_study("small", tmp_path)).axes) == len(METHODS)
     with pytest.raises(SettingError, match="study = 'small': has the protocol transfer, and no front"):
         tradeoff.fronts(outcome, study.records)
 
