@@ -5,12 +5,13 @@
     python -m tdrs.study best sqa_ablation             # the best settings, as a command
     python -m tdrs.study export sqa_ablation           # trials.csv and samples.parquet
     python -m tdrs.study sync sqa_ablation             # write to Optuna and MLflow what is missing there
+    python -m tdrs.study dashboard search              # its trials in Optuna's dashboard, on this machine
     python -m tdrs.study delete sqa_ablation --yes     # move it to outputs/trash; without --yes only list it
     python -m tdrs.study check                         # verify every kept file; print what repairs a damaged one
     python -m tdrs.study prune --yes                   # remove records that no study uses; without --yes list them
 
 Give a name that begins with `-` or contains `=` as `study=NAME`. `output=FOLDER` is the folder of results, `outputs` by
-default. `sync` and `delete` take `tracking.uri=ADDRESS`.
+default. `sync` and `delete` take `tracking.uri=ADDRESS`, `dashboard` takes `port=NUMBER`.
 """
 
 import csv
@@ -32,6 +33,7 @@ from tdrs.entry_point import run_command
 from tdrs.kept import Kept
 from tdrs.settings import SettingError, check_choice, folder_named
 from tdrs.study_check import check, prune
+from tdrs.study_dashboard import PORT, dashboard
 from tdrs.study_delete import delete
 from tdrs.sweeps import protocol
 from tdrs.sweeps.folder import read_outcome, studies_folder
@@ -179,7 +181,7 @@ def _sync(study: Kept, tracking: dict[str, Any]) -> int:
     return 0
 
 
-VERBS = ("list", "show", "best", "export", "sync", "delete", "check", "prune")
+VERBS = ("list", "show", "best", "export", "sync", "dashboard", "delete", "check", "prune")
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -197,7 +199,7 @@ def main(arguments: Sequence[str]) -> int:
             if word.startswith("-") and word != "--yes":
                 raise SettingError("option", word, "must be --yes; a study whose name begins so is study=NAME")
         for key in given:
-            check_choice("option", key, ("study", "output", "tracking.uri"))
+            check_choice("option", key, ("study", "output", "port" if words[0] == "dashboard" else "tracking.uri"))
         output = folder_named("output", given.get("output", "outputs"))
         if output.exists() and not output.is_dir():
             raise SettingError("output", str(output), "must be a folder")
@@ -222,6 +224,7 @@ def main(arguments: Sequence[str]) -> int:
             "show": lambda: _show(study),
             "best": lambda: _best(study),
             "export": lambda: _export(study),
+            "dashboard": lambda: dashboard(study, given.get("port", PORT)),
             "delete": lambda: delete(study, "--yes" in arguments, tracking),
             "sync": lambda: _sync(study, tracking),
         }

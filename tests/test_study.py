@@ -166,7 +166,7 @@ def test_sync_writes_what_is_missing(tmp_path: Path, pretended: list[str], capsy
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["lst"], "verb = 'lst': must be one of list, show, best, export, sync, delete, check, prune"),
+        (["lst"], "verb = 'lst': must be one of list, show, best, export, sync, dashboard, delete, check, prune"),
         (["show"], "study = '': show takes the name of one study"),
         (["show", "nothing"], "study = 'nothing': must be one of none yet in outputs"),
         (["list", "ouput=x"], "option = 'ouput': must be one of study, output, tracking.uri"),
