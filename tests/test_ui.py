@@ -1,7 +1,6 @@
 """The MLflow pages as a user sees them, in headless Chromium, over the store of a real sweep."""
 
 import json
-import shutil
 import socket
 import subprocess
 import sys
@@ -14,11 +13,11 @@ from pathlib import Path
 import pytest
 from mlflow.tracking import MlflowClient
 
+from tests.browser import Browser, needs_chromium
 from tests.forked import Forked, sweep
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 KEYS = [f"intervention.{name}" for name in ("dc.w_min", "dc.weight", "re.weight")]
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs chromium (apt-get install chromium)")
+pytestmark = needs_chromium
 
 
 @pytest.fixture(scope="module")
@@ -62,14 +61,8 @@ def address(store: Path) -> Iterator[str]:
         server.wait()
 
 
-def page(address: str) -> str:
-    """What a page shows after its scripts ran."""
-    given = ["--headless", "--no-sandbox", "--disable-gpu", "--virtual-time-budget=30000", "--dump-dom", address]
-    assert CHROMIUM
-    return subprocess.run([CHROMIUM, *given], capture_output=True, text=True, timeout=100, check=True).stdout
-
-
-def test_runs_charts_and_report(store: Path, address: str) -> None:
+@pytest.mark.timeout(600)  # a sweep, and a server that needs a minute to start where others use the cores
+def test_runs_charts_and_report(store: Path, address: str, tmp_path: Path) -> None:
     client = MlflowClient(f"sqlite:///{store}/mlflow.db")
     experiment = client.get_experiment_by_name("shown").experiment_id
     runs = client.search_runs([experiment], max_results=1000)
@@ -77,15 +70,20 @@ def test_runs_charts_and_report(store: Path, address: str) -> None:
     cells = [run.info.run_id for run in runs if run.data.tags.get("series") == "cell"]
     assert len(cells) == 8
 
-    listed = page(f"{address}experiments/{experiment}/runs?workflowType=machine_learning")
-    assert f"{len(runs)}</strong>" in listed  # matching runs
-    assert "shown" in listed
+    with Browser(tmp_path) as browser:
+        browser.open(f"{address}experiments/{experiment}/runs?workflowType=machine_learning")
+        browser.wait(f"document.body.innerHTML.includes('{len(runs)}</strong>')", 100)  # matching runs
+        browser.wait("document.body.innerHTML.includes('shown')", 100)
 
-    words = {"runs": json.dumps(cells), "experiments": json.dumps([experiment])}
-    compared = page(f"{address}compare-runs?{urllib.parse.urlencode(words)}")
-    assert "Parallel Coordinates Plot" in compared
-    assert all(key in compared for key in KEYS)
+        words = {"runs": json.dumps(cells), "experiments": json.dumps([experiment])}
+        browser.open(f"{address}compare-runs?{urllib.parse.urlencode(words)}")
+        browser.wait("document.body.innerText.includes('Parallel Coordinates Plot')", 100)
+        axes = "[...document.querySelectorAll('.parcoords .axis-title')].map((one) => one.textContent)"
+        browser.wait(f"{axes}.length === {len(KEYS) + 1}", 100)
+        assert set(browser.ask(axes)) == {*KEYS, "tuning.accuracy"}
 
-    shown = page(f"{address}experiments/{experiment}/runs/{parent.info.run_id}/artifacts/report.html")
-    assert "report.html" in shown
-    assert "table.csv" in shown
+        browser.open(f"{address}experiments/{experiment}/runs/{parent.info.run_id}/artifacts/report.html")
+        browser.wait("document.body.innerText.includes('table.csv')", 100)
+        shown = browser.ask("document.body.innerText")
+        assert "report.html" in shown
+        assert "samples.html" not in shown  # it needs the files beside it
