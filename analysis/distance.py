@@ -1,7 +1,7 @@
 """Accuracy against distance, for every method of a study over `dataset.gap` and `dataset.filler`.
 
-There is a panel for each benchmark and backbone. A colour is a method; a full line is text between image and question,
-a dashed line the same text before the image.
+There is a panel for each benchmark and backbone. A colour is a method; a full line is text between image (or passage)
+and question, a dashed line the same text before the image.
 
     python -m analysis.distance study=zoo_card            # in a checkout
     python -m tdrs.analysis.distance study=zoo_card       # where tdrs is installed
@@ -27,6 +27,7 @@ from tdrs import escape
 from tdrs.analysis.evidence import condition_names
 from tdrs.analysis.figure import STYLES, GivenAxes, axes_for, redraw, save, set_title, span
 from tdrs.analysis.study_results import StudyResults
+from tdrs.benchmarks import DATASETS
 from tdrs.configuration import with_settings
 from tdrs.entry_point import run_command
 from tdrs.settings import SettingError
@@ -34,7 +35,7 @@ from tdrs.sweeps.trial import STOCK, Outcome
 
 TRAINED = 32  # tokens: the longest text the embedded models were trained with
 TEXT_SETTINGS = ("dataset.gap", "dataset.filler", "dataset.blank")  # what tells the points of one panel apart
-POSITIONS = {"between": "text between image and question", "before_image": "the same text before the image"}
+POSITIONS = {"between": "text between {} and question", "before_image": "the same text before the {}"}
 LINES: dict[str, Literal["-", "--"]] = {"between": "-", "before_image": "--"}
 
 
@@ -55,12 +56,14 @@ class DistanceCurves(NamedTuple):
         backbone, dataset: in words, each with its settings from the axes, except those of the text.
         lines: the points of each method and position of the text.
         blank: the stock model's accuracy with blank pictures and no text; nan if it was not measured.
+        media: what the questions are about: `image`, or `passage` for language models.
     """
 
     backbone: str
     dataset: str
     lines: dict[tuple[str, str], list[Point]]
     blank: float
+    media: str = "image"
 
 
 def distance_curves(outcome: Outcome) -> list[DistanceCurves]:
@@ -74,7 +77,8 @@ def distance_curves(outcome: Outcome) -> list[DistanceCurves]:
             continue
         dataset = with_settings(outcome.config, dict(row.condition))["dataset"]
         names = condition_names(outcome, row.condition, without=TEXT_SETTINGS)
-        curves = found.setdefault(names, DistanceCurves(names[0], names[1], {}, math.nan))
+        media = "image" if DATASETS[dataset["name"]].pictures else "passage"
+        curves = found.setdefault(names, DistanceCurves(names[0], names[1], {}, math.nan, media))
         gap = dataset["gap"]
         if dataset["blank"]:
             if row.name == STOCK and not gap:
@@ -139,24 +143,31 @@ def draw_distance(
 def _legend(curves: list[DistanceCurves], methods: list[str]) -> list[Artist]:
     """Methods by colour and marker, positions of the text by line; the stock model alone has a colour for each."""
     positions = list(dict.fromkeys(position for panel in curves for _, position in panel.lines))
+    media = " or ".join(dict.fromkeys(panel.media for panel in curves))
+    said = {position: text.format(media) for position, text in POSITIONS.items()}
     handles: list[Artist] = []
     if methods == [STOCK]:
         for number, position in enumerate(positions):
             color, marker = STYLES[number]
-            handles.append(
-                Line2D([], [], color=color, marker=marker, linestyle=LINES[position], label=POSITIONS[position])
-            )
+            handles.append(Line2D([], [], color=color, marker=marker, linestyle=LINES[position], label=said[position]))
     else:
         for method, (color, marker) in zip(methods, cycle(STYLES), strict=False):
             handles.append(Line2D([], [], color=color, marker=marker, label=escape.label(method)))
         handles += [
-            Line2D([], [], color="0.3", linestyle=LINES[position], label=POSITIONS[position]) for position in positions
+            Line2D([], [], color="0.3", linestyle=LINES[position], label=said[position]) for position in positions
         ]
     if any(panel.backbone.startswith("mini_") for panel in curves):
         handles.append(Patch(color="0.93", label=f"distances seen in training (0 to {TRAINED})"))
     if not all(math.isnan(panel.blank) for panel in curves):
-        handles.append(Line2D([], [], color="0.4", linestyle=":", linewidth=1.2, label="blank pictures, no text"))
+        handles.append(
+            Line2D([], [], color="0.4", linestyle=":", linewidth=1.2, label=f"blank {_blank(curves)}, no text")
+        )
     return handles
+
+
+def _blank(curves: list[DistanceCurves]) -> str:
+    """What is blank in the control, in words."""
+    return " or ".join(dict.fromkeys({"image": "pictures", "passage": "passages"}[panel.media] for panel in curves))
 
 
 def _draw_panel(axis: Axes, panel: DistanceCurves) -> None:
@@ -188,13 +199,16 @@ def markdown(curves: list[DistanceCurves], backbone: str) -> str:
     """A backbone's numbers as a table: a line for each benchmark, method and position of the text, a column a gap."""
     curves = [panel for panel in curves if panel.backbone == backbone]
     gaps = sorted({p.gap for panel in curves for line in panel.lines.values() for p in line})
-    lines = ["| | blank pictures | " + " | ".join(f"gap {gap}" for gap in gaps) + " |", "|---" * (len(gaps) + 2) + "|"]
+    lines = [
+        f"| | blank {_blank(curves)} | " + " | ".join(f"gap {gap}" for gap in gaps) + " |",
+        "|---" * (len(gaps) + 2) + "|",
+    ]
     for panel in curves:
         for (method, position), line in panel.lines.items():
             found = {point.gap: point for point in line}
             first = position == "between"
             name = escape.code(panel.dataset) + ("" if method == STOCK else f", {escape.markdown(method)}")
-            name = name if first else "— the same text before the image"
+            name = name if first else f"— {POSITIONS[position].format(panel.media)}"
             blank = first and method == STOCK and not math.isnan(panel.blank)
             shown = [f"{panel.blank:.3f}" if blank else ""]
             for gap in gaps:
