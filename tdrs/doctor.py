@@ -84,7 +84,7 @@ def examine(values: Mapping[str, Any]) -> Iterator[Finding]:
     if backbone.model.device.type == "cuda":
         yield _largest_batch(backbone, planned, samples)
     if backbone.reads_pictures:
-        yield _features(backbone, samples, study, look / len(batch), output, gib(values["features_gib"]))
+        yield _features(backbone, batch, study, look / len(batch), output, gib(values["features_gib"]))
     yield _study(study, rates, len(batch), values)
     yield _score(backbone, values, output)
 
@@ -231,11 +231,11 @@ def _largest_batch(backbone: Backbone, planned: Plan, samples: Sequence[Sample])
 
 
 def _features(
-    backbone: Backbone, samples: Sequence[Sample], study: Study, seconds: float, output: Path, bound: int
+    backbone: Backbone, batch: Sequence[Sample], study: Study, seconds: float, output: Path, bound: int
 ) -> Finding:
-    """The size on disk of the pictures' features."""
-    tensor = backbone.image_embeddings(samples[0].picture)
-    each = tensor.numel() * tensor.element_size()
+    """The size on disk of the pictures' features: the mean over a batch, since prompts may have several pictures."""
+    tensors = [backbone.image_embeddings(sample.picture) for sample in batch]
+    each = sum(tensor.nbytes for tensor in tensors) // len(tensors)
     pictures = {sample.picture.digest for some in study.jobs.samples.values() for sample in some}
     whole = each * len(pictures)
     existing = next(path for path in (output, *output.absolute().parents) if path.exists())
