@@ -109,6 +109,12 @@ def other_base(adapter: str, source: str) -> str:
 
 def without_effect(adapter: str) -> str:
     """A note if an adapter changes no weight, as one that was saved before training; else ""."""
+    return _without_effect(adapter, fingerprint(adapter))
+
+
+@lru_cache
+def _without_effect(adapter: str, content: str) -> str:
+    """`without_effect`, which reads all tensors: once for each content of the files."""
     folder = folder_of(adapter)
     with _named(adapter):
         config = read_json(folder / CONFIG)
