@@ -131,7 +131,7 @@ class Tabled(Sourced):
             one = self.sample(fields, number, found(number, row), image, style, context(image))
             if "id" in at:
                 ids.check(at["id"], one.id, number)
-            if check_places(one.question, len(one.picture.parts)):
+            if check_places("\n".join([one.question, *one.choices]), len(one.picture.parts)):
                 placed.add(number)
             asked.check(one, number, len(images.parts[image]) > 1)
             return one

@@ -116,6 +116,9 @@ def test_a_question_that_gives_pictures_a_place(mark: str, folder: Path) -> None
     said = rf"row 0 \(line 1\) has '{mark}' in its text, which gives each of its 2 pictures a place"
     with pytest.raises(SettingError, match=said):
         load(write(folder, [both], "placed.jsonl"))
+    chosen = {**both, "question": "Which one?", "choices": ["red", f"{mark}"]}
+    with pytest.raises(SettingError, match=said):
+        load(write(folder, [chosen], "placed.jsonl"), rule="multiple_choice")
     notes = load(write(folder, [row, rows()[1]], "placed.jsonl")).notes
     assert notes == ["1 questions say where the picture stands, read as text: it is in front of them"]
 
