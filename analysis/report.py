@@ -304,6 +304,15 @@ def _cost(outcome: Outcome) -> list[str]:
     for name, values in rates.items():
         ratio = f"{name}: {statistics.median(values):.1f} × the stock model's time a sample"
         lines.append(f"{ratio} (median over conditions, other work beside it).")
+    moved: dict[str, list[float]] = {}
+    for row in outcome.rows:
+        if row.kl is not None:
+            moved.setdefault(row.name, []).append(row.kl)
+    for name, values in moved.items():
+        lines.append(
+            f"{name}: first token's distribution {statistics.median(values):.2g} nats from the stock model's (mean KL, "
+            "a lower bound; median over conditions)."
+        )
     return lines
 
 

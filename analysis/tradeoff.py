@@ -26,7 +26,7 @@ from tdrs.analysis.study_results import StudyResults
 from tdrs.benchmarks import Record
 from tdrs.entry_point import run_command
 from tdrs.records import Records
-from tdrs.results import divergences
+from tdrs.results import check_same_samples, divergences
 from tdrs.settings import SettingError
 from tdrs.statistics import Interval, cluster_draws, holm, paired_difference, percentiles, sign_flip
 from tdrs.sweeps import protocol
@@ -91,7 +91,7 @@ def fronts(outcome: Outcome, records: Records) -> Fronts:
     """The fronts of a finished study, from its stored records.
 
     Raises:
-        SettingError: the study's protocol is not `tradeoff`, or no row was measured whole.
+        SettingError: the study's protocol is not `tradeoff`, no row was measured whole, or rows have other samples.
         FileNotFoundError, Damaged: records are missing or damaged.
     """
     if outcome.protocol != "tradeoff":
@@ -115,13 +115,12 @@ def fronts(outcome: Outcome, records: Records) -> Fronts:
         for number in range(1, search.front + 1):
             name = front_name(method, number)
             each = [samples(name, one) for one in measures]
-            if any(part is None for part in (*each, *base)):
+            both = [(before, after) for before, after in zip(base, each, strict=True) if before and after]
+            if len(both) < len(measures):
                 continue
-            values = [
-                _measured(one.metric, before, after)
-                for one, before, after in zip(measures, base, each, strict=True)
-                if before and after
-            ]
+            for before, after in both:
+                check_same_samples(before.records, after.records, name)
+            values = [_measured(one.metric, *pair) for one, pair in zip(measures, both, strict=True)]
             beside = "" if method in sharpening else _beside(name, tuned, sharpening, search)
             point = FrontPoint(method, name, _settings(name, outcome), values, beside, Interval(*[math.nan] * 3), 1.0)
             rival = samples(beside, measures[0]) if beside else None
@@ -162,7 +161,7 @@ def _samples(rows: Sequence[Trial | None], records: Records, read: dict[str, lis
         dataset = row.condition.get("dataset", "")  # one picture at several distances is one cluster
         found.records.extend(some)
         found.clusters.extend(f"{dataset} {record.image_id}" for record in some)
-        found.weights.extend(record.weight / total for record in some)
+        found.weights.extend(record.weight * len(some) / total for record in some)
         found = found._replace(seconds=found.seconds + row.seconds / row.n)
     return found
 
@@ -334,7 +333,7 @@ def markdown(found: Fronts) -> str:
 
 
 def sentences(found: Fronts) -> list[str]:
-    """What the fronts say, a sentence for each point that is compared, then what the words mean."""
+    """What the fronts say: how many points are better than the temperature, each of them, and how it is compared."""
     lines = []
     gained = found.measures[0]
     for points in found.methods.values():
@@ -347,6 +346,9 @@ def sentences(found: Fronts) -> list[str]:
             p = f", p {'' if one.p_holm < 0.001 else '= '}{show_p(one.p_holm)}" if one.p_holm < LEVEL else ""
             lines.append(f"{text} Beside {one.beside}: {one.verdict}, {_cell(gained, one.gain)}{p}.")
     if lines:
+        said = [one.verdict for points in found.methods.values() for one in points if one.beside]
+        counts = f"{said.count('better')} are better than what they are compared with, {said.count('worse')} worse"
+        lines.insert(0, f"Of {len(said)} points {counts}; of the others no difference is shown.")
         lines.append(
             "Each point is compared with the temperature's point that costs at least as much on the tuning split, or "
             "with its best one if none does; p after Holm's correction over these comparisons."

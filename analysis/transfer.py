@@ -165,7 +165,7 @@ def _draw_matrix(axis: Axes, matrix: Matrix, most: float) -> None:
             axis.text(column, row, "\n".join(_lines(cell)), ha="center", va="center", fontsize=8)
             if source == target:
                 corner = column - 0.49, row - 0.48
-                axis.add_patch(Rectangle(corner, 0.98, 0.96, fill=False, edgecolor="black", linewidth=1.8))
+                axis.add_patch(Rectangle(corner, 0.98, 0.96, fill=False, edgecolor="black", linewidth=1.8, zorder=3))
     axis.set_xticks(range(len(matrix.targets)), [escape.label(name, 30) for name in matrix.targets], fontsize=9)
     axis.set_yticks(range(len(matrix.sources)), [escape.label(name, 30) for name in matrix.sources], fontsize=9)
     axis.tick_params(length=0)

@@ -24,9 +24,10 @@ from .protocol import SAMPLERS, MethodRow, Steps, stock
 from .sampled import configured
 from .trial import COMPLETE, Outcome, Settings, Trial
 
-# Accuracy and mean margin; the mean divergence from the stock model (`Trial.kl`); the time a sample, in the
-# stock model's: it depends on the machine, so points chosen with it do, too.
 Direction = Literal["maximize", "minimize"]
+GAINS = ("accuracy", "margin")  # what the first objective may be
+# `kl` is that of a trial; `time` is the time of a sample beside the stock model's. It depends on the machine, and so do
+# points that are chosen by it.
 METRICS: dict[str, Direction] = {"accuracy": "maximize", "margin": "maximize", "kl": "minimize", "time": "minimize"}
 
 
@@ -81,6 +82,9 @@ class Tradeoff(Joint):
             raise SettingError(
                 "objectives", list(self.objectives), "must be at least two: what is gained, and the cost"
             )
+        if found[0].metric not in GAINS:
+            allowed = f"is what is gained: must be one of {', '.join(GAINS)}"
+            raise SettingError("objectives[0].metric", found[0].metric, allowed)
         for number, one in enumerate(found):
             if not any(one.holds(condition) for condition in self.conditions):
                 raise SettingError(f"objectives[{number}].at", one.at, "is at none of the conditions of search.axes")

@@ -230,6 +230,11 @@ def test_choices_by_hand() -> None:
             {"objectives": [{"metric": "f1"}] * 2},
             r"search.objectives\[0\].metric = 'f1': must be one of",
         ),
+        (
+            front_study,
+            {"objectives": OBJECTIVES[::-1]},
+            r"search.objectives\[0\].metric = 'kl': is what is gained: must be one of accuracy, margin",
+        ),
         (front_study, {"objectives": [OBJECTIVES[0]] * 2}, r"search.objectives\[1\] = .*: is there twice"),
         (front_study, {"objectives": ["kl", "time"]}, r"search.objectives\[0\].settings = 'kl': must be a group"),
         (
