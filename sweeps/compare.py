@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 from tdrs.settings import SettingError
 
-from .protocol import MethodRow, Protocol, Steps, stock
+from .protocol import Look, MethodRow, Protocol, Steps, stock
 from .sampled import tune
 from .trial import Outcome, Request, Settings
 
@@ -38,7 +38,7 @@ class Compare(Protocol):
         for row in self.reported():
             yield from row.possible(condition, dataset)
 
-    def at(self, condition: Settings, outcome: Outcome) -> Steps[None]:
+    def at(self, condition: Settings, outcome: Outcome, look: Look) -> Steps[None]:
         requests, tried = yield from tune(self, condition, outcome.config)
         rows = yield [stock("held_out", condition), *requests]
         outcome.trials.extend(tried)

@@ -16,7 +16,7 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 
 from tdrs.settings import SettingError, build, check_number
 
-from .protocol import Controlled, Steps, by_dataset, stock
+from .protocol import Controlled, Look, Steps, by_dataset, stock
 from .sampled import tune
 from .space import check_distinct
 from .trial import Curve, Outcome, Request, Settings, Trial, check_method_keys
@@ -163,7 +163,7 @@ class Coordinate(Controlled):
                     outcome.trials.extend(mine)
         return current
 
-    def at(self, condition: Settings, outcome: Outcome) -> Steps[None]:
+    def at(self, condition: Settings, outcome: Outcome, look: Look) -> Steps[None]:
         dataset = condition.get("dataset", outcome.config["dataset"]["name"])
         outcome.trials.extend((yield [stock("tuning", condition)]))
         first = len(outcome.curves)

@@ -155,7 +155,7 @@ class Inline:
                 return None
             trial = self._results.find(job)
             if evaluation is None and trial is not None:
-                self._progress.skip(len(job.samples) - trial.n)
+                self._progress.skip(job.size - trial.n)
             return trial
 
     def wait(self) -> None:

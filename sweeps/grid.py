@@ -11,7 +11,7 @@ from typing import ClassVar
 
 from tdrs.settings import SettingError
 
-from .protocol import Spaced, Steps, best, stock
+from .protocol import Look, Spaced, Steps, best, stock
 from .sampled import tune
 from .space import Range
 from .trial import STOCK, Outcome, Request, Settings
@@ -40,7 +40,7 @@ class Grid(Spaced):
         for row in self.reported():
             yield from row.possible(condition, dataset)
 
-    def at(self, condition: Settings, outcome: Outcome) -> Steps[None]:
+    def at(self, condition: Settings, outcome: Outcome, look: Look) -> Steps[None]:
         trials = yield self.cells(condition)
         cells = [trial for trial in trials if trial.name != STOCK]
         controls, tried = yield from tune(self, condition, outcome.config)

@@ -16,12 +16,12 @@ from tdrs.benchmarks import Record, Samples
 from tdrs.checked_file import Damaged
 from tdrs.configuration import with_settings
 from tdrs.evaluation import Plan, other_metrics, plan, summary
-from tdrs.results import asked_of, mean_divergence
+from tdrs.results import asked_of, mean_divergence, of_rows
 from tdrs.settings import first_line
 
 from .sampled import should_prune
 from .store import Claim, Store
-from .trial import COMPLETE, FAILED, PRUNED, STOCK, Request, Trial, check_pair, difference
+from .trial import COMPLETE, FAILED, PARTIAL, PRUNED, STOCK, Request, Trial, check_pair, difference
 
 ATTEMPTS = 2  # of a trial that fails, each time a study is started
 
@@ -40,6 +40,14 @@ class Job:
         r = self.request
         values |= {"budget": r.budget, "samples": self.samples.content}
         return Trial(r.name, r.split, r.condition, r.settings, self.cache_key, **{"n": len(self.samples)} | values)
+
+    @property
+    def size(self) -> int:
+        """How many samples are measured: all, or as many whole batches as hold those that are asked for."""
+        if self.request.upto is None:
+            return len(self.samples)
+        batches = math.ceil(self.request.upto / self.plan.batch_size)
+        return min(len(self.samples), batches * self.plan.batch_size)
 
 
 class Jobs:
@@ -104,7 +112,10 @@ class Results:
         records, cache_key = self.store.records, job.cache_key
         self.store.fetch(cache_key)
         values = self._values(job)
-        if values is not None:
+        if job.size < len(job.samples):
+            if part := self._part(job, values is not None):
+                return part
+        elif values is not None:
             return job.trial(**values)
         failure = records.failure(cache_key)
         if failure and failure.time >= self._begun:
@@ -139,9 +150,30 @@ class Results:
         self._complete[cache_key] = state, values
         return values
 
+    def _part(self, job: Job, complete: bool) -> Trial | None:
+        """The trial of a job that needs the first samples only; None if not all of these are kept.
+
+        Args:
+            complete: whether the whole evaluation is kept. Its later samples are not looked at.
+        """
+        records, size = self.store.records, job.size
+        if complete:
+            found, seconds = records.read(job.cache_key).records[:size], 0.0
+        else:
+            batches = [batch for batch in records.batches(job.cache_key) if batch.start < size]
+            found = [record for batch in batches for record in batch.records]
+            seconds = sum(batch.seconds for batch in batches)
+        if asked_of(found) != asked_of(job.samples[:size]):
+            return None
+        metrics = job.plan.dataset.metrics(found)
+        metrics |= of_rows(found) | {"accuracy": metrics["accuracy"]}
+        status = PRUNED if job.request.ended else PARTIAL
+        reason = f"after {size} of {len(job.samples)} samples"
+        return job.trial(n=size, metrics=metrics, seconds=seconds, status=status, reason=reason)
+
     def pruned(self, job: Job) -> Trial | None:
         """The trial if its kept batches say that it may be pruned; `n` is how many samples it saw."""
-        check = self.should_prune(job)
+        check = self.should_prune(job) if job.request.incumbent else None
         kept = self.store.records.batches(job.cache_key) if check else []
         for last in range(1, len(kept) + 1):
             part = kept[:last]
@@ -156,6 +188,9 @@ class Results:
 
     def should_prune(self, job: Job) -> Callable[[Sequence[Record]], float | None] | None:
         """The rule by which a job may end early, as `complete` takes it; None if it may not."""
+        if job.size < len(job.samples):
+            asked = {sample.id for sample in job.samples[: job.size]}
+            return lambda known: 0.0 if asked <= {record.id for record in known} else None
         incumbent = job.request.incumbent
         if incumbent is None:
             return None

@@ -22,18 +22,20 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 from optuna.samplers import BaseSampler, QMCSampler, RandomSampler, TPESampler
 
 from tdrs import commands
-from tdrs.benchmarks import DATASETS
+from tdrs.benchmarks import DATASETS, Record
 from tdrs.settings import LARGEST_SEED, SettingError, build, check_choice, check_number
 
 from .space import Space
 from .trial import AXIS_GROUPS, COMPLETE, STOCK, STOCK_SETTINGS, Outcome, Request, Settings, Trial, check_method_keys
 
 T = TypeVar("T")
+Look = Callable[[Trial], Sequence[Record]]  # the records of a trial, of the samples it saw
 Steps = Generator[list[Request], list[Trial], T]  # requests out, their trials in, T at the end
 PROTOCOLS = {  # module: class
     "coordinate": "Coordinate",
     "grid": "Grid",
     "sampled": "Sampled",
+    "points": "Points",
     "compare": "Compare",
     "tradeoff": "Tradeoff",
     "transfer": "Transfer",
@@ -241,18 +243,19 @@ class Protocol:
         """The protocol of plain settings; raises SettingError."""
         return build(cls, values)
 
-    def run(self, config: dict[str, Any]) -> Steps[Outcome]:
+    def run(self, config: dict[str, Any], look: Look = lambda trial: ()) -> Steps[Outcome]:
         """Ask for the trials at every condition; returns the study's outcome.
 
         Args:
             config: the study's plain configuration.
+            look: gives the records of a trial.
         """
         outcome = Outcome(str(config["study"]["name"]), self.protocol, config, [], [])
         for condition in conditions(self.axes):
-            yield from self.at(condition, outcome)
+            yield from self.at(condition, outcome, look)
         return outcome
 
-    def at(self, condition: Settings, outcome: Outcome) -> Steps[None]:
+    def at(self, condition: Settings, outcome: Outcome, look: Look) -> Steps[None]:
         """Ask for the trials at a condition, and add them to the outcome."""
         raise NotImplementedError
 

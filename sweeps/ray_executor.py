@@ -194,7 +194,7 @@ class RayExecutor:
             raise SettingError("workers.name", "ray", error)
         pruned = self._results.pruned(job)
         if pruned:
-            self._progress.skip(len(job.samples) - pruned.n)
+            self._progress.skip(job.size - pruned.n)
 
     def wait(self) -> None:
         """Wait for a worker, and update the bar now and then."""

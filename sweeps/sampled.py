@@ -29,7 +29,7 @@ from tdrs.results import check_same_samples, of_rows
 from tdrs.settings import SettingError, check_choice, check_number
 from tdrs.statistics import chance_not_below_zero, paired_sums
 
-from .protocol import SAMPLERS, MethodRow, Protocol, Spaced, Steps, best, stock
+from .protocol import SAMPLERS, Look, MethodRow, Protocol, Spaced, Steps, best, stock
 from .trial import COMPLETE, PRUNED, Outcome, Request, Settings, Trial
 
 OBJECTIVES = ("accuracy", "margin")
@@ -76,7 +76,7 @@ class Sampled(Spaced):
         for row in self.reported():
             yield from row.possible(condition, dataset)
 
-    def at(self, condition: Settings, outcome: Outcome) -> Steps[None]:
+    def at(self, condition: Settings, outcome: Outcome, look: Look) -> Steps[None]:
         row = MethodRow(self.point, {}, self.parsed)
         start = configured(outcome.config, Request("", "", {}, condition).merged, list(self.parsed.parts))
         baseline = yield [stock("tuning", condition)]

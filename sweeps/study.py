@@ -23,6 +23,7 @@ from tqdm import tqdm
 
 from tdrs import checked_file
 from tdrs.backbones.image_embeddings import EmbeddingStore
+from tdrs.benchmarks import Record
 from tdrs.checked_file import Damaged
 from tdrs.configuration import check
 from tdrs.environment import environment, shows_progress
@@ -41,7 +42,7 @@ from .ray_executor import RayExecutor
 from .sinks import Log
 from .storage import check_study, open_storage
 from .store import Board, Claim, Store
-from .trial import PLANNED, Outcome, Request, Trial
+from .trial import FAILED, PARTIAL, PLANNED, Outcome, Request, Trial
 
 
 class Study:
@@ -97,7 +98,7 @@ class Study:
         keys = [[self.jobs.of(one).cache_key for one in some] for some in points]
         check_effect(self.protocol.axes, keys)
         check_tuned([one for some in points for one in some], lambda one: self.jobs.of(one).cache_key)
-        protocol.run(self.protocol.run(config), self._plan)
+        protocol.run(self.protocol.run(config, self._look), self._plan)
         self.log = Log(self.folder, config, tracker or Tracker("none", output), self.records, storage)
         self.progress = Progress()
         self._stop = stop or Stop()
@@ -138,7 +139,7 @@ class Study:
         """What would run, as lines of text."""
         lines = [self.cost()]
         for job in self.planned.values():
-            lines.append(f"  {job.cache_key}  {job.request.split:9} n = {len(job.samples):<5} {job.request.label}")
+            lines.append(f"  {job.cache_key}  {job.request.split:9} n = {job.size:<5} {job.request.label}")
         if self.protocol.protocol in ("coordinate", "sampled", "tradeoff"):
             lines.append("later settings depend on earlier results: where those are missing, these are first guesses")
         return lines
@@ -150,7 +151,7 @@ class Study:
         text = f"{self.asked} trials asked for, {done} found done or alike; to run: {len(planned)}"
         if not planned:
             return text
-        text += f" of {sum(len(job.samples) for job in planned)} samples"
+        text += f" of {sum(job.size for job in planned)} samples"
         seconds, unknown = self._seconds()
         if unknown == len(planned):
             return f"{text}; no like evaluation is kept here to estimate by: see `tdrs.doctor`"
@@ -168,7 +169,7 @@ class Study:
         total, unknown = 0.0, 0
         for job in self.planned.values():
             like = rates.get(_kind(job.plan.config))
-            total += statistics.median(like) * len(job.samples) if like else 0
+            total += statistics.median(like) * job.size if like else 0
             unknown += not like
         return total, unknown
 
@@ -184,7 +185,7 @@ class Study:
         """
         pool = self._pool if self.planned else nullcontext()
         self.progress.total = len(self.planned)
-        samples = sum(len(job.samples) for job in self.planned.values())
+        samples = sum(job.size for job in self.planned.values())
         hidden = not (samples and self._show and shows_progress())
         bar = tqdm(total=samples, unit="sample", disable=hidden, dynamic_ncols=True)
         with pool, bar as self.progress.bar, closing(self._executor):
@@ -201,15 +202,19 @@ class Study:
 
     def help(self) -> Outcome:
         """Measure until all is measured; another process writes the study's files."""
-        return protocol.run(self.protocol.run(self.config), self._measure)
+        return protocol.run(self.protocol.run(self.config, self._look), self._measure)
 
     def _measure(self, requests: list[Request]) -> list[Trial]:
         jobs = [self.jobs.of(request) for request in requests]
         trials = measure(jobs, self.results, self._executor, self.progress, self._stop, self._report)
         return self.results.paired(trials)
 
+    def _look(self, trial: Trial) -> list[Record]:
+        """The records of the samples that a trial saw; none if it is only planned, or failed."""
+        return [] if trial.status in (PLANNED, FAILED) else self.results.records(trial)[: trial.n]
+
     def _report(self, trial: Trial) -> None:
-        if not self._leads:
+        if not self._leads or trial.status == PARTIAL:
             return
         try:
             self.store.publish(trial.cache_key)

@@ -18,7 +18,7 @@ from tdrs.statistics import Interval, paired_difference
 Settings = dict[str, Any]  # dotted configuration key → value; a group (`backbone`) by the name of its choice
 STOCK = "stock"
 STOCK_SETTINGS: Settings = {"intervention": "none"}
-COMPLETE, FAILED, PRUNED, PLANNED = "complete", "failed", "pruned", "planned"
+COMPLETE, FAILED, PRUNED, PARTIAL, PLANNED = "complete", "failed", "pruned", "partial", "planned"
 METHOD_GROUPS = ("intervention", "attention")  # what a method, a series, a step or a space may set: not the samples
 AXIS_GROUPS = ("backbone", "dataset", *METHOD_GROUPS, "batch_size")  # what an axis may set: all that decides a record
 
@@ -32,6 +32,8 @@ class Request:
         settings: changes to the study's configuration, applied after those of `condition`.
         budget: how many trials on the tuning split its settings were chosen from; 0 if they were given.
         incumbent: the trial to beat. With it, this trial is pruned if it has little chance to (`sampled.should_prune`).
+        upto: how many samples are measured, the first ones of the split, in whole batches; None is all of them.
+        ended: with `upto`, whether the trial ends there, and is written as pruned. If not, it may go on.
     """
 
     name: str
@@ -40,6 +42,8 @@ class Request:
     condition: Settings = field(default_factory=dict)
     budget: int = 0
     incumbent: "Trial | None" = field(default=None, compare=False)
+    upto: int | None = None
+    ended: bool = False
 
     @property
     def merged(self) -> Settings:
@@ -96,7 +100,7 @@ class Trial:
         n: how many samples it saw.
         metrics: empty if the trial failed; of the samples it saw if it was pruned.
         expected: if it was pruned, the expected value of its objective over all samples.
-        status: `complete`; `failed`, with its `reason`; `pruned`; `planned`, in a dry run.
+        status: `complete`; `failed`, with its `reason`; `pruned`; `partial`, if it may go on; `planned`, in a dry run.
         difference: to the stock model at the same condition, paired, with its 95 % limits; None if there is none.
         kl: the mean of KL(stock ‖ edited) of the first token's distribution to the same stock model, in nats; see
             `tdrs/first_token.py`. None if there is none, or if records do not have the distributions.
@@ -236,7 +240,7 @@ class Outcome:
     @property
     def tuning_n(self) -> str:
         """How many samples settings were chosen on, to show: `150 to 160` if trials have different numbers."""
-        numbers = sorted({trial.n for trial in self.trials if trial.status != PRUNED}) or [0]
+        numbers = sorted({t.n for t in self.trials if t.split == "tuning" and t.status != PRUNED}) or [0]
         return str(numbers[0]) if len(numbers) == 1 else f"{numbers[0]} to {numbers[-1]}"
 
     @property

@@ -33,6 +33,7 @@ def test_every_file_composes(path: Path) -> None:
     if str(path) not in (
         "search/compare.yaml",
         "search/grid.yaml",
+        "search/points.yaml",
         "search/sampled.yaml",
         "search/tradeoff.yaml",
         "search/transfer.yaml",
@@ -98,8 +99,8 @@ def test_every_experiment_says_how_to_run_it_and_what_to_expect() -> None:
         (
             "+experiment=nothing",
             "experiment = 'nothing': must be one of distance, figure3, main_table, peers, pope_ablation, readings, "
-            "search, sensitivity, smollm2, sqa_ablation, stage_ablation, table1, tradeoff, transfer, zoo_card, "
-            "zoo_seeds",
+            "search, search_table, sensitivity, smollm2, sqa_ablation, stage_ablation, table1, tradeoff, transfer, "
+            "zoo_card, zoo_seeds",
         ),
         ("intervention.dc.wmin=2", "intervention.dc.wmin = '2': no such setting; `--cfg` prints all of them"),
         ("bach_size=3", "bach_size = '3': no such setting; `--cfg` prints all of them"),

@@ -1,0 +1,85 @@
+"""The protocol that measures points of a search space on both splits, and chooses none.
+
+Points of a QMC or random sampler are spread evenly over the space, whatever their results are. So they say without bias
+which settings matter (`analysis/importance.py`), and searches can be replayed on them (`analysis/searches.py`).
+
+With axes, all this happens at each condition (see `sweeps/protocol.py`).
+"""
+
+import warnings
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+import optuna
+
+from tdrs.environment import quiet
+from tdrs.settings import SettingError, check_choice, check_number
+
+from .protocol import SAMPLERS, Look, Spaced, Steps, stock
+from .sampled import tune
+from .trial import Outcome, Request, Settings
+
+UNBIASED = ("qmc", "random")  # samplers whose points do not depend on results
+
+
+@dataclass(frozen=True, kw_only=True)
+class Points(Spaced):
+    """A checked `search` group.
+
+    Args:
+        trials: points of the sampler, `qmc` or `random`; equal ones are measured once.
+        start: points to measure before them; keys that one lacks have the space's first value.
+    """
+
+    trials: int = 300
+    sampler: str = "qmc"
+    start: tuple = ()  # type: ignore[type-arg]
+    point: ClassVar[str] = "point"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_choice("sampler", self.sampler, UNBIASED)
+        check_number("trials", self.trials, 1, whole=True)
+        for number, one in enumerate(self.start):
+            if not isinstance(one, Mapping) or not set(one) <= set(self.parsed.parts):
+                raise SettingError(f"start[{number}]", one, f"must have keys of {', '.join(self.parsed.parts)}")
+
+    def possible(self, condition: Settings, dataset: str) -> Iterator[Request]:
+        yield from (stock(split, condition) for split in ("tuning", "held_out"))
+        for settings in [*self.parsed.ends(), *self.first()]:
+            request = Request(self.point, "tuning", settings, condition)
+            yield from (request, replace(request, split="held_out"))
+        for row in self.reported():
+            yield from row.possible(condition, dataset)
+
+    def first(self) -> list[Settings]:
+        """The points of `start`, with a value for each key."""
+        return [{**next(self.parsed.ends()), **one} for one in self.start]
+
+    def points(self) -> list[Settings]:
+        """All points, in the order of asking."""
+        return [*self.first(), *spread(self)]
+
+    def at(self, condition: Settings, outcome: Outcome, look: Look) -> Steps[None]:
+        asked = [Request(self.point, "tuning", point, condition) for point in self.points()]
+        trials = yield [stock("tuning", condition), *asked]
+        held_out = yield [replace(one, split="held_out") for one in asked]
+        controls, tried = yield from tune(self, condition, outcome.config)
+        rows = yield [stock("held_out", condition), *controls]
+        outcome.trials.extend([*trials, *held_out, *tried])
+        outcome.rows.extend(rows)
+
+
+def spread(search: Points) -> list[Settings]:
+    """As many points of a search's space as its `trials` says, chosen by its sampler."""
+    space = search.parsed
+    found = []
+    with quiet("optuna"), warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        study = optuna.create_study(sampler=SAMPLERS[search.sampler](search.seed))
+        for _ in range(search.trials):
+            trial = study.ask(space.distributions())
+            found.append(space.settings(trial.params))
+            study.tell(trial, 0.0)
+    return found
