@@ -7,17 +7,17 @@ With axes, all this happens at each condition (see `sweeps/protocol.py`).
 """
 
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import optuna
 
 from tdrs.environment import quiet
-from tdrs.settings import SettingError, check_choice, check_number
+from tdrs.settings import check_choice, check_number
 
 from .protocol import SAMPLERS, Look, Spaced, Steps, stock
-from .sampled import tune
+from .sampled import check_start, tune
 from .trial import Outcome, Request, Settings
 
 UNBIASED = ("qmc", "random")  # samplers whose points do not depend on results
@@ -41,9 +41,7 @@ class Points(Spaced):
         super().__post_init__()
         check_choice("sampler", self.sampler, UNBIASED)
         check_number("trials", self.trials, 1, whole=True)
-        for number, one in enumerate(self.start):
-            if not isinstance(one, Mapping) or not set(one) <= set(self.parsed.parts):
-                raise SettingError(f"start[{number}]", one, f"must have keys of {', '.join(self.parsed.parts)}")
+        check_start(self.start, self.parsed)
 
     def possible(self, condition: Settings, dataset: str) -> Iterator[Request]:
         yield from (stock(split, condition) for split in ("tuning", "held_out"))

@@ -35,6 +35,7 @@ PROTOCOLS = {  # module: class
     "coordinate": "Coordinate",
     "grid": "Grid",
     "sampled": "Sampled",
+    "raced": "Raced",
     "points": "Points",
     "compare": "Compare",
     "tradeoff": "Tradeoff",

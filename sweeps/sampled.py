@@ -30,6 +30,7 @@ from tdrs.settings import SettingError, check_choice, check_number
 from tdrs.statistics import chance_not_below_zero, paired_sums
 
 from .protocol import SAMPLERS, Look, MethodRow, Protocol, Spaced, Steps, best, stock
+from .space import Space
 from .trial import COMPLETE, PRUNED, Outcome, Request, Settings, Trial
 
 OBJECTIVES = ("accuracy", "margin")
@@ -65,9 +66,7 @@ class Sampled(Spaced):
             check_number(name, getattr(self, name), 1, whole=True)
         if self.prune and self.objective != "margin":
             raise SettingError("prune", self.prune, "needs objective=margin: 0/1 scores mostly tie")
-        for number, one in enumerate(self.start):
-            if not isinstance(one, Mapping) or not set(one) <= set(self.parsed.parts):
-                raise SettingError(f"start[{number}]", one, f"must have keys of {', '.join(self.parsed.parts)}")
+        check_start(self.start, self.parsed)
 
     def possible(self, condition: Settings, dataset: str) -> Iterator[Request]:
         yield from (stock(split, condition) for split in ("tuning", "held_out"))
@@ -93,6 +92,13 @@ class Sampled(Spaced):
         ]
         outcome.trials.extend([*baseline, *trials, *tried])
         outcome.rows.extend(rows)
+
+
+def check_start(start: Sequence[Any], space: Space) -> None:
+    """Raises SettingError unless each point to begin with sets keys of a space."""
+    for number, one in enumerate(start):
+        if not isinstance(one, Mapping) or not set(one) <= set(space.parts):
+            raise SettingError(f"start[{number}]", one, f"must have keys of {', '.join(space.parts)}")
 
 
 def configured(config: Mapping[str, Any], settings: Settings, keys: Sequence[str]) -> Settings:

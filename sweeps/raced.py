@@ -1,0 +1,82 @@
+"""The protocol that races points of a search space: a few images for many points, all images for the best ones.
+
+It asks for a few points, measures a first bundle of images of each, and lets those go on that may be the best
+(`sweeps/race.py`). Its budget is a number of samples. What it asks for depends on its settings and on the records alone.
+So a study that was stopped goes on with the same points, and the number of workers changes nothing.
+
+With axes, all this happens at each condition (see `sweeps/protocol.py`).
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+
+from tdrs.settings import check_number
+
+from .protocol import Look, Spaced, Steps, stock
+from .race import Race, Values
+from .sampled import check_start, configured, tune
+from .trial import Outcome, Request, Settings, Trial
+
+
+@dataclass(frozen=True, kw_only=True)
+class Raced(Spaced):
+    """A checked `search` group.
+
+    Args:
+        samples: tuning samples that may be measured, beside those of the stock model and the controls.
+        at_once: new points that are chosen before the results of any of them are known; as many others may go on.
+        start: points to begin with, after the configured one.
+    """
+
+    samples: int = 12800
+    at_once: int = 8
+    start: tuple = ()  # type: ignore[type-arg]
+    point: ClassVar[str] = "search"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("samples", "at_once"):
+            check_number(name, getattr(self, name), 1, whole=True)
+        check_start(self.start, self.parsed)
+
+    def possible(self, condition: Settings, dataset: str) -> Iterator[Request]:
+        yield from (stock(split, condition) for split in ("tuning", "held_out"))
+        for settings in [*self.parsed.ends(), *({**next(self.parsed.ends()), **one} for one in self.start)]:
+            yield Request(self.point, "tuning", settings, condition)
+        for row in self.reported():
+            yield from row.possible(condition, dataset)
+
+    def at(self, condition: Settings, outcome: Outcome, look: Look) -> Steps[None]:
+        baseline = yield [stock("tuning", condition)]
+        here = configured(outcome.config, Request("", "", {}, condition).merged, list(self.parsed.parts))
+        start = [one for one in [here, *({**here, **other} for other in self.start)] if self.parsed.params(one)]
+        records = look(baseline[0])
+        if not records:  # in a dry run, or if the stock model failed: the first points stand for all
+            chosen, trials = here, (yield [Request(self.point, "tuning", one, condition) for one in start])
+        else:
+            images = [record.image_id for record in records]
+            race = Race(self.parsed, images, _values(baseline[0], look), start, self.samples, self.at_once, self.seed)
+            while asked := race.ask():
+                found = yield [Request(self.point, "tuning", one.settings, condition, upto=one.upto) for one in asked]
+                race.tell(asked, [_values(trial, look) if look(trial) else None for trial in found])
+            chosen = race.arms[race.chosen()].settings if race.arms else here
+            ends = ((arm.settings, None if n in race.finalists else arm.seen) for n, arm in enumerate(race.arms))
+            trials = yield [Request(self.point, "tuning", one, condition, upto=n, ended=True) for one, n in ends]
+        controls, tried = yield from tune(self, condition, outcome.config)
+        rows = yield [
+            stock("held_out", condition),
+            Request("as configured", "held_out", {}, condition),
+            Request(f"best of {len(trials)}", "held_out", chosen, condition, budget=len(trials)),
+            *controls,
+        ]
+        outcome.trials.extend([*baseline, *trials, *tried])
+        outcome.rows.extend(rows)
+
+
+def _values(trial: Trial, look: Look) -> Values:
+    """The scores and margins of a trial's samples."""
+    records = look(trial)
+    return Values(np.array([r.score for r in records]), np.array([r.margin for r in records]))
