@@ -65,6 +65,11 @@ def from_settings(values: Mapping[str, Any]) -> "Protocol":
     return found
 
 
+def no_records(trial: Trial) -> Sequence[Record]:
+    """No records of any trial, for protocols that do not look at them."""
+    return ()
+
+
 def run(steps: Steps[T], answer: Callable[[list[Request]], list[Trial]]) -> T:
     """Run a protocol to its end; returns what it returns.
 
@@ -244,7 +249,7 @@ class Protocol:
         """The protocol of plain settings; raises SettingError."""
         return build(cls, values)
 
-    def run(self, config: dict[str, Any], look: Look = lambda trial: ()) -> Steps[Outcome]:
+    def run(self, config: dict[str, Any], look: Look = no_records) -> Steps[Outcome]:
         """Ask for the trials at every condition; returns the study's outcome.
 
         Args:

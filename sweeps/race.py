@@ -57,7 +57,7 @@ class Values(NamedTuple):
         another form, stays as it is.
         """
         width = SOFT * math.sqrt(float(np.mean(np.nan_to_num(self.margins) ** 2)) or 1.0)
-        explained = (self.margins > 0) == (self.scores > 0)
+        explained = np.isfinite(self.margins) & ((self.margins > 0) == (self.scores > 0))
         soft = 1 / (1 + np.exp(-np.clip(np.nan_to_num(self.margins) / width, -30, 30)))
         return np.where(explained & np.isin(self.scores, (0, 1)), soft, self.scores)
 
@@ -116,6 +116,7 @@ class Race:
         self.arms: list[Arm] = []
         self.spent = 0
         self.finalists: list[int] = []
+        self._failed: list[Settings] = []
         self._space = space
         self._encoder = Encoder(space)
         self._images = np.unique(np.asarray(images), return_inverse=True)[1]
@@ -135,7 +136,7 @@ class Race:
             return []
         left = self._samples - self._reserve - self.spent
         asked: list[Ask] = []
-        if left >= BUNDLE or not self.arms:
+        if left >= BUNDLE or not (self.arms or self._failed):
             if not self.arms or self.spent < EXPLORING * (self._samples - self._reserve):
                 count = max(1, min(self._at_once, left // BUNDLE))
                 asked = [Ask(one, min(BUNDLE, self._last)) for one in self._new(count)]
@@ -144,34 +145,33 @@ class Race:
                 asked += self._going_on(left)
         return asked or self._final()
 
-    def tell(self, asked: Sequence[Ask], found: Sequence[tuple[Settings, Values] | None]) -> None:
-        """Take the results of `ask`, in the same order; None for a measurement that failed."""
-        for one, result in zip(asked, found, strict=True):
-            if result is None:
-                continue
-            settings, values = result
-            arm = next((arm for arm in self.arms if arm.settings == settings), None)
-            if arm is None:
-                arm = Arm(settings, self._encoder(settings), Values(np.zeros(0), np.zeros(0)))
-                self.arms.append(arm)
-            if one.upto > arm.seen:
-                self.spent += one.upto - arm.seen
+    def tell(self, asked: Sequence[Ask], found: Sequence[Values | None]) -> None:
+        """Take the results of `ask`, in the same order; None for one that failed, which is not asked for again."""
+        for one, values in zip(asked, found, strict=True):
+            arm = next((arm for arm in self.arms if arm.settings == one.settings), None)
+            self.spent += one.upto - (arm.seen if arm else 0)
+            if values is None:
+                self._failed.append(one.settings)
+            elif arm is None:
+                self.arms.append(Arm(one.settings, self._encoder(one.settings), values))
+            else:
                 arm.values = values
         for name in ("_known", "_forest"):
             self.__dict__.pop(name, None)
 
     def chosen(self) -> int:
         """The number of the arm to use; before the end, the one of which most is expected."""
-        if not self.finalists:
+        whole = [number for number in self.finalists if self.arms[number].seen == len(self._images)]
+        if not whole:
             return int(self._known[0].argmax())
-        best = max(self.finalists, key=lambda number: float(self.arms[number].values.scores.mean()))
+        best = max(whole, key=lambda number: float(self.arms[number].values.scores.mean()))
         scores = self.arms[best].values.scores
 
         def alike(number: int) -> bool:
             mean, variance, _ = self._paired(self.arms[number].values.scores, scores)
             return mean + math.sqrt(variance) >= 0
 
-        return min((number for number in self.finalists if number == best or alike(number)), key=self._changes)
+        return min((number for number in whole if number == best or alike(number)), key=self._changes)
 
     def _changes(self, number: int) -> int:
         """How many settings of an arm differ from those of the first point."""
@@ -179,7 +179,7 @@ class Race:
         return sum(value != first[key] for key, value in self.arms[number].settings.items())
 
     def _paired(self, values: np.ndarray, others: np.ndarray) -> tuple[float, float, int]:
-        """The mean difference of values to others, its variance with images as clusters, and how many images there are."""
+        """The mean difference of values to others, its variance with images as clusters, and the number of images."""
         difference = values - others
         images = self._images[: len(values)]
         sums, counts = (np.bincount(images, weights) for weights in (difference, np.ones(len(values))))
@@ -195,10 +195,11 @@ class Race:
             means.append(mean)
             variances.append(variance)
             clusters.append(k)
-        mean, variance, k = np.array(means), np.array(variances), np.array(clusters)
+        found, count = np.array(variances), np.array(clusters)
         # the spread over few images is itself uncertain: it is drawn towards the typical one, as by four more images
-        typical = np.average(variance * k, weights=k)
-        return np.maximum(mean, WORST), np.maximum((variance * k * k + typical * 4) / (k + 4) / k, 1e-6)
+        typical = np.average(found * count, weights=count)
+        error = (found * count**2 + typical * 4) / (count + 4) / count
+        return np.maximum(means, WORST), np.maximum(error, 1e-6)
 
     @cached_property
     def _known(self) -> tuple[np.ndarray, np.ndarray]:
@@ -218,9 +219,8 @@ class Race:
         if len(self.arms) < STARTUP:
             return None
         measured, error = self._measured()
-        forest = ExtraTreesRegressor(
-            TREES, min_samples_leaf=2, max_features=0.5, bootstrap=True, oob_score=True, random_state=0
-        )
+        options: dict[str, Any] = {"min_samples_leaf": 2, "max_features": 0.5, "bootstrap": True, "oob_score": True}
+        forest = ExtraTreesRegressor(TREES, random_state=0, **options)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # an arm that all trees saw has no prediction of its own
             forest.fit([arm.position for arm in self.arms], measured, 1 / (error + np.var(measured) / 4 + 1e-6))
@@ -231,7 +231,7 @@ class Race:
         found, self._queue = self._queue[:count], self._queue[count:]
         if len(found) == count:
             return found
-        known = [arm.settings for arm in self.arms]
+        known = [*(arm.settings for arm in self.arms), *self._failed]
         candidates = [one for one in self._propose(self._rng) if one not in known and one not in found]
         if self._forest is None or not candidates:
             return [*found, *candidates[: count - len(found)]]
@@ -253,16 +253,22 @@ class Race:
         for number in np.lexsort((-mean, -chance)):
             arm = self.arms[number]
             more = min(arm.seen, self._last - arm.seen, left // BUNDLE * BUNDLE)
-            if chance[number] > 0 and more > 0 and len(found) < self._at_once:
+            open_ = arm.settings not in self._failed and len(found) < self._at_once
+            if open_ and chance[number] > 0 and more > 0:
                 found.append(Ask(arm.settings, arm.seen + more))
                 left -= more
         return found
 
     def _final(self) -> list[Ask]:
-        """The finalists, on all samples."""
-        mean, _ = self._known
-        self.finalists = [int(number) for number in np.argsort(-mean, kind="stable")[:FINALISTS]]
-        total = len(self._images)
+        """The finalists, on all samples: those of which most is expected, as far as the budget reaches."""
+        if not self.arms:
+            return []
+        total, left = len(self._images), self._samples - self.spent
+        for number in np.argsort(-self._known[0], kind="stable")[: 2 * FINALISTS]:
+            cost = total - self.arms[number].seen
+            if not self.finalists or (cost <= left and len(self.finalists) < FINALISTS):
+                self.finalists.append(int(number))
+                left -= cost
         return [Ask(self.arms[n].settings, total) for n in self.finalists if self.arms[n].seen < total]
 
     def _drawn(self, rng: np.random.Generator) -> list[Settings]:
@@ -280,7 +286,7 @@ class Encoder:
 
     def __init__(self, space: Space) -> None:
         self._space = space
-        self._distributions = space.distributions()
+        self._distributions: dict[str, Any] = space.distributions()
 
     def __call__(self, settings: Settings) -> np.ndarray:
         params = self._space.params(settings)

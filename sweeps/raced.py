@@ -1,24 +1,25 @@
 """The protocol that races points of a search space: a few images for many points, all images for the best ones.
 
 It asks for a few points, measures a first bundle of images of each, and lets those go on that may be the best
-(`sweeps/race.py`). Its budget is a number of samples. What it asks for depends on its settings and on the records alone.
-So a study that was stopped goes on with the same points, and the number of workers changes nothing.
+(`sweeps/race.py`). Its budget is a number of samples. What it asks for depends on its settings and on the records
+alone. So a study that was stopped goes on with the same points, and the number of workers changes nothing.
 
 With axes, all this happens at each condition (see `sweeps/protocol.py`).
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
 
+from tdrs.benchmarks import Record
 from tdrs.settings import check_number
 
 from .protocol import Look, Spaced, Steps, stock
 from .race import Race, Values
 from .sampled import check_start, configured, tune
-from .trial import Outcome, Request, Settings, Trial
+from .trial import Outcome, Request, Settings
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,11 +58,13 @@ class Raced(Spaced):
         if not records:  # in a dry run, or if the stock model failed: the first points stand for all
             chosen, trials = here, (yield [Request(self.point, "tuning", one, condition) for one in start])
         else:
+            values = _values(records)
+            assert values is not None
             images = [record.image_id for record in records]
-            race = Race(self.parsed, images, _values(baseline[0], look), start, self.samples, self.at_once, self.seed)
+            race = Race(self.parsed, images, values, start, self.samples, self.at_once, self.seed)
             while asked := race.ask():
                 found = yield [Request(self.point, "tuning", one.settings, condition, upto=one.upto) for one in asked]
-                race.tell(asked, [_values(trial, look) if look(trial) else None for trial in found])
+                race.tell(asked, [_values(look(trial)) for trial in found])
             chosen = race.arms[race.chosen()].settings if race.arms else here
             ends = ((arm.settings, None if n in race.finalists else arm.seen) for n, arm in enumerate(race.arms))
             trials = yield [Request(self.point, "tuning", one, condition, upto=n, ended=True) for one, n in ends]
@@ -76,7 +79,8 @@ class Raced(Spaced):
         outcome.rows.extend(rows)
 
 
-def _values(trial: Trial, look: Look) -> Values:
-    """The scores and margins of a trial's samples."""
-    records = look(trial)
+def _values(records: Sequence[Record]) -> Values | None:
+    """The scores and margins of records; None if there are none, since a trial failed."""
+    if not records:
+        return None
     return Values(np.array([r.score for r in records]), np.array([r.margin for r in records]))

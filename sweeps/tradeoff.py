@@ -20,7 +20,7 @@ from optuna.trial import TrialState
 from tdrs.settings import SettingError, build, check_choice, check_number
 
 from .joint import Joint, Point, silent_optuna
-from .protocol import SAMPLERS, MethodRow, Steps, stock
+from .protocol import SAMPLERS, Look, MethodRow, Steps, no_records, stock
 from .sampled import configured
 from .trial import COMPLETE, Outcome, Settings, Trial
 
@@ -119,7 +119,7 @@ class Tradeoff(Joint):
             found.append(sum(values) / len(values))
         return found
 
-    def run(self, config: dict[str, Any]) -> Steps[Outcome]:
+    def run(self, config: dict[str, Any], look: Look = no_records) -> Steps[Outcome]:
         outcome = Outcome(str(config["study"]["name"]), self.protocol, config, [], [])
         baselines = yield [stock("tuning", condition) for condition in self.conditions]
         outcome.trials.extend(baselines)

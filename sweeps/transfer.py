@@ -17,7 +17,7 @@ import optuna
 from tdrs.settings import SettingError
 
 from .joint import Joint, Point, silent_optuna
-from .protocol import SAMPLERS, MethodRow, Steps, best, stock
+from .protocol import SAMPLERS, Look, MethodRow, Steps, best, no_records, stock
 from .sampled import configured
 from .trial import Outcome, Settings
 
@@ -48,7 +48,7 @@ class Transfer(Joint):
         """What settings are tuned on: each condition by its name, then `ALL` of them."""
         return [*map(self.named, self.conditions), ALL]
 
-    def run(self, config: dict[str, Any]) -> Steps[Outcome]:
+    def run(self, config: dict[str, Any], look: Look = no_records) -> Steps[Outcome]:
         outcome = Outcome(str(config["study"]["name"]), self.protocol, config, [], [])
         outcome.trials.extend((yield [stock("tuning", condition) for condition in self.conditions]))
         chosen: dict[str, tuple[MethodRow, Settings]] = {}

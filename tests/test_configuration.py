@@ -34,6 +34,7 @@ def test_every_file_composes(path: Path) -> None:
         "search/compare.yaml",
         "search/grid.yaml",
         "search/points.yaml",
+        "search/raced.yaml",
         "search/sampled.yaml",
         "search/tradeoff.yaml",
         "search/transfer.yaml",
@@ -64,7 +65,12 @@ def test_each_default_stands_once() -> None:
 
 def test_every_file_of_a_search_has_its_protocols_defaults() -> None:
     """Protocols stand above the configuration, which cannot ask them: their files repeat the defaults."""
-    changed = {"sampled": {"trials", "controls"}, "grid": {"controls"}, "coordinate": {"start", "controls"}}
+    changed = {
+        "sampled": {"trials", "controls"},
+        "raced": {"controls"},
+        "grid": {"controls"},
+        "coordinate": {"start", "controls"},
+    }
     for name in protocol.PROTOCOLS:
         values = plain(compose("sweep", [f"search={name}"]))["search"]
         own = defaults(getattr(import_module(f"tdrs.sweeps.{name}"), protocol.PROTOCOLS[name]))

@@ -1,0 +1,203 @@
+"""The protocol raced: few samples find the best point, the same ones after a stop and with any number of workers."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tdrs.records import Records
+from tdrs.results import Batch
+from tdrs.settings import SettingError
+from tdrs.stopping import Stop
+from tdrs.sweeps.race import BUNDLE, FINALISTS, Race, Values
+from tdrs.sweeps.space import Space
+from tdrs.sweeps.study import Study
+from tdrs.sweeps.trial import COMPLETE, FAILED, PRUNED, Settings
+from tdrs.tracking import Tracker
+
+from .pretend import configuration
+
+SPACE: dict[str, Any] = {
+    "intervention.gain": ["logits", "weights"],
+    "intervention.dc.weight": {"low": 0.01, "high": 5, "log": True, "off_at": 0},
+    "intervention.re.weight": {"low": 0.01, "high": 5, "log": True, "off_at": 0},
+}
+IMAGES = [str(n // 2) for n in range(256)]
+
+
+class World:
+    """Samples that an arm answers rightly with a chance that its settings decide: one number and one choice matter."""
+
+    def __init__(self, seed: int) -> None:
+        self.difficulty = np.random.default_rng(seed).random(len(IMAGES))
+
+    @staticmethod
+    def share(settings: Settings) -> float:
+        weight = settings["intervention.dc.weight"]
+        gain = 0.4 * np.exp(-((np.log(max(weight, 1e-3)) - np.log(0.3)) ** 2)) if weight else 0.0
+        return 0.3 + float(gain) * (settings["intervention.gain"] == "weights")
+
+    def values(self, settings: Settings, upto: int) -> Values:
+        margins = (self.share(settings) - self.difficulty[:upto]) * 10
+        return Values((margins > 0).astype(float), margins)
+
+
+def race(seed: int, samples: int, **options: Any) -> tuple[Race, World]:
+    world = World(seed)
+    start = [{"intervention.gain": "logits", "intervention.dc.weight": 1.0, "intervention.re.weight": 0.8}]
+    off = {"intervention.gain": "logits", "intervention.dc.weight": 0, "intervention.re.weight": 0}
+    found = Race(Space.of(SPACE, "space"), IMAGES, world.values(off, 256), start, samples, seed=seed, **options)
+    while asked := found.ask():
+        found.tell(asked, [world.values(one.settings, one.upto) for one in asked])
+    return found, world
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_few_samples_find_what_is_nearly_the_best(seed: int) -> None:
+    samples = 12 * len(IMAGES)
+    found, world = race(seed, samples)
+    assert world.share(found.arms[found.chosen()].settings) > 0.66  # of at most 0.7, from 0.3
+    assert samples - BUNDLE * 8 < found.spent <= samples
+    assert len(found.arms) > 40  # of which no more than twelve could be measured whole
+    assert [arm.seen for arm in found.arms].count(len(IMAGES)) == len(found.finalists)
+
+
+def test_a_budget_below_one_arm_measures_the_first_point() -> None:
+    found, _ = race(0, 1)
+    assert [arm.seen for arm in found.arms] == [len(IMAGES)]
+    assert found.chosen() == 0
+
+
+def test_the_simplest_of_the_best_is_chosen() -> None:
+    """Arms that answer alike: the first point has no setting that differs from itself."""
+
+    class Alike(World):
+        @staticmethod
+        def share(settings: Settings) -> float:
+            return 0.5
+
+    world = Alike(0)
+    start = [{"intervention.gain": "logits", "intervention.dc.weight": 1.0, "intervention.re.weight": 0.8}]
+    found = Race(Space.of(SPACE, "space"), IMAGES, world.values({}, 256), start, 1500)
+    while asked := found.ask():
+        found.tell(asked, [world.values(one.settings, one.upto) for one in asked])
+    changes = [found._changes(number) for number in found.finalists]
+    assert found._changes(found.chosen()) == min(changes)
+
+
+def test_it_ends_if_everything_fails() -> None:
+    world = World(0)
+    found = Race(
+        Space.of(SPACE, "space"),
+        IMAGES,
+        world.values({"intervention.gain": "", "intervention.dc.weight": 0}, 256),
+        [],
+        1000,
+    )
+    rounds = 0
+    while asked := found.ask():
+        found.tell(asked, [None] * len(asked))
+        rounds += 1
+    assert rounds < 20
+    assert found.arms == []
+
+
+def test_soft_scores_grow_with_the_margin_and_keep_what_it_does_not_explain() -> None:
+    values = Values(np.array([1.0, 1.0, 0.0, 0.0, 1.0, 0.3]), np.array([0.1, 9.0, -0.1, -9.0, -2.0, 1.0]))
+    soft = values.soft
+    assert 0.5 < soft[0] < soft[1] <= 1
+    assert 0.5 > soft[2] > soft[3] >= 0
+    assert soft[4] == 1  # an answer that the margin says is wrong
+    assert soft[5] == 0.3  # no 0/1 score
+    assert Values(np.array([1.0, 0.0]), np.array([np.nan, np.nan])).soft.tolist() == [1.0, 0.0]
+
+
+def small(output: Path, **search: Any) -> dict[str, Any]:
+    config = configuration(output, "search=raced", **({"space": SPACE, "samples": 1200, "controls": {}} | search))
+    return config | {"preset": {"tuning": 96, "held_out": 8}}
+
+
+def run(output: Path, **search: Any) -> Any:
+    return Study(small(output, **search), Tracker("none", output)).run()
+
+
+def told(outcome: Any) -> Any:
+    return [(t.key, t.n, t.status, t.metrics, t.difference) for t in [*outcome.trials, *outcome.rows]]
+
+
+def test_a_study_races_and_goes_on_after_a_stop(
+    tmp_path: Path, pretended: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = run(tmp_path / "a")
+    points = [trial for trial in whole.trials if trial.name == "search"]
+    assert {trial.status for trial in points} == {COMPLETE, PRUNED}
+    assert 1 <= sum(trial.status == COMPLETE for trial in points) <= FINALISTS
+    assert {trial.n for trial in points} <= {32, 64, 96}
+    assert [row.name for row in whole.rows] == ["stock", "as configured", f"best of {len(points)}"]
+    chosen = whole.rows[2].settings
+    assert any(trial.settings == chosen and trial.status == COMPLETE for trial in points)
+
+    stop, append, seen = Stop(), Records.append, [0]
+
+    def count(self: Records, cache_key: str, batch: Batch, shard: str | None = None) -> None:
+        append(self, cache_key, batch)
+        seen[0] += 1
+        stop.requested = seen[0] in (40, 150)
+
+    monkeypatch.setattr(Records, "append", count)
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt):
+            Study(small(tmp_path / "b"), Tracker("none", tmp_path), stop).run()
+        stop.requested = False
+    found = Study(small(tmp_path / "b"), Tracker("none", tmp_path), stop).run()
+    assert told(found) == told(whole)
+    monkeypatch.undo()
+    again = Study(small(tmp_path / "b"), Tracker("none", tmp_path))
+    assert again.dry_run()[0].endswith("to run: 0")
+
+
+def test_later_samples_of_a_finished_evaluation_are_not_looked_at(tmp_path: Path, pretended: list[str]) -> None:
+    """The first point has been evaluated whole, which changes nothing in the race."""
+    first = run(tmp_path / "a")
+    config = small(tmp_path / "b") | {"search": {**small(tmp_path / "b")["search"], "samples": 1}}
+    Study(config, Tracker("none", tmp_path)).run()
+    second = run(tmp_path / "b")
+    assert told(second) == told(first)
+
+
+def test_a_dry_run_says_that_settings_come_later(tmp_path: Path, pretended: list[str]) -> None:
+    lines = Study(small(tmp_path), Tracker("none", tmp_path)).dry_run()
+    assert "later settings depend on earlier results" in lines[-1]
+    assert not any((tmp_path / "records").glob("*"))
+
+
+def test_points_that_fail_are_shown(tmp_path: Path, pretended: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    from tdrs import evaluation
+
+    asked = evaluation.run_batches
+
+    def some_fail(backbone: Any, benchmark: Any, samples: Any, method: Any, *rest: Any, **more: Any) -> Any:
+        if getattr(method, "gain", "") == "weights":
+            raise RuntimeError("the GPU fell off")
+        return asked(backbone, benchmark, samples, method, *rest, **more)
+
+    monkeypatch.setattr(evaluation, "run_batches", some_fail)
+    found = run(tmp_path)
+    assert found.rows[2].settings["intervention.gain"] == "logits"
+    assert all(trial.status != FAILED for trial in found.trials)
+
+
+@pytest.mark.parametrize(
+    ("search", "message"),
+    [
+        ({"samples": 0}, "search.samples = 0"),
+        ({"at_once": 1.5}, "search.at_once = 1.5"),
+        ({"start": [{"intervention.sd": True}]}, "search.start.0. .*: must have keys of intervention.gain, "),
+        ({"objective": "margin"}, "search.objective = 'margin'"),
+    ],
+)
+def test_bad_settings_are_named(search: dict[str, Any], message: str, tmp_path: Path) -> None:
+    with pytest.raises(SettingError, match=message):
+        run(tmp_path, **search)
+    assert list(tmp_path.iterdir()) == []
