@@ -23,6 +23,7 @@ from tdrs.analysis import attention, comparison, decay, distance, samples, sensi
 from tdrs.analysis.changed_answers import ChangedAnswers, changed_answers, row_name
 from tdrs.analysis.evidence import LEVEL, clamped_lines, compare_rows, condition_name
 from tdrs.analysis.figure import redraw, span, stored_measurement
+from tdrs.analysis.importance import HOW_TO_READ, ImportanceSection, importance_markdown, sections_of
 from tdrs.benchmarks import DATASETS
 from tdrs.commands import study_command
 from tdrs.configuration import with_settings
@@ -54,6 +55,7 @@ class Report:
         elsewhere: how that differs from where the page was made, and between two rows that are compared.
         exports: the commands that show the trials and export them.
         stamp: which study the page belongs to.
+        importance: what matters, by condition, in a study that searched a space.
     """
 
     name: str
@@ -80,6 +82,7 @@ class Report:
     stamp: dict[str, str]
     notes: list[str] = field(default_factory=list)
     answers: list[str] = field(default_factory=list)
+    importance: list[ImportanceSection] = field(default_factory=list)
 
 
 def split_line(outcome: Outcome) -> str:
@@ -145,6 +148,7 @@ def study_report(
     folder: Path,
     figures: Sequence[tuple[str, Path]] = (),
     answers: Sequence[str] = (),
+    matters: Sequence[ImportanceSection] = (),
 ) -> Report:
     """All that the page says, from stored records.
 
@@ -152,6 +156,7 @@ def study_report(
         folder: the study's.
         figures: what `write_figures` and `write_answers` wrote.
         answers: what `write_answers` says.
+        matters: what `sections_of` wrote.
     """
     found = compare_rows(outcome, records)
     compared = published_comparisons(outcome, records)
@@ -211,6 +216,7 @@ def study_report(
         stamp=outcome.stamp,
         notes=list(dict.fromkeys(note for row in outcome.rows for note in row.notes)),
         answers=list(answers),
+        importance=list(matters),
     )
 
 
@@ -324,18 +330,25 @@ def write_report(report: Report, folder: Path) -> list[Path]:
     by_condition = tables.by_condition(report.rows)
     cells = {condition: [tables.cells(row) for row in rows] for condition, rows in by_condition.items()}
     heads = {condition: tables.heads(rows) for condition, rows in by_condition.items()}
-    svgs = [(title, path.read_text(encoding="utf-8").partition("<svg")[2]) for title, path in report.figures]
-    figures = [(title, "<svg" + text.replace(' target="_blank"', "")) for title, text in svgs]  # links, as in tables
-    given = {"report": report, "cells": cells, "heads": heads, "figures": figures}
+    figures, *matters = [_inlined(some) for some in (report.figures, *(one.figures for one in report.importance))]
+    given = {"report": report, "cells": cells, "heads": heads, "figures": figures, "matters": matters}
+    given["how_to_read"] = HOW_TO_READ
     paths[0].write_text(templates.from_string(page).render(**given), encoding="utf-8")
     paths[1].write_text(markdown(report), encoding="utf-8")
     return paths + tables.write_tables(report.rows, folder, report.warning, report.stamp)
 
 
+def _inlined(figures: Sequence[tuple[str, Path]]) -> list[tuple[str, str]]:
+    """What figures show, and their SVG as part of a page."""
+    svgs = [(title, path.read_text(encoding="utf-8").partition("<svg")[2]) for title, path in figures]
+    return [(title, "<svg" + text.replace(' target="_blank"', "")) for title, text in svgs]  # links, as in tables
+
+
 def report_study(outcome: Outcome, records: Records, folder: Path) -> tuple[Report, list[Path]]:
     """Write a study's figures, pages and tables; return what the page says, and the paths of pages and tables."""
     figures, answers = write_answers(outcome, records, folder)
-    report = study_report(outcome, records, folder, [*figures, *write_figures(outcome, folder)], answers)
+    figures = [*figures, *write_figures(outcome, folder)]
+    report = study_report(outcome, records, folder, figures, answers, sections_of(outcome, records, folder))
     return report, [*write_report(report, folder), samples.write_samples(outcome, records, folder)]
 
 
@@ -354,6 +367,7 @@ def markdown(report: Report) -> str:
         parts.append(f"**{shown(condition)}**\n\n{found}")
     parts += [shown(report.tests), "## Tables", tables.markdown(report.rows, report.warning).strip(), "## Figures"]
     parts += [f"![{title}]({path.with_suffix('.png').name})" for title, path in report.figures]
+    parts += [importance_markdown(report.importance).strip()] if report.importance else []
     parts += ["## Setup", "\n".join(f"- {shown(name)}: {shown(value)}" for name, value in report.setup)]
     parts.append(escape.fenced(report.settings, "yaml"))
     for title, lines in (("Clamped", report.clamped), ("Failed", report.failures), ("Notes", report.notes)):
