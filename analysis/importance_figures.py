@@ -89,7 +89,7 @@ def _draw_sobol(axis: Axes, one: Importance) -> None:
     axis.set_xlim(left=0)
     axis.set_xlabel("share of the variance", fontsize=9)
     axis.set_title("Sobol indices of the surrogate", fontsize=9)
-    axis.legend(frameon=False, fontsize=8)
+    axis.legend(frameon=False, fontsize=8, loc="lower right")
     axis.grid(axis="x", color="0.9", linewidth=0.6)
     axis.spines[["top", "right"]].set_visible(False)
 
