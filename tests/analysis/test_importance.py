@@ -316,6 +316,19 @@ def test_the_command_and_the_report_show_what_matters(
     assert (finished.folder / "importance.md").read_text().strip() in text
 
 
+@pytest.mark.usefixtures("_unsaved")
+def test_points_of_both_splits_are_counted_once(tmp_path: Path, pretended: list[str]) -> None:
+    given = {"space": SPACE, "trials": 44, "controls": {}, "start": [{WEIGHT: 0.5}]}
+    config = configuration(tmp_path, "search=points", **given)
+    outcome = Study(config, Tracker("none", tmp_path), command="x").run()
+    (one,) = search_importance.importance(outcome, Records(tmp_path / "records"))
+    assert one.points.objective == "accuracy"
+    assert len(one.points.history) == 45
+    assert one.points.left_out["were given in search.start"] == 1
+    assert len(one.points.drawn) + sum(one.points.left_out.values()) == 45
+    assert one.parameters
+
+
 def test_a_study_without_a_space_is_refused_in_one_line(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], pretended: list[str]
 ) -> None:
