@@ -42,7 +42,7 @@ class Table(NamedTuple):
     Attributes:
         points: different ones, none of which edits as another does.
         scores, margins: of the tuning samples, (1 + points, samples); the first row is the stock model's.
-        images: of the tuning samples.
+        images, weights: of the tuning samples.
         held_out: accuracies on the held-out split, (1 + points,).
     """
 
@@ -51,6 +51,7 @@ class Table(NamedTuple):
     scores: np.ndarray
     margins: np.ndarray
     images: np.ndarray
+    weights: np.ndarray
     held_out: np.ndarray
 
     def shuffled(self, rng: np.random.Generator) -> "Table":
@@ -62,7 +63,14 @@ class Table(NamedTuple):
         rows = np.concatenate(([0], order + 1))
         scores, margins = (values[np.ix_(rows, samples)] for values in (self.scores, self.margins))
         points = [self.points[number] for number in order]
-        return Table(self.space, points, scores, margins, self.images[samples], self.held_out[rows])
+        return Table(
+            self.space, points, scores, margins, self.images[samples], self.weights[samples], self.held_out[rows]
+        )
+
+    @property
+    def tuning(self) -> np.ndarray:
+        """The points' accuracies on the tuning split, (points,)."""
+        return np.average(self.scores[1:], axis=1, weights=self.weights)
 
     def regret(self, number: int) -> float:
         """The regret of a point."""
@@ -105,13 +113,14 @@ def table_of(study: StudyResults) -> Table:
         scores=np.array([[record.score for record in some] for some in records]),
         margins=np.array([[record.margin for record in some] for some in records]),
         images=np.array([record.image_id for record in records[0]]),
+        weights=np.array([record.weight for record in records[0]]),
         held_out=np.array([by_split["held_out"][key].metrics["accuracy"] for key in rows]),
     )
 
 
 def random_search(table: Table, seed: int) -> list[int]:
     """Points in random order, each measured whole; the number of the best one after each of `WHOLE`."""
-    means = table.scores[1:].mean(axis=1)
+    means = table.tuning
     return [int(means[:count].argmax()) for count in WHOLE if count <= len(means)]
 
 
@@ -122,7 +131,7 @@ def tpe_search(table: Table, seed: int) -> list[int]:
     """
     encoder = Encoder(table.space)
     positions = np.array([encoder(point) for point in table.points])
-    means = table.scores[1:].mean(axis=1)
+    means = table.tuning
     distributions = table.space.distributions()
     free, found = np.ones(len(positions), dtype=bool), []
     with quiet("optuna"), warnings.catch_warnings():
@@ -148,7 +157,8 @@ def race(table: Table, seed: int, samples: int) -> tuple[int, int]:
         return Values(table.scores[row, :upto], table.margins[row, :upto])
 
     given: dict[str, Any] = {"seed": seed, "propose": lambda rng: table.points}
-    found = Race(table.space, table.images.tolist(), values(0, len(table.images)), [], samples, **given)
+    images, weights, stock = table.images.tolist(), table.weights.tolist(), values(0, len(table.images))
+    found = Race(table.space, images, weights, stock, [], samples, **given)
     while asked := found.ask():
         found.tell(asked, [values(1 + numbers[repr(one.settings)], one.upto) for one in asked])
     return numbers[repr(found.arms[found.chosen()].settings)], found.spent

@@ -8,8 +8,8 @@ Two things are known of an arm: its own difference, with an error that falls wit
 of all arms' settings expects of it. The model is a forest of extremely randomised trees (P. Geurts et al., Machine
 Learning 63, 2006). An arm's expectation comes from the trees that did not see it, so that an arm does not confirm
 itself. Both are weighed by their variances, as in empirical Bayes (B. Efron and C. Morris, JASA 70, 1975). New points
-are those that a few trees, drawn at random, expect most of; arms go on if they are the best in draws from what is known
-(Thompson sampling; D. Russo et al., Found. Trends Mach. Learn. 11, 2018).
+are those that a few trees, drawn at random, expect most of, and some drawn evenly; arms go on if they are the best in
+draws from what is known (Thompson sampling; D. Russo et al., Found. Trends Mach. Learn. 11, 2018).
 
 The last quarter of the images is held back, and only the finalists are measured on it. Of those that all samples do not
 tell from the best one, the simplest is chosen: the one with the fewest settings that differ from the first point.
@@ -33,7 +33,8 @@ BUNDLE = 32  # samples of an arm's first measurement
 HELD_BACK = 0.25  # the share of the images that only finalists see
 FINALISTS = 3
 EXPLORING = 0.7  # the share of the budget in which new points are asked for
-STARTUP = 12  # arms before settings are modelled
+STARTUP = 32  # arms before settings are modelled
+RANDOM = 4  # one in so many new points is drawn evenly, whatever the model expects
 TREES, DRAWN = 50, 5
 CANDIDATES = 1000  # points of the space that the model looks at for new ones
 DRAWS = 400
@@ -89,6 +90,7 @@ class Race:
     Args:
         space: the points.
         images: the image of each tuning sample; samples of one image are one cluster.
+        weights: of the tuning samples, in means.
         stock: the stock model's values.
         start: points to begin with.
         samples: how many samples may be measured.
@@ -106,6 +108,7 @@ class Race:
         self,
         space: Space,
         images: Sequence[str],
+        weights: Sequence[float],
         stock: Values,
         start: Sequence[Settings],
         samples: int,
@@ -117,9 +120,11 @@ class Race:
         self.spent = 0
         self.finalists: list[int] = []
         self._failed: list[Settings] = []
+        self._left_out: list[Settings] = []  # they edit as an arm does
         self._space = space
         self._encoder = Encoder(space)
         self._images = np.unique(np.asarray(images), return_inverse=True)[1]
+        self._weights = np.asarray(weights, dtype=float)
         self._stock = stock
         self._queue = list(start)
         self._samples = samples
@@ -137,7 +142,8 @@ class Race:
         left = self._samples - self._reserve - self.spent
         asked: list[Ask] = []
         if left >= BUNDLE or not (self.arms or self._failed):
-            if not self.arms or self.spent < EXPLORING * (self._samples - self._reserve):
+            explored = self.spent + BUNDLE * len(self._left_out)  # so that a space without different points ends, too
+            if not self.arms or explored < EXPLORING * (self._samples - self._reserve):
                 count = max(1, min(self._at_once, left // BUNDLE))
                 asked = [Ask(one, min(BUNDLE, self._last)) for one in self._new(count)]
                 left -= BUNDLE * len(asked)
@@ -152,6 +158,9 @@ class Race:
             self.spent += one.upto - (arm.seen if arm else 0)
             if values is None:
                 self._failed.append(one.settings)
+            elif arm is None and any(_alike(values, other.values) for other in self.arms):
+                self.spent -= one.upto  # it edits as another arm does, so its evaluation is the other's
+                self._left_out.append(one.settings)
             elif arm is None:
                 self.arms.append(Arm(one.settings, self._encoder(one.settings), values))
             else:
@@ -164,7 +173,7 @@ class Race:
         whole = [number for number in self.finalists if self.arms[number].seen == len(self._images)]
         if not whole:
             return int(self._known[0].argmax())
-        best = max(whole, key=lambda number: float(self.arms[number].values.scores.mean()))
+        best = max(whole, key=lambda number: float(self._weights @ self.arms[number].values.scores))
         scores = self.arms[best].values.scores
 
         def alike(number: int) -> bool:
@@ -180,12 +189,11 @@ class Race:
 
     def _paired(self, values: np.ndarray, others: np.ndarray) -> tuple[float, float, int]:
         """The mean difference of values to others, its variance with images as clusters, and the number of images."""
-        difference = values - others
-        images = self._images[: len(values)]
-        sums, counts = (np.bincount(images, weights) for weights in (difference, np.ones(len(values))))
+        images, weights = self._images[: len(values)], self._weights[: len(values)]
+        sums, counts = np.bincount(images, weights * (values - others)), np.bincount(images, weights)
         sums, counts = sums[counts > 0], counts[counts > 0]
-        mean, k = float(difference.mean()), len(sums)
-        return mean, float(k / max(k - 1, 1) * np.sum((sums - mean * counts) ** 2) / len(values) ** 2), k
+        mean, k = float(sums.sum() / counts.sum()), len(sums)
+        return mean, float(k / max(k - 1, 1) * np.sum((sums - mean * counts) ** 2) / counts.sum() ** 2), k
 
     def _measured(self) -> tuple[np.ndarray, np.ndarray]:
         """Each arm's paired difference to the stock model, and its variance, with images as clusters."""
@@ -231,17 +239,19 @@ class Race:
         found, self._queue = self._queue[:count], self._queue[count:]
         if len(found) == count:
             return found
-        known = [*(arm.settings for arm in self.arms), *self._failed]
-        candidates = [one for one in self._propose(self._rng) if one not in known and one not in found]
+        known = [*(arm.settings for arm in self.arms), *self._failed, *self._left_out, *found]
+        candidates = [one for one in self._propose(self._rng) if one not in known]
         if self._forest is None or not candidates:
             return [*found, *candidates[: count - len(found)]]
         positions = np.array([self._encoder(one) for one in candidates], dtype=np.float32)
         each = np.array([tree.tree_.predict(positions)[:, 0] for tree in self._forest.estimators_])
-        for _ in range(min(count - len(found), len(candidates))):
-            drawn = each[self._rng.choice(TREES, DRAWN)].mean(axis=0)
-            best = int(drawn.argmax())
-            found.append(candidates[best])
-            each[:, best] = -np.inf
+        for number in range(min(count - len(found), len(candidates))):
+            if number % RANDOM == RANDOM - 1:
+                chosen = int(np.isfinite(each[0]).argmax())  # the first candidates are drawn evenly
+            else:
+                chosen = int(each[self._rng.choice(TREES, DRAWN)].mean(axis=0).argmax())
+            found.append(candidates[chosen])
+            each[:, chosen] = -np.inf
         return found
 
     def _going_on(self, left: int) -> list[Ask]:
@@ -279,6 +289,12 @@ class Race:
             near = (self.arms[int(rng.choice(best))].settings for _ in range(CANDIDATES // 2))
             found += [self._encoder.near(one, rng) for one in near]
         return found
+
+
+def _alike(first: Values, second: Values) -> bool:
+    """Whether two evaluations are the same on the samples that both have."""
+    n = min(len(first.scores), len(second.scores))
+    return all(np.array_equal(a[:n], b[:n], equal_nan=True) for a, b in zip(first, second, strict=True))
 
 
 class Encoder:

@@ -60,8 +60,8 @@ class Raced(Spaced):
         else:
             values = _values(records)
             assert values is not None
-            images = [record.image_id for record in records]
-            race = Race(self.parsed, images, values, start, self.samples, self.at_once, self.seed)
+            images, weights = [record.image_id for record in records], [record.weight for record in records]
+            race = Race(self.parsed, images, weights, values, start, self.samples, self.at_once, self.seed)
             while asked := race.ask():
                 found = yield [Request(self.point, "tuning", one.settings, condition, upto=one.upto) for one in asked]
                 race.tell(asked, [_values(look(trial)) for trial in found])
