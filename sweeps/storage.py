@@ -23,7 +23,7 @@ from tdrs.checked_file import Damaged
 from tdrs.environment import quiet
 from tdrs.settings import SettingError, first_line
 
-PATIENCE = 10  # seconds that a server has to answer in
+PATIENCE = 20  # seconds that a server has to answer in, also on a busy machine
 
 
 def open_storage(value: str) -> BaseStorage | None:
