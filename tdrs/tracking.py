@@ -13,6 +13,7 @@ import logging
 import re
 import subprocess
 import sys
+import uuid
 from collections.abc import Callable, Container, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -227,8 +228,10 @@ class Tracker:
             key: what the run is found again by when the study continues.
         """
         with uninterrupted():  # no run without its guard
-            parent = self._attempt(lambda client: self._begin(client, name, key, title, tags)) or ""
-            guard = start_guard(self.uri, parent) if parent else None
+            leader = uuid.uuid4().hex
+            begin = lambda client: self._begin(client, name, key, title, {**tags, "leader": leader})  # noqa: E731
+            parent = self._attempt(begin) or ""
+            guard = start_guard(self.uri, parent, leader) if parent else None
         if not parent:
             yield parent
             return
@@ -255,6 +258,7 @@ class Tracker:
     def _begin(self, client: MlflowClient, name: str, key: str, title: str, tags: Mapping[str, str]) -> str:
         known = self._children(client, name, "").get(key)
         if known:
+            client.set_tag(known[0], "leader", tags["leader"])  # from here on the guard of a dead leader ends nothing
             client.update_run(known[0], status="RUNNING")
             return known[0]
         values = {**tags, "key": key, "mlflow.source.name": "tdrs"}

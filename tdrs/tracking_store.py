@@ -38,11 +38,14 @@ _GUARD = """
 import sys
 if sys.stdin.read() != "ended":
     from mlflow.tracking import MlflowClient
-    client, parent = MlflowClient(sys.argv[1]), sys.argv[2]
+    client, (parent, leader) = MlflowClient(sys.argv[1]), sys.argv[2:]
     run = client.get_run(parent)
     where = f"tags.`mlflow.parentRunId` = '{parent}' and attributes.status = 'RUNNING'"
     for one in [run, *client.search_runs([run.info.experiment_id], where)]:
-        if one.info.status == "RUNNING":
+        # another process may lead by now: what runs then is its own
+        if client.get_run(parent).data.tags.get("leader") != leader:
+            break
+        if client.get_run(one.info.run_id).info.status == "RUNNING":
             client.set_terminated(one.info.run_id, "KILLED")
 """
 
@@ -202,11 +205,15 @@ def _connect(uri: str) -> None:
             connection.exec_driver_sql("begin immediate")
 
 
-def start_guard(uri: str, parent: str) -> "subprocess.Popen[str] | None":
-    """Start the process that ends a study's runs if this one dies; None where no process can be started."""
+def start_guard(uri: str, parent: str, leader: str) -> "subprocess.Popen[str] | None":
+    """Start the process that ends a study's runs if this one dies; None where no process can be started.
+
+    Args:
+        leader: the tag `leader` that the study's run has while this process leads. With another tag nothing is ended.
+    """
     try:
         return subprocess.Popen(
-            [sys.executable, "-c", _GUARD, uri, parent],
+            [sys.executable, "-c", _GUARD, uri, parent, leader],
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,

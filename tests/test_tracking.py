@@ -143,6 +143,20 @@ def test_metrics_of_any_name_are_logged_once_each(tmp_path: Path) -> None:
         assert sorted(tracker.client.get_run(run).data.metrics.values()) == list(range(len(names)))
 
 
+@pytest.mark.parametrize(("leader", "status"), [("dead", "KILLED"), ("next", "RUNNING")])
+def test_the_guard_of_a_dead_leader_leaves_the_runs_of_the_next_one(tmp_path: Path, leader: str, status: str) -> None:
+    """The next leader's tag is on the study's run from the time on when it takes over."""
+    uri = database_uri(tmp_path / "mlflow.db")
+    client = MlflowClient(uri)
+    number = client.create_experiment("study")
+    parent = client.create_run(number, tags={"leader": leader}).info.run_id
+    child = client.create_run(number, tags={"mlflow.parentRunId": parent}).info.run_id
+    guard = tracking_store.start_guard(uri, parent, "dead")
+    assert guard
+    guard.communicate("")  # its leader has died
+    assert [client.get_run(one).info.status for one in (parent, child)] == [status, status]
+
+
 @pytest.fixture(scope="module")
 def good(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A whole store with a run in it."""
