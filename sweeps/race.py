@@ -125,7 +125,7 @@ class Race:
         self._encoder = Encoder(space)
         self._images = np.unique(np.asarray(images), return_inverse=True)[1]
         self._weights = np.asarray(weights, dtype=float)
-        self._stock = stock
+        self._stock = stock.soft
         self._queue = list(start)
         self._samples = samples
         self._at_once = at_once
@@ -165,7 +165,7 @@ class Race:
                 self.arms.append(Arm(one.settings, self._encoder(one.settings), values))
             else:
                 arm.values = values
-        for name in ("_known", "_forest"):
+        for name in ("_known", "_forest", "_measured"):
             self.__dict__.pop(name, None)
 
     def chosen(self) -> int:
@@ -195,11 +195,12 @@ class Race:
         mean, k = float(sums.sum() / counts.sum()), len(sums)
         return mean, float(k / max(k - 1, 1) * np.sum((sums - mean * counts) ** 2) / counts.sum() ** 2), k
 
+    @cached_property
     def _measured(self) -> tuple[np.ndarray, np.ndarray]:
         """Each arm's paired difference to the stock model, and its variance, with images as clusters."""
         means, variances, clusters = [], [], []
         for arm in self.arms:
-            mean, variance, k = self._paired(arm.values.soft, self._stock.soft[: arm.seen])
+            mean, variance, k = self._paired(arm.values.soft, self._stock[: arm.seen])
             means.append(mean)
             variances.append(variance)
             clusters.append(k)
@@ -212,7 +213,7 @@ class Race:
     @cached_property
     def _known(self) -> tuple[np.ndarray, np.ndarray]:
         """Mean and standard deviation of what is known of each arm's difference."""
-        measured, error = self._measured()
+        measured, error = self._measured
         expected = np.full(len(measured), np.average(measured, weights=1 / (error + np.var(measured) + 1e-6)))
         if self._forest is not None:
             left_out = self._forest.oob_prediction_
@@ -226,7 +227,7 @@ class Race:
         """The model of all arms; None if there are too few."""
         if len(self.arms) < STARTUP:
             return None
-        measured, error = self._measured()
+        measured, error = self._measured
         options: dict[str, Any] = {"min_samples_leaf": 2, "max_features": 0.5, "bootstrap": True, "oob_score": True}
         forest = ExtraTreesRegressor(TREES, random_state=0, **options)
         with warnings.catch_warnings():
