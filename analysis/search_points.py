@@ -16,13 +16,12 @@ from tdrs.checked_file import Damaged
 from tdrs.records import Records
 from tdrs.results import alike, check_same_samples
 from tdrs.settings import SettingError, check_choice
-from tdrs.sweeps.protocol import conditions
+from tdrs.sweeps.protocol import UNBIASED, conditions
 from tdrs.sweeps.sampled import OBJECTIVES, configured
 from tdrs.sweeps.space import Space
 from tdrs.sweeps.trial import COMPLETE, PRUNED, STOCK, Outcome, Request, Settings, Trial
 
 POINTS = {"sampled": "search", "points": "point"}  # protocols whose points are analysed: protocol → name of its points
-UNBIASED = ("qmc", "random")  # samplers whose points do not depend on results
 EARLY, FAILURES, EQUAL = "ended early", "failed", "edit as an earlier point does"
 GIVEN, UNMEASURED, OUTSIDE = "were given in search.start", "have no value of the objective", "lie outside the space"
 

@@ -10,7 +10,6 @@ stored in the study's folder; `measure=true` replays again, some ten minutes on 
 """
 
 import sys
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,9 +23,9 @@ from tqdm import tqdm
 from tdrs.analysis.figure import STYLES, GivenAxes, axes_for, redraw, save, set_title, stored_measurement
 from tdrs.analysis.study_results import StudyResults
 from tdrs.entry_point import run_command
-from tdrs.environment import quiet, shows_progress
+from tdrs.environment import shows_progress
 from tdrs.settings import SettingError
-from tdrs.sweeps.protocol import SAMPLERS
+from tdrs.sweeps.protocol import SAMPLERS, silent_optuna
 from tdrs.sweeps.race import Encoder, Race, Values
 from tdrs.sweeps.space import Space
 from tdrs.sweeps.trial import COMPLETE, STOCK, Settings
@@ -134,8 +133,7 @@ def tpe_search(table: Table, seed: int) -> list[int]:
     means = table.tuning
     distributions = table.space.distributions()
     free, found = np.ones(len(positions), dtype=bool), []
-    with quiet("optuna"), warnings.catch_warnings():
-        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+    with silent_optuna():
         study = optuna.create_study(direction="maximize", sampler=SAMPLERS["tpe"](seed))
         for _ in range(min(max(WHOLE), len(positions))):
             asked = study.ask(distributions)

@@ -10,7 +10,7 @@ With axes, all this happens at each condition (see `sweeps/protocol.py`).
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
 
@@ -63,6 +63,7 @@ class Coordinate(Controlled):
     steps: tuple[Step, ...]
     start: dict = field(default_factory=dict)  # type: ignore[type-arg]
     rounds: int = 1
+    adaptive: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         super().__post_init__()

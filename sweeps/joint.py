@@ -1,26 +1,13 @@
 """What the protocols `tradeoff` and `transfer` share: each point of a method's space is measured at every condition."""
 
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-import optuna
-
-from tdrs.environment import quiet
 from tdrs.settings import SettingError
 
 from .protocol import MethodRow, Protocol, Steps, conditions, stock
 from .trial import COMPLETE, Outcome, Request, Settings, Trial
-
-
-@contextmanager
-def silent_optuna() -> Iterator[None]:
-    """Without Optuna's log, and without its warnings that a sampler is experimental."""
-    with quiet("optuna"), warnings.catch_warnings():
-        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        yield
 
 
 @dataclass(frozen=True)

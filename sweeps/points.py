@@ -6,21 +6,17 @@ which settings matter (`analysis/importance.py`), and searches can be replayed o
 With axes, all this happens at each condition (see `sweeps/protocol.py`).
 """
 
-import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import optuna
 
-from tdrs.environment import quiet
 from tdrs.settings import check_choice, check_number
 
-from .protocol import SAMPLERS, Look, Spaced, Steps, stock
+from .protocol import SAMPLERS, UNBIASED, Look, Spaced, Steps, silent_optuna, stock
 from .sampled import check_start, tune
 from .trial import Outcome, Request, Settings
-
-UNBIASED = ("qmc", "random")  # samplers whose points do not depend on results
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,8 +69,7 @@ def spread(search: Points) -> list[Settings]:
     """As many points of a search's space as its `trials` says, chosen by its sampler."""
     space = search.parsed
     found = []
-    with quiet("optuna"), warnings.catch_warnings():
-        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+    with silent_optuna():
         study = optuna.create_study(sampler=SAMPLERS[search.sampler](search.seed))
         for _ in range(search.trials):
             trial = study.ask(space.distributions())

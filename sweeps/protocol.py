@@ -11,18 +11,22 @@ With a search space under `tune`, the row reports the point of the space that is
 
 import re
 import shlex
+import warnings
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from importlib import import_module
 from itertools import combinations, product
 from typing import Any, ClassVar, Self, TypeVar
 
+import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.samplers import BaseSampler, QMCSampler, RandomSampler, TPESampler
 
 from tdrs import commands
 from tdrs.benchmarks import DATASETS, Record
+from tdrs.environment import quiet
 from tdrs.settings import LARGEST_SEED, SettingError, build, check_choice, check_number
 
 from .space import Space
@@ -46,6 +50,17 @@ SAMPLERS: dict[str, Callable[[int], BaseSampler]] = {
     "qmc": lambda seed: QMCSampler(seed=seed, scramble=True, warn_independent_sampling=False),
     "random": lambda seed: RandomSampler(seed=seed),
 }
+
+
+UNBIASED = ("qmc", "random")  # samplers whose points do not depend on results
+
+
+@contextmanager
+def silent_optuna() -> Iterator[None]:
+    """Without Optuna's log, and without its warnings that a sampler is experimental."""
+    with quiet("optuna"), warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        yield
 
 
 def from_settings(values: Mapping[str, Any]) -> "Protocol":
@@ -231,6 +246,7 @@ class Protocol:
     """
 
     objective = "accuracy"  # the metric that settings are chosen by, and the value of Optuna's trials
+    adaptive: ClassVar[bool] = False  # whether later requests depend on earlier results
     needs_kl: ClassVar[bool] = False  # whether choices depend on `kl` (`Trial.kl`), also in a dry run
     protocol: str
     axes: dict = field(default_factory=dict)  # type: ignore[type-arg]

@@ -36,6 +36,7 @@ class Raced(Spaced):
     at_once: int = 8
     start: tuple = ()  # type: ignore[type-arg]
     point: ClassVar[str] = "search"
+    adaptive: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -14,7 +14,6 @@ With axes, all this happens at each condition (see `sweeps/protocol.py`).
 """
 
 import math
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -24,12 +23,11 @@ from optuna.trial import TrialState
 
 from tdrs.benchmarks import Record
 from tdrs.configuration import with_settings
-from tdrs.environment import quiet
 from tdrs.results import check_same_samples, of_rows
 from tdrs.settings import SettingError, check_choice, check_number
 from tdrs.statistics import chance_not_below_zero, paired_sums
 
-from .protocol import SAMPLERS, Look, MethodRow, Protocol, Spaced, Steps, best, stock
+from .protocol import SAMPLERS, Look, MethodRow, Protocol, Spaced, Steps, best, silent_optuna, stock
 from .space import Space
 from .trial import COMPLETE, PRUNED, Outcome, Request, Settings, Trial
 
@@ -58,6 +56,7 @@ class Sampled(Spaced):
     prune: bool = False
     start: tuple = ()  # type: ignore[type-arg]
     point: ClassVar[str] = "search"
+    adaptive: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -132,8 +131,7 @@ def sample(
     """
     space = row.space
     assert space is not None
-    with quiet("optuna"), warnings.catch_warnings():
-        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+    with silent_optuna():
         study = optuna.create_study(direction="maximize", sampler=SAMPLERS[search.sampler](search.seed))
     for settings in start:
         params = space.params(settings)

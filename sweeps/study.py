@@ -140,7 +140,7 @@ class Study:
         lines = [self.cost()]
         for job in self.planned.values():
             lines.append(f"  {job.cache_key}  {job.request.split:9} n = {job.size:<5} {job.request.label}")
-        if self.protocol.protocol in ("coordinate", "sampled", "raced", "tradeoff"):
+        if self.protocol.adaptive:
             lines.append("later settings depend on earlier results: where those are missing, these are first guesses")
         return lines
 

@@ -19,8 +19,8 @@ from optuna.trial import TrialState
 
 from tdrs.settings import SettingError, build, check_choice, check_number
 
-from .joint import Joint, Point, silent_optuna
-from .protocol import SAMPLERS, Look, MethodRow, Steps, no_records, stock
+from .joint import Joint, Point
+from .protocol import SAMPLERS, Look, MethodRow, Steps, no_records, silent_optuna, stock
 from .sampled import configured
 from .trial import COMPLETE, Outcome, Settings, Trial
 
@@ -67,6 +67,7 @@ class Tradeoff(Joint):
         front: the most points of each method that are reported.
     """
 
+    adaptive: ClassVar[bool] = True
     needs_kl: ClassVar[bool] = True
     objectives: tuple = ()  # type: ignore[type-arg]
     budget: int = 24

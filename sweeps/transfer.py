@@ -16,13 +16,12 @@ import optuna
 
 from tdrs.settings import SettingError
 
-from .joint import Joint, Point, silent_optuna
-from .protocol import SAMPLERS, Look, MethodRow, Steps, best, no_records, stock
+from .joint import Joint, Point
+from .protocol import SAMPLERS, UNBIASED, Look, MethodRow, Steps, best, no_records, silent_optuna, stock
 from .sampled import configured
 from .trial import Outcome, Settings
 
 ALL = "all"
-UNBIASED = ("qmc", "random")
 
 
 @dataclass(frozen=True, kw_only=True)
