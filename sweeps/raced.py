@@ -7,49 +7,35 @@ alone. So a study that was stopped goes on with the same points, and the number 
 With axes, all this happens at each condition (see `sweeps/protocol.py`).
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
 
 import numpy as np
 
 from tdrs.benchmarks import Record
 from tdrs.settings import check_number
 
-from .protocol import Look, Spaced, Steps, stock
+from .protocol import Look, Steps, stock
 from .race import Race, Values
-from .sampled import check_start, configured, tune
+from .sampled import Adaptive, configured, tune
 from .trial import Outcome, Request, Settings
 
 
 @dataclass(frozen=True, kw_only=True)
-class Raced(Spaced):
+class Raced(Adaptive):
     """A checked `search` group.
 
     Args:
         samples: tuning samples that may be measured, beside those of the stock model and the controls.
-        at_once: new points that are chosen before the results of any of them are known; as many others may go on.
-        start: points to begin with, after the configured one.
+        at_once: as in `Adaptive`; as many others may go on.
     """
 
     samples: int = 12800
     at_once: int = 8
-    start: tuple = ()  # type: ignore[type-arg]
-    point: ClassVar[str] = "search"
-    adaptive: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("samples", "at_once"):
-            check_number(name, getattr(self, name), 1, whole=True)
-        check_start(self.start, self.parsed)
-
-    def possible(self, condition: Settings, dataset: str) -> Iterator[Request]:
-        yield from (stock(split, condition) for split in ("tuning", "held_out"))
-        for settings in [*self.parsed.ends(), *({**next(self.parsed.ends()), **one} for one in self.start)]:
-            yield Request(self.point, "tuning", settings, condition)
-        for row in self.reported():
-            yield from row.possible(condition, dataset)
+        check_number("samples", self.samples, 1, whole=True)
 
     def at(self, condition: Settings, outcome: Outcome, look: Look) -> Steps[None]:
         baseline = yield [stock("tuning", condition)]

@@ -40,31 +40,22 @@ STARTUP, CHANCE = 20, 0.1
 
 
 @dataclass(frozen=True, kw_only=True)
-class Sampled(Spaced):
-    """A checked `search` group.
+class Adaptive(Spaced):
+    """A search whose points depend on the results of earlier ones.
 
     Args:
-        trials: points in all; equal ones are measured once. `sampler` and `seed` choose these, too.
-        at_once: points that are chosen before the results of any of them are known.
+        at_once: new points that are chosen before the results of any of them are known.
         start: points to begin with, after the configured one.
-        prune: whether trials may end early; needs `objective: margin`.
     """
 
-    trials: int = 40
     at_once: int = 4
-    objective: str = "accuracy"
-    prune: bool = False
     start: tuple = ()  # type: ignore[type-arg]
     point: ClassVar[str] = "search"
     adaptive: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_choice("objective", self.objective, OBJECTIVES)
-        for name in ("trials", "at_once"):
-            check_number(name, getattr(self, name), 1, whole=True)
-        if self.prune and self.objective != "margin":
-            raise SettingError("prune", self.prune, "needs objective=margin: 0/1 scores mostly tie")
+        check_number("at_once", self.at_once, 1, whole=True)
         check_start(self.start, self.parsed)
 
     def possible(self, condition: Settings, dataset: str) -> Iterator[Request]:
@@ -73,6 +64,27 @@ class Sampled(Spaced):
             yield Request(self.point, "tuning", settings, condition)
         for row in self.reported():
             yield from row.possible(condition, dataset)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sampled(Adaptive):
+    """A checked `search` group.
+
+    Args:
+        trials: points in all; equal ones are measured once. `sampler` and `seed` choose these, too.
+        prune: whether trials may end early; needs `objective: margin`.
+    """
+
+    trials: int = 40
+    objective: str = "accuracy"
+    prune: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_choice("objective", self.objective, OBJECTIVES)
+        check_number("trials", self.trials, 1, whole=True)
+        if self.prune and self.objective != "margin":
+            raise SettingError("prune", self.prune, "needs objective=margin: 0/1 scores mostly tie")
 
     def at(self, condition: Settings, outcome: Outcome, look: Look) -> Steps[None]:
         row = MethodRow(self.point, {}, self.parsed)
