@@ -198,7 +198,10 @@ def _cost(backbone: Backbone, planned: Plan, batch: Sequence[Sample]) -> tuple[d
     name = type(planned.intervention).__name__
     ratio = f"{times['edited'] / times['stock']:.2f} ×"
     lines = [f"a batch of {len(batch)}: stock {times['stock']:.2f} s, {name} {times['edited']:.2f} s, {ratio}"]
-    if not planned.intervention.row_local:
+    second = planned.intervention.second_pass if planned.intervention.active else None
+    if second:
+        lines.append(f"{name} combines two forward passes: {2 * len(batch)} rows at a time, and a cache of both")
+    if second or not planned.intervention.row_local:
         ratio = f"{times['edited'] / times['whole']:.2f} ×"
         lines.append(f"each prompt read whole, as under {name}: stock {times['whole']:.2f} s, {ratio}")
     lines.append(f"memory beyond the weights: {', '.join(peaks)}")

@@ -21,6 +21,7 @@ import torch
 
 from tdrs import __version__, backbones, benchmarks, interventions
 from tdrs.attention.core import EXECUTIONS
+from tdrs.attention.second_pass import check_second_pass
 from tdrs.attention.selection import names_numbers, resolve
 from tdrs.backbones import Backbone, BackboneSettings
 from tdrs.backbones.decoding import Answer
@@ -48,9 +49,11 @@ class Plan:
     config: Mapping[str, Any]
 
     def load(self, limit_name: str = "limit") -> Samples:
-        """Load the samples. Raises the errors of `benchmarks.load`."""
+        """Load the samples. Raises the errors of `benchmarks.load`, and SettingError if they do not fit the method."""
         accepts = self.backbone.accepts
-        return benchmarks.load(self.dataset, self.split, self.limit, self.style, limit_name, accepts)
+        samples = benchmarks.load(self.dataset, self.split, self.limit, self.style, limit_name, accepts)
+        check_second_pass(self.intervention, rated=any(sample.rated for sample in samples))
+        return samples
 
     @property
     def style(self) -> str:
@@ -102,6 +105,7 @@ def plan(config: Mapping[str, Any]) -> Plan:
     if (not dataset.pictures or backbone.folder.is_dir()) and dataset.pictures != backbone.reads_pictures:
         kind, other = ("pictures", "text alone") if dataset.pictures else ("passages of text", "pictures")
         raise SettingError("dataset", config["dataset"]["name"], f"has {kind}, and {backbone.name} reads {other}")
+    check_second_pass(intervention, pictures=dataset.pictures)
     return Plan(
         backbone=backbone,
         dataset=dataset,

@@ -20,7 +20,6 @@ from loguru import logger
 from tqdm import tqdm
 
 from tdrs import backbones, commands
-from tdrs.attention.intervene import intervene
 from tdrs.backbones.limits import notes_of
 from tdrs.benchmarks import Sample
 from tdrs.benchmarks.benchmark import Picture, PictureSet
@@ -178,7 +177,7 @@ class SimpleModel(lmms):  # type: ignore[misc]
         """A bar for requests that are asked under the method. What was clamped is logged at its end."""
         with (
             _one_line(self._ends),
-            intervene(self.backbone.model, self.plan.intervention, self.plan.execution) as session,
+            self.backbone.intervene(self.plan.intervention, self.plan.execution) as session,
             tqdm(total=count, desc="tdrs", unit="request", disable=not shows_progress()) as bar,
         ):
             yield bar

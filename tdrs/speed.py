@@ -32,7 +32,6 @@ from tdrs.analysis import speed
 from tdrs.attention.block import IMAGE, TEXT
 from tdrs.attention.call import Call
 from tdrs.attention.core import blocked, reference
-from tdrs.attention.intervene import intervene
 from tdrs.backbones import Backbone
 from tdrs.backbones.prompt_encoder import TokenCache
 from tdrs.commands import parse
@@ -143,6 +142,12 @@ def _flexible(call: Call) -> Callable[[], object] | None:
     return lambda: compiled(call.query, call.key, call.value, block_mask=mask)
 
 
+def _edits() -> dict[str, Method]:
+    """The methods that edit attention, by name. Only their edit is timed, not the second pass that one may have."""
+    methods = {name: kind() for name, kind in METHODS.items()}
+    return {name: method for name, method in methods.items() if method.edits_attention}
+
+
 @torch.inference_mode()
 def attention_rows(lengths: Sequence[int], rounds: int) -> list[dict[str, Any]]:
     """One row for each length, dtype and implementation: seconds, their ratio to SDPA's, peak extra MiB."""
@@ -154,10 +159,8 @@ def attention_rows(lengths: Sequence[int], rounds: int) -> list[dict[str, Any]]:
         runs: dict[str, Callable[[], object]] = {"SDPA": stock, "eager": eager}
         if length <= WHOLE_MAP[device]:
             runs["tdrs, reference"] = lambda call=call: reference(call, METHODS["tdrs"]())  # type: ignore[misc]
-        for name, kind in METHODS.items():
-            if name != "none":
-                method: Method = kind()
-                runs[name] = lambda call=call, method=method: blocked(call, method)  # type: ignore[misc]
+        for name, method in _edits().items():
+            runs[name] = lambda call=call, method=method: blocked(call, method)  # type: ignore[misc]
         found += _rows(length, dtype, runs, rounds)
     return found
 
@@ -199,14 +202,14 @@ def model_rows(name: str, rounds: int) -> list[dict[str, Any]]:
         if method is None:
             backbone.model.generate(**given)  # type: ignore[operator]
             return
-        with intervene(backbone.model, method):
+        with backbone.intervene(method):
             backbone.model.generate(**given)  # type: ignore[operator]
 
     def both(method: Method | None) -> dict[str, Callable[[], object]]:
         return {"prefill": lambda: generate(1, method), "whole": lambda: generate(1 + DECODED, method)}
 
     methods: dict[str, Method | None] = {"stock": None}
-    methods |= {kind: METHODS[kind]() for kind in METHODS if kind != "none"}
+    methods |= _edits()
     seconds = medians(
         {f"{part} {m}": run for m, method in methods.items() for part, run in both(method).items()}, rounds
     )

@@ -37,11 +37,17 @@ def test_all_is_well_with_the_embedded_default(tmp_path: Path, capsys: pytest.Ca
     assert len(list((tmp_path / "records").iterdir())) == 1  # the stock evaluation, kept as any other is
 
 
+def test_a_second_pass_has_its_cost(tmp_path: Path) -> None:
+    lines = findings(tmp_path, "intervention=pai")["cost"].lines
+    assert lines[1] == "PAI combines two forward passes: 8 rows at a time, and a cache of both"
+    assert "each prompt read whole" in lines[2]
+
+
 def test_what_is_wrong_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A seam that changes the stock model, a picture with a feature too few, a cache that is too small, a bad score."""
     look = Backbone.image_embeddings
     monkeypatch.setattr(Backbone, "image_embeddings", lambda self, picture: look(self, picture)[:15])
-    monkeypatch.setattr(Backbone, "model_inputs", lambda self, samples: dict(self.inputs(samples)))
+    monkeypatch.setattr(Backbone, "model_inputs", lambda self, samples, second=None: dict(self.inputs(samples)))
     monkeypatch.setattr("tdrs.backbones.backbone.read_common", lambda *_: None)
     monkeypatch.setattr(Backbone, "intervene", lambda self, *_: intervene(self.model, Temperature(tau=0.9)))
     monkeypatch.setitem(scienceqa.RULES, "llava", Rule(lambda prediction, sample: ""))

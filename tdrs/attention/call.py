@@ -12,6 +12,7 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any
 
 import torch
 
@@ -49,6 +50,7 @@ class Call:
         softcap: the bound c of a model that caps its logits, A = c tanh(q·k scaling / c) (Gemma 2); None means no cap.
             A method edits the capped logits, because they enter the softmax.
         tally: what the method counts, see `Tally`. Copies of a call made with `dataclasses.replace` share it.
+        memory: what a method keeps for later layers of the same forward pass.
     """
 
     query: torch.Tensor
@@ -67,6 +69,7 @@ class Call:
     layout: str = "halves"
     softcap: float | None = None
     tally: Tally = field(default_factory=Tally)
+    memory: dict[str, Any] = field(default_factory=dict)
     # Results that are computed once: unit keys by kind of feature; for each kind, how many unit keys are summed and
     # their sum; the logits of blocks, by first row.
     _directions: dict[str, torch.Tensor] = field(default_factory=dict, init=False, repr=False)

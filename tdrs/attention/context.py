@@ -6,6 +6,7 @@ record these, one forward pass after the other. Layers may differ in their rotat
 
 import inspect
 import weakref
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -28,10 +29,10 @@ class Rotation(NamedTuple):
 
 
 class Context:
-    """A record of all tokens that passed through the model, for what a method needs.
+    """A record of all tokens that passed through the model, for what methods need.
 
     Args:
-        method: its `needs` decide what is recorded.
+        methods: their `needs` decide what is recorded.
         image_token: the id of the model's image token; None if it has none.
 
     Attributes:
@@ -39,13 +40,16 @@ class Context:
         roles: SYSTEM, IMAGE or TEXT for each token, (B, K); None if the method does not need them.
         trial: while a layer's layout is found by trial, the queries and keys of that layer; else None.
         marks: which tokens of the prompts take the part of image tokens, (B, L) boolean; None reads input_ids.
+        memory: what is kept from one layer to the next ones of the current forward pass.
     """
 
-    def __init__(self, method: Method, image_token: int | None) -> None:
+    def __init__(self, methods: Sequence[Method], image_token: int | None) -> None:
         self.past = 0
+        self.memory: dict[Any, Any] = {}
         self.roles: torch.Tensor | None = None
         self.marks: torch.Tensor | None = None
-        self._method = method
+        self._methods = methods
+        self._needs = frozenset().union(*(method.needs for method in methods))
         self._image_token = image_token
         self.trial: list[torch.Tensor] | None = None
         # cos0, sin0, cos1, …, positions, image (is it an image token?) of all tokens so far, each (B or 1, K, …)
@@ -57,13 +61,13 @@ class Context:
         self._rotation_of: dict[torch.nn.Module, int] = {}  # which of them each layer receives
 
     def advice(self, of: str) -> str:
-        """The method's advice, as the end of a message; "" if it has none."""
-        text = self._method.advice.get(of)
+        """The methods' advice, as the end of a message; "" if they have none."""
+        text = next((method.advice[of] for method in self._methods if of in method.advice), "")
         return f"; {text}" if text else ""
 
     def rotation(self, module: torch.nn.Module) -> Rotation | None:
         """The rotation of all tokens in an attention layer; None if the method does not need it."""
-        if "rotation" not in self._method.needs:
+        if "rotation" not in self._needs:
             return None
         number = self._rotation_of[module]
         return Rotation(self._tokens[f"cos{number}"], self._tokens[f"sin{number}"], _LAYOUTS[module])
@@ -92,7 +96,8 @@ class Context:
         self.past = cache.get_seq_length() if cache is not None else 0
         if self.past == 0:
             self._tokens, self._known = {}, 0
-        needs = self._method.needs
+        needs = self._needs
+        self.memory = {}
         if needs:
             self._check_cache(cache)
         given = (kwargs.get("inputs_embeds"), kwargs.get("input_ids"), *args)
@@ -161,7 +166,7 @@ class Context:
         Raises:
             SettingError: the layer receives no rotation, or one that cannot be undone.
         """
-        if "rotation" not in self._method.needs:
+        if "rotation" not in self._needs:
             return
         name = type(module).__name__
         given = kwargs.get("position_embeddings")

@@ -10,7 +10,7 @@ import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
 import torch
@@ -22,6 +22,7 @@ from tdrs.attention.call import Call
 from tdrs.attention.context import Context
 from tdrs.attention.core import EXECUTIONS
 from tdrs.attention.method import Method, check_method
+from tdrs.attention.second_pass import SecondPass
 from tdrs.attention.selection import resolve
 from tdrs.attention.tally import Tally
 from tdrs.settings import SettingError, check_choice
@@ -31,10 +32,36 @@ LAYER_TYPES = ("full_attention", "sliding_attention")
 _SESSIONS: "WeakKeyDictionary[torch.nn.Module, Session]" = WeakKeyDictionary()
 
 
+class Edit(NamedTuple):
+    """A method's edit on the layers and heads of one model.
+
+    Attributes:
+        layers: the numbers of the layers that it edits.
+        heads: which query heads it edits, (1, H, 1, 1) boolean; None means all.
+    """
+
+    method: Method
+    layers: frozenset[int]
+    heads: torch.Tensor | None
+
+    @classmethod
+    def of(cls, method: Method, layers: int, heads: int) -> "Edit":
+        """The edit in a model of this number of layers and query heads. Raises SettingError if it has too few."""
+        edited = resolve("layers", method.layers, layers) if method.edits_attention else frozenset()
+        chosen = resolve("heads", method.heads, heads)
+        mask = torch.tensor([head in chosen for head in range(heads)]).view(1, -1, 1, 1)
+        return cls(method, edited, mask if len(chosen) < heads else None)
+
+    def acts(self, layer: int, phase: str) -> bool:
+        """Whether it edits the calls of a layer in a phase."""
+        return layer in self.layers and self.method.phase in ("both", phase)
+
+
 class Session:
     """One method at work on one model.
 
     Attributes:
+        second_pass: the method's second pass; None if it has none.
         tally: what the method counts, summed over all calls so far.
         context: the record of all tokens that passed through the model.
         execute: the execution that calls of edited layers go to.
@@ -48,17 +75,23 @@ class Session:
         self.base: str = decoder.config._attn_implementation
         layers = _layers(decoder)
         self.layers = {layer.self_attn: number for number, layer in enumerate(layers)}
-        self.edited = resolve("layers", method.layers, len(layers)) if method.active else frozenset()
-        count = decoder.config.num_attention_heads
-        heads = resolve("heads", method.heads, count)
-        self.heads: torch.Tensor | None = None
-        if len(heads) < count:
-            self.heads = torch.tensor([head in heads for head in range(count)]).view(1, -1, 1, 1)
+        self.second_pass: SecondPass | None = method.second_pass if method.active else None
+        second = self.second_pass.attention if self.second_pass else None
+        methods = [method] if second is None else [method, second]
+        # the edit of the first pass, and that of the second
+        self._edits = [Edit.of(one, len(layers), decoder.config.num_attention_heads) for one in methods]
         self.image_token: int | None = getattr(model.config, "image_token_id", None)
         self.tally = Tally()
-        self.context = Context(method, self.image_token)
-        self._check_needs(type(model).__name__, marked)
+        acting = [edit.method for edit in self._edits if edit.layers]
+        self.context = Context(acting, self.image_token)
+        self._check_needs(type(model).__name__, marked, acting)
         self._next_token_only = False
+        self._first_rows: int | None = None  # of a batch of two passes, the rows of the first
+
+    @property
+    def edited(self) -> frozenset[int]:
+        """The numbers of the layers that are edited in some pass."""
+        return frozenset().union(*(edit.layers for edit in self._edits))
 
     def mark(self, tokens: torch.Tensor) -> None:
         """Say which tokens of the next prompts take the part of image tokens, (B, L) boolean, left-padded like them.
@@ -67,13 +100,14 @@ class Session:
         """
         self.context.marks = tokens
 
-    def _check_needs(self, name: str, marked: bool) -> None:
+    def _check_needs(self, name: str, marked: bool, acting: list[Method]) -> None:
+        needs = frozenset().union(*(method.needs for method in acting))
         attention = type(next(iter(self.layers)))
         receives_rotation = "position_embeddings" in inspect.signature(attention.forward).parameters
-        if "rotation" in self.method.needs and not receives_rotation:
+        if "rotation" in needs and not receives_rotation:
             reason = f"its layers are not given position_embeddings{self.context.advice('rotation')}"
             raise SettingError("model", name, reason)
-        if "roles" in self.method.needs and self.image_token is None and not marked:
+        if "roles" in needs and self.image_token is None and not marked:
             reason = (
                 "it has no image_token_id, and this method needs to know which tokens are the image: "
                 "intervene(…, marked=True) lets session.mark say which tokens take their part"
@@ -83,7 +117,7 @@ class Session:
     @property
     def row_local(self) -> bool:
         """Whether each row's edit depends only on that row's past, so that a prompt may be read in pieces."""
-        return not self.edited or self.method.row_local
+        return all(not edit.layers or edit.method.row_local for edit in self._edits)
 
     @contextmanager
     def next_token_only(self) -> Iterator[None]:
@@ -96,6 +130,19 @@ class Session:
             yield
         finally:
             self._next_token_only = False
+
+    @contextmanager
+    def two_passes(self, rows: int) -> Iterator[None]:
+        """A `with` block in which batches hold two passes: after the rows of the first, as many of the second.
+
+        Args:
+            rows: the rows of the first pass.
+        """
+        self._first_rows = rows
+        try:
+            yield
+        finally:
+            self._first_rows = None
 
     def enter_last_norm(self, module: torch.nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
         """Forward pre-hook of the norm after the last layer's attention: passes on only the last row.
@@ -122,32 +169,86 @@ class Session:
         past, rows = self.context.past, query.shape[2]
         phase = "decode" if past and rows == 1 else "prefill"
         wanted = rows - 1 if self._next_token_only and layer == len(self.layers) - 1 else 0
-        if layer not in self.edited or self.method.phase not in ("both", phase):
-            attention = _base_attention(self.base, module)
-            if not wanted:
-                return attention(module, query, key, value, mask, scaling=scaling, **kwargs)
-            mask = None if mask is None else mask[:, :, wanted:]
-            last, _ = attention(module, query[:, :, wanted:], key, value, mask, scaling=scaling, **kwargs)
-            return torch.nn.functional.pad(last, (0, 0, 0, 0, wanted, 0)), None
+        halves = [slice(None)]
+        if self._first_rows is not None:
+            halves = [slice(self._first_rows), slice(self._first_rows, None)]
+        edits = [edit if edit.acts(layer, phase) else None for edit in self._edits] + [None] * len(halves)
+        acting = [edit for edit in edits[: len(halves)] if edit is not None]
+        given = {"scaling": scaling, **kwargs}
+        if not acting:
+            return self._unedited(module, query, key, value, mask, wanted=wanted, given=given), None
         for name in ("s_aux", "position_bias"):
             if kwargs.get(name) is not None:
                 reason = f"its attention adds {name} to the softmax, which no edit considers"
                 raise SettingError("model", type(module).__name__, reason)
         if mask is None and rows > 1 and not getattr(module, "is_causal", True):  # as sdpa_attention_forward
             mask = torch.ones(1, 1, rows, key.shape[2], dtype=torch.bool, device=query.device)
-        if past and phase == "prefill" and self.method.reads_whole_map:
-            warnings.warn(
-                f"a prompt is read in pieces, and {type(self.method).__name__} computes statistics over each piece: "
-                f"the result depends on how the prompt is cut{self.context.advice('pieces')}",
-                stacklevel=2,
-            )
+        for one in acting:
+            if past and phase == "prefill" and one.method.reads_whole_map:
+                warnings.warn(
+                    f"a prompt is read in pieces, and {type(one.method).__name__} computes statistics over each "
+                    f"piece: the result depends on how the prompt is cut{self.context.advice('pieces')}",
+                    stacklevel=2,
+                )
+        outputs = []
+        for number, (half, edit) in enumerate(zip(halves, edits, strict=False)):
+            parts: list[Any] = [query[half], key[half], value[half], self._part(mask, half)]
+            if edit is None:
+                outputs.append(self._unedited(module, *parts, wanted=wanted, given=given))
+                continue
+            call = self._call(module, edit, half, parts, layer=layer, wanted=wanted, **given)
+            call.memory = self.context.memory.setdefault(number, {})
+            outputs.append(self.execute(call, edit.method).transpose(1, 2))
+        return (outputs[0] if len(outputs) == 1 else torch.cat(outputs)).contiguous(), None
+
+    def _unedited(
+        self,
+        module: torch.nn.Module,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        mask: torch.Tensor | None,
+        *,
+        wanted: int,
+        given: dict[str, Any],
+    ) -> torch.Tensor:
+        """The model's own attention output, (B, Q, H, D)."""
+        attention = _base_attention(self.base, module)
+        mask = mask if mask is None or not wanted else mask[:, :, wanted:]
+        output: torch.Tensor = attention(module, query[:, :, wanted:], key, value, mask, **given)[0]
+        return torch.nn.functional.pad(output, (0, 0, 0, 0, wanted, 0)) if wanted else output
+
+    def _part(self, mask: torch.Tensor | None, half: slice) -> torch.Tensor | None:
+        """The rows of a half of the batch. Layers share a mask, and its structure is found once, so they share this."""
+        if mask is None or half == slice(None) or mask.shape[0] == 1:
+            return mask
+        _, part = self.context.memory.setdefault((id(mask), half.start), (mask, mask[half]))
+        return part
+
+    def _call(
+        self,
+        module: torch.nn.Module,
+        edit: Edit,
+        half: slice,
+        parts: list[Any],
+        *,
+        layer: int,
+        wanted: int,
+        scaling: float,
+        **kwargs: Any,
+    ) -> Call:
+        """What a method sees of an attention call, of all of its rows or of one half."""
+        query, key, value, mask = parts
 
         def of_keys(tensor: torch.Tensor | None) -> torch.Tensor | None:
             """The part of all tokens whose keys this layer still has; a sliding window's cache drops old ones."""
-            return None if tensor is None else tensor[:, -key.shape[2] :].to(query.device)  # layers' devices may differ
+            if tensor is None:
+                return None
+            tensor = tensor if tensor.shape[0] == 1 else tensor[half]
+            return tensor[:, -key.shape[2] :].to(query.device)  # layers' devices may differ
 
         rotation = self.context.rotation(module)
-        call = Call(
+        return Call(
             query,
             key,
             value,
@@ -158,12 +259,11 @@ class Session:
             positions=of_keys(self.context.positions),
             roles=of_keys(self.context.roles),
             layer=layer,
-            heads=None if self.heads is None else self.heads.to(query.device),
+            heads=None if edit.heads is None else edit.heads.to(query.device),
             wanted=wanted,
             softcap=kwargs.get("softcap"),
             tally=self.tally,
         )
-        return self.execute(call, self.method).transpose(1, 2).contiguous(), None
 
 
 def _layers(decoder: PreTrainedModel) -> Any:
@@ -217,7 +317,7 @@ def text_decoder(model: PreTrainedModel) -> PreTrainedModel:
 
 @contextmanager
 def intervene(
-    model: PreTrainedModel, method: Method, execution: str = "auto", marked: bool = False
+    model: PreTrainedModel, method: Method, execution: str = "auto", marked: bool = False, two_passes: bool = False
 ) -> Iterator[Session]:
     """Edit the attention of a model's text decoder inside a `with` block. The vision tower is never edited.
 
@@ -230,16 +330,21 @@ def intervene(
         method: the method, such as `tdrs.TDRS(...)`.
         execution: `blocked`: in blocks of query rows; `reference`: over the whole map at once; `auto`: the fastest.
         marked: the caller says before each prompt which tokens take the part of image tokens, with `session.mark`.
+        two_passes: the caller runs the second pass of a method that has one, in `session.two_passes`.
 
     Returns:
         The session. `session.tally.read()` gives what the method counted, such as clamped end points.
 
     Raises:
         SettingError: the execution is unknown, the model does not have a layer or a head that is named, it cannot be
-            edited, or it cannot provide what the method needs.
+            edited, or it cannot provide what the method needs; or the method has a second pass.
     """
     check_choice("execution", execution, list(EXECUTIONS))
     check_method(method)
+    if method.active and method.second_pass and not two_passes:
+        advice = f", or {method.advice['second_pass']}" if "second_pass" in method.advice else ""
+        reason = f"combines two forward passes, and intervene edits one: use tdrs.evaluate(…) or its command{advice}"
+        raise SettingError("method", type(method).__name__, reason)
     decoder = text_decoder(model)
     session = Session(model, decoder, method, execution, marked)
     context = session.context

@@ -25,9 +25,10 @@ class Structure(NamedTuple):
     forward: bool
 
 
-# Of the last few masks: the layers of a forward pass share one mask, or one for each of their types.
+# Of the last few masks: the layers of a forward pass share one mask, or one for each of their types, and each of two
+# passes has its own.
 _LAST: list[tuple[weakref.ref[torch.Tensor], int, Structure]] = []
-_KEPT = 3
+_KEPT = 6
 
 
 def structure(mask: torch.Tensor, past: int) -> Structure:

@@ -8,6 +8,7 @@ import torch
 
 from tdrs.attention.block import Block
 from tdrs.attention.call import Call
+from tdrs.attention.second_pass import SecondPass
 from tdrs.attention.selection import Selection, check_selection
 from tdrs.settings import SettingError, check_choice
 
@@ -33,8 +34,8 @@ class Method:
     heads: Selection = "all"
     phase: str = "both"
 
-    # What a user can do if the model cannot provide a need, or if a prompt in `pieces` changes the result. The text
-    # becomes the end of the message.
+    # What a user can do if the model cannot provide a need, if a prompt in `pieces` changes the result, or where no
+    # `second_pass` can be run. The text becomes the end of the message.
     advice: ClassVar[Mapping[str, str]] = {}
 
     def __post_init__(self) -> None:
@@ -51,6 +52,19 @@ class Method:
     def active(self) -> bool:
         """Whether these settings edit anything. If not, the stock model runs, bit for bit."""
         return True
+
+    @property
+    def edits_attention(self) -> bool:
+        """Whether these settings edit attention. A method may do nothing but combine two passes."""
+        return self.active and type(self).edit is not Method.edit
+
+    @property
+    def second_pass(self) -> SecondPass | None:
+        """The second forward pass, whose next-token logits are combined with those of the first; None if there is none.
+
+        The edit of attention acts in the first pass.
+        """
+        return None
 
     @property
     def last_row_only(self) -> bool:

@@ -6,8 +6,9 @@ models of the hub take the same path: a folder in the hub's layout, or a hub id.
 
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from transformers.utils import logging
 
 from tdrs.attention.intervene import Session, intervene, session_of, text_decoder
 from tdrs.attention.method import Method
+from tdrs.attention.second_pass import SecondPass, check_second_pass
 from tdrs.backbones.adapter import merge
 from tdrs.backbones.backbone_settings import BackboneSettings, not_loaded
 from tdrs.backbones.checkpoint import check_processor, check_tensors, check_values
@@ -31,6 +33,7 @@ from tdrs.backbones.quantisation import check_file_values, compute_alike, quanti
 from tdrs.backbones.ratings import rate
 from tdrs.backbones.text_encoder import TextEncoder, load_text_processor
 from tdrs.backbones.tokens import FirstTokens, ends
+from tdrs.backbones.two_passes import ChangedPicture, Combined, join
 from tdrs.benchmarks.benchmark import Picture, Sample
 from tdrs.benchmarks.prompts import AnswerLength, answer_length
 from tdrs.first_token import compact
@@ -83,8 +86,21 @@ class Backbone:
         return not isinstance(self.prompts, TextEncoder)
 
     def intervene(self, method: Method, execution: str = "auto") -> AbstractContextManager[Session]:
-        """`tdrs.intervene` on this model. In a language model, a passage's tokens have the role of image tokens."""
-        return intervene(self.model, method, execution, marked=not self.reads_pictures)
+        """`tdrs.intervene` on this model. In a language model, a passage's tokens have the role of image tokens.
+
+        `answer` runs the second pass of a method that has one.
+
+        Raises:
+            SettingError: as `intervene`; or the second pass is not possible with this model.
+        """
+        check_second_pass(method, pictures=self.reads_pictures)
+        second = method.second_pass if method.active else None
+        if second and second.system is not None:
+            try:
+                check_template(self.processor, second.system, self.reads_pictures)
+            except SettingError as error:
+                raise error.under("intervention") from None
+        return intervene(self.model, method, execution, marked=not self.reads_pictures, two_passes=True)
 
     def image_tokens(self, inputs: Mapping[str, Any]) -> torch.Tensor:
         """Which tokens of `inputs` are the image's, or the passage's, (samples, tokens) boolean."""
@@ -108,25 +124,35 @@ class Backbone:
         """The embeddings of a picture on the model's device, (tokens, width)."""
         return self.images.embeddings(picture)
 
-    def model_inputs(self, samples: Sequence[Sample]) -> dict[str, Any]:
+    def model_inputs(self, samples: Sequence[Sample], second: SecondPass | None = None) -> dict[str, Any]:
         """What the model's forward takes for a batch: `inputs` with image embeddings instead of pixels.
 
         In a language model's `intervene` block, this also says which tokens are the passage's.
+
+        Args:
+            second: a second pass, whose rows follow those of the first; None is one pass.
         """
+        given = dict(self._tokens(samples))
+        if second is not None:
+            given = join(given, self._tokens(samples, second), self.processor.tokenizer.pad_token_id)
         if not self.reads_pictures:
-            given = dict(self._tokens(samples))
             marks, session = given.pop("marks"), session_of(self.model)
             if session:
                 session.mark(marks)
             return given
-        images = self.images.model_inputs([sample.picture for sample in samples])
-        return {**self._tokens(samples), "mm_encoder_outputs": images}
+        pictures = [sample.picture for sample in samples]
+        if second is not None and second.picture:
+            change = second.change
+            pictures += pictures if change is None else [ChangedPicture.by(picture, change) for picture in pictures]
+        return {**given, "mm_encoder_outputs": self.images.model_inputs(pictures)}
 
     def _first_tokens(self, sample: Sample) -> FirstTokens:
         return FirstTokens(self.processor, sample.opening) if sample.opening else self.first_tokens
 
-    def _tokens(self, samples: Sequence[Sample]) -> dict[str, Any]:
-        return self.tokens.get(samples, self.inputs)
+    def _tokens(self, samples: Sequence[Sample], second: SecondPass | None = None) -> dict[str, Any]:
+        if second is None:
+            return self.tokens.get(samples, self.inputs)
+        return self.tokens.get(samples, partial(self.prompts.inputs, second=second), second.prompt)
 
     @torch.inference_mode()
     def answer(self, samples: Sequence[Sample], benchmark: str, style: str | None = None) -> list[Answer]:
@@ -143,6 +169,8 @@ class Backbone:
             FloatingPointError: a logit that decided a token is NaN.
         """
         if samples[0].rated:
+            if (session := session_of(self.model)) is not None:
+                check_second_pass(session.method, rated=True)
             return rate(samples, self.processor, self._generate)
         most = self.settings.max_new_tokens or max((sample.longest or 0 for sample in samples), default=0) or None
         length = answer_length(style or self.settings.prompt_style, benchmark, most)
@@ -160,15 +188,21 @@ class Backbone:
         """The tokens of greedy answers, (samples, steps); the logits of each step go through the processor."""
         self.lengths.see(samples, self._tokens(samples))
         session = session_of(self.model)
+        second = session.second_pass if session else None
         # LLM.int8 picks the columns that it keeps in full by all rows of a call: fewer rows would give other numbers
         whole = getattr(self.model, "is_loaded_in_8bit", False)
-        with session.next_token_only() if session and self.next_token_only and not whole else nullcontext():
+        with ExitStack() as stack:
+            if session and self.next_token_only and not whole:
+                stack.enter_context(session.next_token_only())
+            if session and second:
+                stack.enter_context(session.two_passes(len(samples)))
+                processor = Combined(second, processor)
             inputs = None
-            pieces = self.reads_pictures and self.prompts.family.reads_in_pieces and not whole
+            pieces = self.reads_pictures and self.prompts.family.reads_in_pieces and not whole and not second
             if self.share_prefixes and pieces and (session is None or session.row_local):
                 pictures = [sample.picture for sample in samples]
                 inputs = read_common(self.model, self.images, session, self._tokens(samples), pictures)
-            inputs = inputs or self.model_inputs(samples)
+            inputs = inputs or self.model_inputs(samples, second)
             output = self.model.generate(  # type: ignore[operator]
                 **inputs,
                 do_sample=False,
@@ -178,7 +212,7 @@ class Backbone:
                 max_new_tokens=length.most,
                 logits_processor=[processor],
             )
-        return output[:, inputs["input_ids"].shape[1] :]
+        return output[: len(samples), inputs["input_ids"].shape[1] :]
 
 
 @contextmanager

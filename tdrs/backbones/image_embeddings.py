@@ -28,6 +28,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from tdrs.backbones.prompt_encoder import PromptEncoder
+from tdrs.backbones.two_passes import ChangedPicture
 from tdrs.benchmarks.benchmark import Picture, PictureSet
 from tdrs.checked_file import ASIDE, Damaged, set_aside
 from tdrs.settings import SettingError
@@ -200,15 +201,18 @@ class ImageEncoder:
         if len(images) > 1 and not self.prompts.family.model_type and not self._several_checked:
             self._several_checked = True
             check_without_adapter(self.prompts, self, len(images))
-        found = self._encode(images)
+        found = self._encode(images, picture if isinstance(picture, ChangedPicture) else None)
         if not found.isfinite().all():
             raise FloatingPointError("NaN in the embeddings of a picture")
         return found
 
     @torch.inference_mode()
-    def _encode(self, images: Sequence[Image.Image]) -> torch.Tensor:
+    def _encode(self, images: Sequence[Image.Image], changed: ChangedPicture | None = None) -> torch.Tensor:
         model: Any = self.prompts.model
         batch = self.prompts.batch([self.prompts.conversation("", len(images))], [images])
+        if changed is not None:
+            change = self.prompts.family.change_pixels
+            batch["pixel_values"] = change(model.config, batch["pixel_values"], changed.changed)
         taken = inspect.signature(model.base_model.get_image_features).parameters  # as transformers' `generate`
         output = model.get_image_features(**{n: x for n, x in batch.items() if n in taken}, return_dict=True)
         parts = [output.pooler_output, *(getattr(output, "deepstack_features", None) or ())]

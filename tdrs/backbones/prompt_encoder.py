@@ -6,8 +6,9 @@ from typing import Any
 
 import torch
 from PIL import Image
-from transformers import PreTrainedModel
+from transformers import BatchFeature, PreTrainedModel
 
+from tdrs.attention.second_pass import SecondPass
 from tdrs.backbones.backbone_settings import BackboneSettings
 from tdrs.backbones.checkpoint import Incomplete
 from tdrs.backbones.families import Family
@@ -90,7 +91,7 @@ class PromptEncoder:
     model: PreTrainedModel
     processor: Any
     family: Family
-    _places: dict[int, int] = field(default_factory=dict, init=False, repr=False)
+    _places: dict[tuple[int, str | None], int] = field(default_factory=dict, init=False, repr=False)
 
     @property
     def image_kwargs(self) -> dict[str, Any]:
@@ -110,47 +111,63 @@ class PromptEncoder:
         """The first of the model's own special tokens that a sample's text contains; "" if there is none."""
         return special_token_in(self.processor.tokenizer, f"{sample.before}\n{sample.prompt}")
 
-    def inputs(self, samples: Sequence[Sample]) -> Any:
+    def inputs(self, samples: Sequence[Sample], second: SecondPass | None = None) -> Any:
         """The processor's tensors for a batch, left-padded, on the model's device.
 
         If a sample's text contains the model's own special tokens, the model reads them as text; see `as_text`.
+
+        Args:
+            second: the second pass of a method, which may see another prompt; None is the first pass.
         """
-        images = [self.open_parts(sample.picture) for sample in samples]
-        return self.batch([self._text(sample) for sample in samples], images)
+        images = [self.open_parts(sample.picture) for sample in samples if second is None or second.picture]
+        return self.batch([self._text(sample, second) for sample in samples], images)
 
     def batch(self, texts: Sequence[str], images: Sequence[Sequence[Image.Image]]) -> Any:
-        """The processor's tensors for prompts in the chat template, each with its pictures; see `inputs`."""
-        given = {"return_tensors": "pt", "padding": True, "padding_side": "left", **self.image_kwargs}
-        taken = [self.family.processor_text(text) for text in texts]
-        batch = self.processor(text=taken, images=[list(some) for some in images], **given)
+        """The processor's tensors for prompts in the chat template, each with its pictures, or none with any."""
+        given: dict[str, Any] = {"return_tensors": "pt", "padding": True, "padding_side": "left"}
+        if images:
+            taken = [self.family.processor_text(text) for text in texts]
+            batch = self.processor(text=taken, images=[list(some) for some in images], **given, **self.image_kwargs)
+        else:
+            batch = BatchFeature(dict(self.processor.tokenizer(list(texts), **given)))
         batch.pop("labels", None)  # PaliGemma's, for training
         return batch.to(self.model.device, dtype=self.model.dtype)
 
-    def _text(self, sample: Sample) -> str:
+    def _text(self, sample: Sample, second: SecondPass | None = None) -> str:
         before, prompt = (as_text(self.processor.tokenizer, text) for text in (sample.before, sample.prompt))
         count = len(sample.picture.parts)
-        text = self.conversation(prompt, count)
+        if second is None:
+            text, system = self.conversation(prompt, count), None
+        else:
+            system = second.system
+            preface = as_text(self.processor.tokenizer, second.preface)
+            text = self.conversation(preface + prompt, count if second.picture else 0, system)
         if not before:
             return text
-        place = self._place(count)
+        place = self._place(count, system)
         return f"{text[:place]}{before}{text[place:]}"
 
-    def _place(self, count: int) -> int:
+    def _place(self, count: int, system: str | None = None) -> int:
         """Where a number of pictures begin in every prompt. Templates such as LLaVA's move them within the turn."""
-        if count not in self._places:
+        if (count, system) not in self._places:
             try:
-                self._places[count] = picture_place(*(self.conversation("?", number) for number in (count, 0)))
+                texts = [self.conversation("?", number, system) for number in (count, 0)]
+                self._places[count, system] = picture_place(*texts)
             except Exception as error:  # templates raise errors of any kind
                 allowed = f"takes no text in front of the picture, as filler=before_image is ({first_line(error)})"
                 raise SettingError("backbone.source", self.settings.source, allowed) from error
-        return self._places[count]
+        return self._places[count, system]
 
-    def conversation(self, prompt: str, count: int = 1) -> str:
-        """A number of pictures and a prompt in the chat template, up to where the model answers."""
+    def conversation(self, prompt: str, count: int = 1, system: str | None = None) -> str:
+        """A number of pictures and a prompt in the chat template, up to where the model answers.
+
+        Args:
+            system: the system prompt; None is that of the settings, or the template's own.
+        """
         turns: list[dict[str, Any]] = []
-        if self.settings.system is not None:
-            system = as_text(self.processor.tokenizer, self.settings.system)
-            turns.append(system_turn(system))
+        system = self.settings.system if system is None else system
+        if system is not None:
+            turns.append(system_turn(as_text(self.processor.tokenizer, system)))
         turns.append(user_turn(prompt, count))
         return str(self.processor.apply_chat_template(turns, add_generation_prompt=True))
 
@@ -163,12 +180,19 @@ class TokenCache:
     """
 
     def __init__(self) -> None:
-        self._batches: dict[tuple[tuple[str, ...], ...], dict[str, Any]] = {}
+        self._batches: dict[tuple[object, ...], dict[str, Any]] = {}
         self._bytes = 0
 
-    def get(self, samples: Sequence[Sample], inputs: Callable[[Sequence[Sample]], Any]) -> dict[str, Any]:
-        """The result of `inputs` for a batch, without the pixels."""
-        key = tuple((sample.before, sample.prompt, sample.picture.digest, sample.opening) for sample in samples)
+    def get(
+        self, samples: Sequence[Sample], inputs: Callable[[Sequence[Sample]], Any], prompt: tuple[object, ...] = ()
+    ) -> dict[str, Any]:
+        """The result of `inputs` for a batch, without the pixels.
+
+        Args:
+            prompt: what else decides the result; see `SecondPass.prompt`.
+        """
+        asked = [(sample.before, sample.prompt, sample.picture.digest, sample.opening) for sample in samples]
+        key = (*prompt, *asked)
         if key not in self._batches:
             found = {name: x for name, x in inputs(samples).items() if not name.startswith("pixel_")}
             self._bytes += _size(found)

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from transformers import AutoTokenizer
 
+from tdrs.attention.second_pass import SecondPass
 from tdrs.backbones.prompt_encoder import PromptEncoder
 from tdrs.backbones.tokens import as_text, special_token_in
 from tdrs.benchmarks.benchmark import Passage, Sample
@@ -49,34 +50,37 @@ class TextEncoder(PromptEncoder):
         found = special_token_in(self.processor.tokenizer, passage_of(sample))
         return found or super().special_token_in(sample)
 
-    def inputs(self, samples: Sequence[Sample]) -> Any:
+    def inputs(self, samples: Sequence[Sample], second: SecondPass | None = None) -> Any:
         """The tokens of a batch, left-padded, on the model's device, and `marks`: which of them are the passage's.
 
         A token belongs to the passage if it covers one of its characters.
         """
-        texts, spans = zip(*map(self._text_and_span, samples), strict=True)
+        texts, spans = zip(*(self._text_and_span(sample, second) for sample in samples), strict=True)
         given = {"return_tensors": "pt", "padding": True, "padding_side": "left", "add_special_tokens": False}
         batch = self.processor.tokenizer(list(texts), return_offsets_mapping=True, **given)
         offsets = batch.pop("offset_mapping")
         starts, ends = torch.tensor(spans).T[..., None]
-        marks = (offsets[..., 0] < ends) & (offsets[..., 1] > starts) & batch["attention_mask"].bool()
+        marks = (offsets[..., 0] < ends) & (offsets[..., 1] > starts) & (starts < ends) & batch["attention_mask"].bool()
         chosen = {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"], "marks": marks}
         return {name: value.to(self.model.device) for name, value in chosen.items()}
 
-    def _text_and_span(self, sample: Sample) -> tuple[str, tuple[int, int]]:
+    def _text_and_span(self, sample: Sample, second: SecondPass | None = None) -> tuple[str, tuple[int, int]]:
         """The prompt in the chat template with the opening of the answer, and where the passage is in it."""
+        system = None if second is None else second.system
         tokenizer = self.processor.tokenizer
+        preface = "" if second is None else as_text(tokenizer, second.preface)
         before, passage, prompt, opening = (
             as_text(tokenizer, text) for text in (sample.before, passage_of(sample), sample.prompt, sample.opening)
         )
-        whole = f"{before}{passage}\n{prompt}"
+        passage = f"{passage}\n" if second is None or second.picture else ""
+        whole = f"{before}{passage}{preface}{prompt}"
         content = whole.strip()  # as many templates would
-        text = self.conversation(content, 0)
+        text = self.conversation(content, 0, system)
         start = text.rfind(content)
         if start < 0:
             raise SettingError("backbone.source", self.settings.source, "its chat template changes the user's text")
         begins = start - (len(whole) - len(whole.lstrip())) + len(before)
-        return text + opening, (max(begins, start), begins + len(passage))
+        return text + opening, (max(begins, start), begins + len(passage.removesuffix("\n")))
 
 
 def passage_of(sample: Sample) -> str:

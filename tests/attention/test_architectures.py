@@ -13,6 +13,7 @@ from tdrs.attention.call import Call
 from tdrs.attention.intervene import Session
 from tdrs.interventions import METHODS
 from tests.attention.architectures import ARCHITECTURES, TOKENS, build
+from tests.interventions.calls import edits
 
 STAGES: dict[str, Any] = {"dc": DC(0.3, 0.7, "absolute"), "re": RE(0.4, 1.3, "absolute")}
 
@@ -36,8 +37,8 @@ def test_off_is_stock_bit_for_bit_and_on_is_not(name: str, attention: str) -> No
     for method in (METHODS["none"](), TDRS(sd=False, dc=None, re=None)):
         with tdrs.intervene(model, method):
             assert torch.equal(logits(model, inputs), stock)
-    for method_name in set(METHODS) - {"none"}:
-        with tdrs.intervene(model, METHODS[method_name]()):
+    for method_name, method in edits().items():
+        with tdrs.intervene(model, method):
             edited = logits(model, inputs)
         assert edited.isfinite().all()
         assert not torch.allclose(edited, stock, atol=1e-4), method_name
@@ -45,7 +46,7 @@ def test_off_is_stock_bit_for_bit_and_on_is_not(name: str, attention: str) -> No
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
-@pytest.mark.parametrize("method", [METHODS["none"](), TDRS(**STAGES), TDRS(**STAGES, layers=[0]), METHODS["pai"]()])
+@pytest.mark.parametrize("method", [METHODS["none"](), TDRS(**STAGES), TDRS(**STAGES, layers=[0]), tdrs.PAI(gamma=1)])
 @torch.no_grad()
 def test_the_next_token_needs_one_row_of_the_last_layer(name: str, attention: str, method: Any) -> None:
     """Its logits, and those of later decoded tokens, are as if all rows were computed; other logits are not."""

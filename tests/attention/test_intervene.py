@@ -27,6 +27,7 @@ from tdrs.interventions import METHODS
 from tdrs.interventions.pai import PAI
 from tdrs.settings import SettingError
 from tests.conftest import tiny_llama
+from tests.interventions.calls import edits
 
 IDS = torch.randint(3, 50, (2, 37), generator=torch.Generator().manual_seed(1))
 # w_min is absolute: |A|_min is near rounding, so a multiple of it differs by more than 1e-4 between two orders of sums
@@ -265,7 +266,7 @@ def test_refusals_leave_the_model_as_it_was(llama: LlamaForCausalLM) -> None:
     ):
         with pytest.raises(SettingError, match=named), tdrs.intervene(llama, TDRS(**values)):
             pass
-    with pytest.raises(ValueError, match="no image_token_id"), tdrs.intervene(llama, PAI()):
+    with pytest.raises(ValueError, match="no image_token_id"), tdrs.intervene(llama, PAI(gamma=1)):
         pass
     with (
         tdrs.intervene(llama, STRONG),
@@ -338,14 +339,14 @@ def test_layers_that_are_not_given_the_rotation_are_refused(
             llama.model.layers[0].self_attn(torch.zeros(2, 37, 32), position_embeddings=None)
 
 
-@pytest.mark.parametrize("name", sorted(METHODS))
+@pytest.mark.parametrize("name", [*edits(), "none"])
 def test_every_method_decodes_from_a_cache_as_in_the_full_pass(mini_llava: Backbone, name: str) -> None:
     """Pointwise methods and row statistics edit a row alike, whether its past is in the cache or in the call."""
     from tdrs import benchmarks
 
     settings: dict[str, Any] = {
         "tdrs": {**STAGES, "stats_scope": "row", "pairs": "text_to_image"},
-        "pai": {"layers": [3]},  # these two edit the last row of each call; below the last layer, the edit
+        "pai": {"gamma": 1, "layers": [3]},  # these two edit the last row of each call; below the last layer, the edit
         "middle_layers": {"layers": [3]},  # of the prompt's last row would reach the next token through the cache
     }
     method = METHODS[name](**settings.get(name, {}))
@@ -369,7 +370,7 @@ def test_every_method_decodes_from_a_cache_as_in_the_full_pass(mini_llava: Backb
 
 def test_roles_need_input_ids(mini_llava: Backbone) -> None:
     model: Any = mini_llava.model
-    with tdrs.intervene(model, PAI()), pytest.raises(ValueError, match="input_ids"):
+    with tdrs.intervene(model, PAI(gamma=1)), pytest.raises(ValueError, match="input_ids"):
         model(inputs_embeds=torch.zeros(1, 4, model.config.text_config.hidden_size))
 
 
@@ -379,7 +380,7 @@ def test_roles_of_tokens(mini_llava: Backbone, calls: list[Call]) -> None:
 
     samples = benchmarks.load(benchmarks.from_settings({"name": "mini_scienceqa", "gap": 0}), "tuning", 3)
     inputs = mini_llava.inputs(samples)
-    with tdrs.intervene(mini_llava.model, PAI(layers=[0])):
+    with tdrs.intervene(mini_llava.model, PAI(gamma=1, layers=[0])):
         mini_llava.model.generate(**inputs, max_new_tokens=2, do_sample=False, eos_token_id=-1)
     assert len(calls) == 2
     image = inputs["input_ids"] == mini_llava.model.config.image_token_id

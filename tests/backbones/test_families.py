@@ -3,6 +3,7 @@
 `docs/reference/families.md` has one row for each family of `NAMES`; `test_presets.py` compares them.
 """
 
+import json
 import shutil
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
@@ -18,7 +19,10 @@ from tdrs import DC, RE, TDRS, Stock, backbones, benchmarks, intervene
 from tdrs.attention.block import IMAGE, Block
 from tdrs.attention.call import Call
 from tdrs.attention.core import blocked
+from tdrs.attention.method import Method
+from tdrs.attention.second_pass import PictureChange, SecondPass
 from tdrs.backbones import Backbone, BackboneSettings
+from tdrs.backbones.two_passes import ChangedPicture
 from tdrs.benchmarks.benchmark import Picture, PictureSet, Sample
 from tdrs.evaluation import evaluate
 from tests.backbones.folders import write
@@ -229,6 +233,47 @@ def test_an_evaluation_end_to_end(run: Run) -> None:
     )
     assert off.records == stock.records
     assert [r.margin for r in edited.records] != [r.margin for r in stock.records]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Second(Method):
+    """The logits of the second pass alone."""
+
+    sees: Any
+
+    @property
+    def second_pass(self) -> SecondPass:
+        return SecondPass(combine=lambda first, second, step: second, **self.sees)
+
+
+def test_a_second_pass_equals_a_pass_of_its_own(run: Run) -> None:
+    """Without a picture, with another prompt, with a picture that is changed, or changed into itself."""
+
+    def answers(sees: Any) -> list[float]:
+        with run.backbone.intervene(Second(sees=sees)):
+            found = run.backbone.answer(samples(), "gqa")
+        return [json.loads(answer.first_token)[1] for answer in found]
+
+    backbone = run.backbone
+    itself, other = (PictureChange(f"times {n}", lambda pixels, _, n=n: n * pixels) for n in (1, -9))  # type: ignore[misc]
+    stock = [json.loads(answer.first_token)[1] for answer in backbone.answer(samples(), "gqa")]
+    assert answers({"change": itself}) == [pytest.approx(logs, abs=2e-3) for logs in stock]
+    picture = samples()[0].picture
+    changed = backbone.image_embeddings(ChangedPicture.by(picture, other))
+    if changed.any():  # the random Gemma 3 has embeddings of 0
+        assert not torch.equal(changed, backbone.image_embeddings(picture))
+    assert changed.shape == backbone.image_embeddings(picture).shape
+    longer = [replace(sample, prompt=f"Quickly: {sample.prompt}") for sample in samples()]
+    expected = [json.loads(answer.first_token)[1] for answer in backbone.answer(longer, "gqa")]
+    assert answers({"preface": "Quickly: "}) == [pytest.approx(logs, abs=2e-3) for logs in expected]
+    for sample, found in zip(samples(), answers({"picture": False}), strict=True):
+        given = backbone.processor.tokenizer([backbone.prompts.conversation(sample.prompt, 0)], return_tensors="pt")
+        given = {name: given[name] for name in ("input_ids", "attention_mask")}
+        if "token_type_ids" in run.inputs:  # of text
+            given["token_type_ids"] = torch.zeros_like(given["input_ids"])
+        with torch.inference_mode():
+            logs = backbone.model(**given).logits[0, -1].log_softmax(dim=-1)
+        assert found == pytest.approx(logs.topk(len(found)).values.tolist(), abs=2e-3)
 
 
 def test_common_beginnings_change_no_answer(run: Run) -> None:

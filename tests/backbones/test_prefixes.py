@@ -13,7 +13,7 @@ from tdrs.attention.method import Method
 from tdrs.backbones import Backbone
 from tdrs.backbones.prefixes import common
 from tdrs.configuration import choice
-from tdrs.interventions import METHODS
+from tdrs.interventions import METHODS, from_settings
 from tdrs.interventions.key_bias import KeyBias
 
 MODELS = ("mini_llava", "mini_internvl", "mini_qwen2_5_vl")
@@ -32,7 +32,7 @@ SHARING: dict[str, Method] = {
 }
 WHOLE: dict[str, Method] = {
     "tdrs, call": TDRS(),
-    "pai": METHODS["pai"](),
+    "pai": from_settings({"name": "pai", "gamma": 1}),
     "middle_layers": METHODS["middle_layers"](),
 }
 

@@ -10,7 +10,9 @@ from tdrs import TDRS
 from tdrs.attention.block import IMAGE, SYSTEM, TEXT
 from tdrs.attention.call import Call
 from tdrs.attention.core import blocked, reference
+from tdrs.attention.method import Method
 from tdrs.attention.tally import Tally
+from tdrs.interventions import METHODS
 from tests.interventions.oracle import peer, softmax, tdrs_head
 
 HEADS, GROUPS, WIDTH = 4, 2, 16
@@ -111,6 +113,13 @@ def deviation(name: str, method: Any, sample: Sample, heads: frozenset[int] = fr
         assert np.isfinite(output).all()
         worst = max(worst, float(np.abs(output - oracle_output(sample, call, name, method, heads)).max()))
     return worst
+
+
+def edits() -> dict[str, Method]:
+    """Every method that edits attention, with one pass."""
+    one_pass = {"pai": {"gamma": 1.0}}
+    methods = {name: kind(**one_pass.get(name, {})) for name, kind in METHODS.items()}
+    return {name: method for name, method in methods.items() if method.edits_attention and not method.second_pass}
 
 
 def each_padding(length: int) -> list[Sample]:

@@ -52,7 +52,7 @@ def test_odd_sizes(length: int) -> None:
     "values",
     [
         {"name": "temperature", "tau": 1},
-        {"name": "pai", "alpha": 0},
+        {"name": "pai", "alpha": 0, "gamma": 1},
         {"name": "middle_layers", "alpha": 0},
         {"name": "vaf", "image": 1, "system": 1},
         {"name": "key_bias", "weight": 1},
@@ -93,6 +93,8 @@ def test_default_layers_are_the_papers_on_32(name: str, layers: range) -> None:
     [
         ({"name": "temperature", "tau": 0}, "intervention.tau = 0.0"),
         ({"name": "pai", "alpha": -1}, "intervention.alpha = -1.0"),
+        ({"name": "pai", "gamma": -1}, "intervention.gamma = -1.0"),
+        ({"name": "pai", "beta": 2}, "intervention.beta = 2.0"),
         ({"name": "middle_layers", "alpha": -1}, "intervention.alpha = -1.0"),
         ({"name": "vaf", "image": -1}, "intervention.image = -1.0"),
         ({"name": "vaf", "system": -1}, "intervention.system = -1.0"),

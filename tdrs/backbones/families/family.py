@@ -63,6 +63,16 @@ class Family:
         """A prompt in the chat template, as the processor takes it."""
         return text
 
+    def change_pixels(self, config: Any, pixels: Any, change: Callable[[Any], Any]) -> Any:
+        """`pixel_values` after a change, such as noise.
+
+        Args:
+            config: the model's configuration.
+            pixels: the processor's `pixel_values`.
+            change: gives new values, of the same shape and type.
+        """
+        return change(pixels)
+
     def token_grid(self, config: Any, inputs: Mapping[str, Any], count: int) -> tuple[int, int]:
         """Rows and columns of an image's tokens, for figures.
 

@@ -1,6 +1,6 @@
 """Qwen2-VL (arXiv 2409.12191), Qwen2.5-VL (arXiv 2502.13923) and Qwen3-VL (arXiv 2511.21631)."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from tdrs.backbones.families.family import Family, whole_number
@@ -19,6 +19,11 @@ class Qwen2_5_VL(Family):
         names = {"min_pixels": "shortest_edge", "max_pixels": "longest_edge"}  # its names for limits in pixels
         size = {names[name]: value for name, value in image.items() if name in names}
         return {"size": {**dict(processor.image_processor.size), **size}} if size else {}
+
+    def change_pixels(self, config: Any, pixels: Any, change: Callable[[Any], Any]) -> Any:
+        vision = config.vision_config  # a picture is a film of several equal frames: they stay equal
+        frames = pixels.unflatten(1, (-1, vision.temporal_patch_size, vision.patch_size**2))
+        return change(frames[:, :, :1].contiguous()).expand_as(frames).flatten(1)
 
     def token_grid(self, config: Any, inputs: Mapping[str, Any], count: int) -> tuple[int, int]:
         _, rows, columns = inputs["image_grid_thw"][0].tolist()
