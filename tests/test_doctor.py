@@ -38,7 +38,9 @@ def test_all_is_well_with_the_embedded_default(tmp_path: Path, capsys: pytest.Ca
 
 
 def test_a_second_pass_has_its_cost(tmp_path: Path) -> None:
-    lines = findings(tmp_path, "intervention=pai")["cost"].lines
+    lines = findings(tmp_path, "intervention=pai", "search=grid", "++search.space={intervention.gamma: [1.1, 2]}")[
+        "cost"
+    ].lines
     assert lines[1] == "PAI combines two forward passes: 8 rows at a time, and a cache of both"
     assert "each prompt read whole" in lines[2]
 
