@@ -1,8 +1,10 @@
 """The race: which points of a space to measure next, and on how many images, to find the best one with few samples.
 
-Each point that has been measured is an *arm*. All arms are measured on the same images, in the same order, and compared
-by their paired differences to the stock model, since those vary much less than their means. The first images are a
-first *bundle*; whatever may be the best goes on to twice as many.
+Each point that has been measured is an *arm*. All arms are measured on the same images, in the same order. The first
+images are a first *bundle*; whatever may be the best goes on to twice as many. So that arms on more and fewer images
+can be compared, each sample's score is taken as the sum of an effect of the arm and one of the sample, and the sample's
+is estimated from all arms that saw it. What is left varies much less than the scores do, and less than differences to
+the stock model.
 
 Two things are known of an arm: its own difference, with an error that falls with the number of images, and what a model
 of all arms' settings expects of it. The model is a forest of extremely randomised trees (P. Geurts et al., Machine
@@ -29,7 +31,7 @@ from sklearn.ensemble import ExtraTreesRegressor
 from .space import Space
 from .trial import Settings
 
-BUNDLE = 32  # samples of an arm's first measurement
+BUNDLE = 16  # samples of an arm's first measurement, if batches are not larger
 HELD_BACK = 0.25  # the share of the images that only finalists see
 FINALISTS = 3
 EXPLORING = 0.7  # the share of the budget in which new points are asked for
@@ -38,6 +40,7 @@ RANDOM = 4  # one in so many new points is drawn evenly, whatever the model expe
 TREES, DRAWN = 50, 5
 CANDIDATES = 1000  # points of the space that the model looks at for new ones
 DRAWS = 400
+ROUNDS = 8  # of the two effects' estimates in turn
 WORST = -0.15  # a loss below this is taken as this: how bad bad points are says little of good ones
 LEAST = 0.03  # what the model does not explain of a difference is at least of this size
 SOFT = 0.3  # the width of a soft score, in root mean squares of the margin
@@ -96,6 +99,8 @@ class Race:
         samples: how many samples may be measured.
         at_once: how many new points, and how many arms that go on, are asked for at once.
         seed: of the points and draws.
+        bundle: samples of an arm's first measurement.
+        known: points that were measured on all samples before; they cost nothing.
         propose: gives candidates for new points; by default they are drawn from the space.
 
     Attributes:
@@ -114,6 +119,8 @@ class Race:
         samples: int,
         at_once: int = 8,
         seed: int = 0,
+        bundle: int = BUNDLE,
+        known: Sequence[tuple[Settings, Values]] = (),
         propose: Callable[[np.random.Generator], list[Settings]] | None = None,
     ) -> None:
         self.arms: list[Arm] = []
@@ -126,14 +133,19 @@ class Race:
         self._images = np.unique(np.asarray(images), return_inverse=True)[1]
         self._weights = np.asarray(weights, dtype=float)
         self._stock = stock.soft
-        self._queue = list(start)
+        self._queue = [one for one in start if all(one != settings for settings, _ in known)]
         self._samples = samples
         self._at_once = at_once
+        self._bundle = bundle
         self._rng = np.random.default_rng(seed)
         self._propose = propose or self._drawn
         total = len(images)
-        self._last = max(min(BUNDLE, total), round(total * (1 - HELD_BACK) / BUNDLE) * BUNDLE)
+        self._last = max(min(bundle, total), round(total * (1 - HELD_BACK) / bundle) * bundle)
         self._reserve = FINALISTS * (total - self._last)
+        self._first = start[0] if start else None
+        for settings, values in known:
+            if not any(_alike(values, arm.values) for arm in self.arms):
+                self.arms.append(Arm(settings, self._encoder(settings), values))
 
     def ask(self) -> list[Ask]:
         """The measurements to make next; none when the race is over."""
@@ -141,12 +153,14 @@ class Race:
             return []
         left = self._samples - self._reserve - self.spent
         asked: list[Ask] = []
-        if left >= BUNDLE or not (self.arms or self._failed):
-            explored = self.spent + BUNDLE * len(self._left_out)  # so that a space without different points ends, too
+        if left >= self._bundle or not (self.arms or self._failed):
+            explored = self.spent + self._bundle * len(
+                self._left_out
+            )  # so that a space without different points ends, too
             if not self.arms or explored < EXPLORING * (self._samples - self._reserve):
-                count = max(1, min(self._at_once, left // BUNDLE))
-                asked = [Ask(one, min(BUNDLE, self._last)) for one in self._new(count)]
-                left -= BUNDLE * len(asked)
+                count = max(1, min(self._at_once, left // self._bundle))
+                asked = [Ask(one, min(self._bundle, self._last)) for one in self._new(count)]
+                left -= self._bundle * len(asked)
             if self.arms:
                 asked += self._going_on(left)
         return asked or self._final()
@@ -184,7 +198,7 @@ class Race:
 
     def _changes(self, number: int) -> int:
         """How many settings of an arm differ from those of the first point."""
-        first = self.arms[0].settings
+        first = self._first or self.arms[0].settings
         return sum(value != first[key] for key, value in self.arms[number].settings.items())
 
     def _paired(self, values: np.ndarray, others: np.ndarray) -> tuple[float, float, int]:
@@ -195,12 +209,27 @@ class Race:
         mean, k = float(sums.sum() / counts.sum()), len(sums)
         return mean, float(k / max(k - 1, 1) * np.sum((sums - mean * counts) ** 2) / counts.sum() ** 2), k
 
+    @property
+    def _baseline(self) -> np.ndarray:
+        """Each sample's effect, (samples,), on a scale on which the stock model's own mean difference to it is 0."""
+        rows = [self._stock, *(arm.values.soft for arm in self.arms)]
+        seen = np.arange(len(self._stock)) < np.array([len(row) for row in rows])[:, None]
+        scores, weights = np.zeros(seen.shape), seen * self._weights
+        for row, values in zip(scores, rows, strict=True):
+            row[: len(values)] = values
+        effects = np.zeros(len(rows))
+        for _ in range(ROUNDS):
+            samples = (weights * (scores - effects[:, None])).sum(axis=0) / weights.sum(axis=0)
+            effects = (weights * (scores - samples)).sum(axis=1) / weights.sum(axis=1)
+        return samples + effects[0]
+
     @cached_property
     def _measured(self) -> tuple[np.ndarray, np.ndarray]:
-        """Each arm's paired difference to the stock model, and its variance, with images as clusters."""
+        """Each arm's difference to the stock model, and its variance, with images as clusters."""
         means, variances, clusters = [], [], []
+        baseline = self._baseline
         for arm in self.arms:
-            mean, variance, k = self._paired(arm.values.soft, self._stock[: arm.seen])
+            mean, variance, k = self._paired(arm.values.soft, baseline[: arm.seen])
             means.append(mean)
             variances.append(variance)
             clusters.append(k)
@@ -263,7 +292,7 @@ class Race:
         found: list[Ask] = []
         for number in np.lexsort((-mean, -chance)):
             arm = self.arms[number]
-            more = min(arm.seen, self._last - arm.seen, left // BUNDLE * BUNDLE)
+            more = min(arm.seen, self._last - arm.seen, left // self._bundle * self._bundle)
             open_ = arm.settings not in self._failed and len(found) < self._at_once
             if open_ and chance[number] > 0 and more > 0:
                 found.append(Ask(arm.settings, arm.seen + more))

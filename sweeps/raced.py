@@ -7,18 +7,24 @@ alone. So a study that was stopped goes on with the same points, and the number 
 With axes, all this happens at each condition (see `sweeps/protocol.py`).
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import reduce
+from operator import getitem
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from tdrs.benchmarks import Record
-from tdrs.settings import check_number
+from tdrs.configuration import with_settings
+from tdrs.settings import SettingError, check_number
 
+from .folder import read_outcome, study_folder
 from .protocol import Look, Steps, stock
-from .race import Race, Values
+from .race import BUNDLE, Race, Values
 from .sampled import Adaptive, configured, tune
-from .trial import Outcome, Request, Settings
+from .trial import COMPLETE, Outcome, Request, Settings
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,19 +34,27 @@ class Raced(Adaptive):
     Args:
         samples: tuning samples that may be measured, beside those of the stock model and the controls.
         at_once: as in `Adaptive`; as many others may go on.
+        after: names of finished studies of the same model and data. The points of the space that they chose are tried
+            first. Those that they measured on the same tuning samples are known, and cost nothing.
     """
 
     samples: int = 12800
     at_once: int = 8
+    after: tuple = ()  # type: ignore[type-arg]
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_number("samples", self.samples, 1, whole=True)
+        if any(not isinstance(name, str) for name in self.after):
+            raise SettingError("after", list(self.after), "must be a list of names of studies")
 
     def at(self, condition: Settings, outcome: Outcome, look: Look) -> Steps[None]:
         baseline = yield [stock("tuning", condition)]
         here = configured(outcome.config, Request("", "", {}, condition).merged, list(self.parsed.parts))
-        start = [one for one in [here, *({**here, **other} for other in self.start)] if self.parsed.params(one)]
+        points = [here, *({**here, **other} for other in self.start)]
+        earlier, chosen_before = self._earlier(outcome.config, condition)
+        start = list(_different(one for one in [*points, *chosen_before] if self.parsed.params(one)))
+        before = (yield [Request(self.point, "tuning", one, condition) for one in earlier]) if earlier else []
         records = look(baseline[0])
         if not records:  # in a dry run, or if the stock model failed: the first points stand for all
             chosen, trials = here, (yield [Request(self.point, "tuning", one, condition) for one in start])
@@ -48,7 +62,11 @@ class Raced(Adaptive):
             values = _values(records)
             assert values is not None
             images, weights = [record.image_id for record in records], [record.weight for record in records]
-            race = Race(self.parsed, images, weights, values, start, self.samples, self.at_once, self.seed)
+            bundle = max(BUNDLE, int(outcome.config["batch_size"]))  # whole batches are measured
+            told = [(one, _values(look(trial))) for one, trial in zip(earlier, before, strict=True)]
+            known = [(one, values) for one, values in told if values is not None]
+            settings = self.samples, self.at_once, self.seed, bundle, known
+            race = Race(self.parsed, images, weights, values, start, *settings)
             while asked := race.ask():
                 found = yield [Request(self.point, "tuning", one.settings, condition, upto=one.upto) for one in asked]
                 race.tell(asked, [_values(look(trial)) for trial in found])
@@ -64,6 +82,48 @@ class Raced(Adaptive):
         ]
         outcome.trials.extend([*baseline, *trials, *tried])
         outcome.rows.extend(rows)
+
+    def _earlier(self, config: dict[str, Any], condition: Settings) -> tuple[list[Settings], list[Settings]]:
+        """Points of the space in the studies of `after`: those measured on the same samples, and those chosen."""
+        measured, chosen = [], []
+        here = with_settings(config, condition)
+        for name in self.after:
+            try:
+                study = read_outcome(study_folder(Path(config["output"]), name))
+            except FileNotFoundError:
+                raise SettingError("search.after", name, f"is no finished study in {config['output']}") from None
+            for trial in [*study.trials, *study.rows]:
+                there = with_settings(study.config, Request("", "", trial.settings, trial.condition).merged)
+                point = self._point(there, config, condition)
+                if point is None or any(there[part] != here[part] for part in ("backbone", "dataset")):
+                    continue
+                alike = all(there[part] == here[part] for part in ("attention", "batch_size"))
+                same = alike and study.config["preset"]["tuning"] == config["preset"]["tuning"]
+                if trial.split == "tuning" and trial.status == COMPLETE and same:
+                    measured.append(point)
+                elif trial in study.rows and trial.budget:
+                    chosen.append(point)
+        return list(_different(measured)), list(_different(chosen))
+
+    def _point(self, there: Any, config: dict[str, Any], condition: Settings) -> Settings | None:
+        """The point of the space that edits as a configuration does; None if there is none."""
+        try:
+            point = {key: reduce(getitem, key.split("."), there) for key in self.parsed.parts}
+        except (KeyError, TypeError):  # another method, or a stage that is off
+            return None
+        if self.parsed.params(point) is None:
+            return None
+        merged = with_settings(config, Request("", "", point, condition).merged)
+        return point if merged["intervention"] == there["intervention"] else None
+
+
+def _different(points: Iterable[Settings]) -> Iterator[Settings]:
+    """Each point once, in order."""
+    seen: list[Settings] = []
+    for point in points:
+        if point not in seen:
+            seen.append(point)
+            yield point
 
 
 def _values(records: Sequence[Record]) -> Values | None:

@@ -185,12 +185,26 @@ def should_prune(incumbent: Sequence[Record], records: Sequence[Record]) -> floa
     check_same_samples(same, records, "search.prune")
     theirs, ours = ([record.margin for record in some] for some in (same, records))
     clusters, weights = [record.image_id for record in records], [record.weight for record in records]
-    _, _, sums, counts = paired_sums(theirs, ours, clusters, weights)
     images = len({record.image_id for record in incumbent})
+    difference = expected_difference(theirs, ours, clusters, weights, images)
+    return None if difference is None else of_rows(incumbent)["margin"] + difference
+
+
+def expected_difference(
+    theirs: Sequence[float], ours: Sequence[float], clusters: Sequence[str], weights: Sequence[float], images: int
+) -> float | None:
+    """The mean difference of a trial's margins to an incumbent's, if it has little chance to end above it; else None.
+
+    Args:
+        theirs, ours: margins of the incumbent and of the trial on the samples so far.
+        clusters, weights: the images and weights of these samples.
+        images: how many images there are in all.
+    """
+    _, _, sums, counts = paired_sums(theirs, ours, clusters, weights)
     unseen = max(1, images - len(sums))  # not all questions on the last image may be asked yet
     if len(sums) < STARTUP or chance_not_below_zero(sums, unseen) >= CHANCE:
         return None
-    return of_rows(incumbent)["margin"] + float(sums.sum() / counts.sum())
+    return float(sums.sum() / counts.sum())
 
 
 def tune(

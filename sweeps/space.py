@@ -10,7 +10,7 @@ off while every trial has the same parameters, as samplers of several parameters
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import product
 from typing import Any
 
@@ -86,6 +86,11 @@ class Space:
             else:
                 raise SettingError(f"{name}.{key}", given, "must be a list of at least one value, or low and high")
         return cls(parts)
+
+    @property
+    def plain(self) -> dict[str, Any]:
+        """The mapping that `of` reads."""
+        return {key: asdict(part) if isinstance(part, Range) else part for key, part in self.parts.items()}
 
     def ends(self) -> Iterator[Settings]:
         """Settings in which each key has each of its values or ends once; they are checked before a trial runs."""

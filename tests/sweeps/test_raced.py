@@ -175,7 +175,7 @@ def test_a_study_races_and_goes_on_after_a_stop(
     points = [trial for trial in whole.trials if trial.name == "search"]
     assert {trial.status for trial in points} == {COMPLETE, PRUNED}
     assert 1 <= sum(trial.status == COMPLETE for trial in points) <= FINALISTS
-    assert {trial.n for trial in points} <= {32, 64, 96}
+    assert {trial.n for trial in points} <= {16, 32, 64, 96}
     assert [row.name for row in whole.rows] == ["stock", "as configured", f"best of {len(points)}"]
     chosen = whole.rows[2].settings
     assert any(trial.settings == chosen and trial.status == COMPLETE for trial in points)
@@ -242,4 +242,57 @@ def test_points_that_fail_are_shown(tmp_path: Path, pretended: list[str], monkey
 def test_bad_settings_are_named(search: dict[str, Any], message: str, tmp_path: Path) -> None:
     with pytest.raises(SettingError, match=message):
         run(tmp_path, **search)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_points_of_an_earlier_study_are_known_and_cost_nothing(
+    tmp_path: Path, pretended: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    space = {
+        "intervention.gain": ["logits", "weights"],
+        "intervention.dc.weight": [0.3, 1.0],
+        "intervention.sd": [True, False],
+    }
+    preset = {"tuning": 96, "held_out": 8}
+    grid = configuration(tmp_path, "search=grid", "study.name=first", space=space, controls={}) | {"preset": preset}
+    Study(grid, Tracker("none", tmp_path)).run()
+    asked: list[Any] = []
+    told = Race.tell
+    monkeypatch.setattr(Race, "tell", lambda self, ask, found: (asked.extend(ask), told(self, ask, found))[1])
+    lists = {
+        "intervention.gain": ["logits", "weights"],
+        "intervention.dc.weight": [0.3, 1.0, 2.0],
+        "intervention.sd": [True, False],
+    }
+    found = run(tmp_path, space=lists, after=["first"])
+    known = [
+        trial for trial in found.trials if trial.name == "search" and trial.settings["intervention.dc.weight"] != 2.0
+    ]
+    assert len(known) == 8
+    assert {trial.status for trial in known} == {COMPLETE}
+    assert {one.settings["intervention.dc.weight"] for one in asked} == {2.0}
+
+
+def test_what_an_earlier_study_chose_begins(
+    tmp_path: Path, pretended: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was measured on other samples, so its points are not known."""
+    first = configuration(
+        tmp_path, "search=grid", "study.name=first", space={"intervention.dc.weight": [0.3, 0.7]}, controls={}
+    )
+    best = Study(first, Tracker("none", tmp_path)).run().rows[-1].settings
+    asked: list[Any] = []
+    told = Race.tell
+    monkeypatch.setattr(Race, "tell", lambda self, ask, found: (asked.extend(ask), told(self, ask, found))[1])
+    run(tmp_path, after=["first"])
+    assert asked[1].settings["intervention.dc.weight"] == best["intervention.dc.weight"]
+
+
+@pytest.mark.parametrize(("after", "message"), [
+    (["nothing"], "search.after = 'nothing': is no finished study in"),
+    ([3], r"search.after = \[3\]: must be a list of names of studies"),
+])  # fmt: skip
+def test_a_study_to_begin_with_must_be_there(tmp_path: Path, pretended: list[str], after: Any, message: str) -> None:
+    with pytest.raises(SettingError, match=message):
+        Study(small(tmp_path, after=after))
     assert list(tmp_path.iterdir()) == []
