@@ -5,7 +5,9 @@ choose then. A search that asks for points of the whole space gets the nearest p
 and is told so.
 """
 
+import sys
 from collections.abc import Callable
+from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
@@ -199,3 +201,11 @@ POLICIES: dict[str, Policy] = {
     "Hyperband": halving(lambda batches: HyperbandPruner(1, batches, REDUCTION), _tpe),
     "pruned TPE": pruned_tpe,
 }
+
+
+def available() -> dict[str, Policy]:
+    """The policies whose packages are installed; a line on standard error names one that is left out."""
+    if find_spec("cmaes"):
+        return POLICIES
+    print("CMA-ES is left out: it needs cmaes (pip install 'tdrs[searches]')", file=sys.stderr)
+    return {name: policy for name, policy in POLICIES.items() if name != "CMA-ES"}

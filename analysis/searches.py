@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from tdrs import checked_file
 from tdrs.analysis.figure import STYLES, GivenAxes, axes_for, redraw, save, set_title, stored_measurement
-from tdrs.analysis.search_policies import POLICIES, Policy, race
+from tdrs.analysis.search_policies import Policy, available, race
 from tdrs.analysis.search_table import Table, table_of
 from tdrs.analysis.study_results import StudyResults
 from tdrs.checked_file import Damaged
@@ -31,7 +31,7 @@ from tdrs.commands import parse
 from tdrs.entry_point import run_command
 from tdrs.environment import shows_progress
 from tdrs.file_hash import file_hash
-from tdrs.settings import check_choice
+from tdrs.settings import SettingError, check_choice
 
 ORDERS = 200
 EVALUATIONS = (1, 2.5, 5, 10, 20, 40, 80, 160, 301)  # budgets, in evaluations of all tuning samples
@@ -55,13 +55,18 @@ class RegretCurve(NamedTuple):
     mean: list[float]
 
 
-def regrets_of(table: Table, seed: int, policies: Mapping[str, Policy] = POLICIES) -> dict[str, list[float]]:
-    """For each search the regret of its choice within each budget, in one random order; nan if it has none yet."""
+def regrets_of(table: Table, seed: int, policies: Mapping[str, Policy]) -> dict[str, list[float]]:
+    """For each search the regret of its choice within each budget, in one random order.
+
+    It is nan if a search has no choice yet, or does not spend the budget because it has ended.
+    """
     shuffled, size = table.shuffled(np.random.default_rng(seed)), len(table.images)
     found = {}
     for name, policy in policies.items():
         trajectory = policy(shuffled, seed, size * len(table.points))
-        chosen = [[point for spent, point in trajectory if spent <= size * n][-1:] for n in EVALUATIONS]
+        budgets = [size * n for n in EVALUATIONS if size * n < trajectory[-1][0] + size]
+        chosen = [[point for spent, point in trajectory if spent <= budget][-1:] for budget in budgets]
+        chosen += [[]] * (len(EVALUATIONS) - len(budgets))
         found[name] = [shuffled.regret(one[0]) if one else math.nan for one in chosen]
     found["race"] = [
         shuffled.regret(race(shuffled, seed, round(size * n))[-1][1]) if n in RACED else math.nan for n in EVALUATIONS
@@ -69,14 +74,18 @@ def regrets_of(table: Table, seed: int, policies: Mapping[str, Policy] = POLICIE
     return found
 
 
-def regret_curves(table: Table, orders: int = ORDERS, jobs: int = -1) -> list[RegretCurve]:
+def regret_curves(
+    table: Table, orders: int = ORDERS, jobs: int = -1, policies: Mapping[str, Policy] | None = None
+) -> list[RegretCurve]:
     """The regrets of each search over random orders of images and points.
 
     Args:
         jobs: processes that share the orders; −1 is one for each core.
+        policies: the searches beside the race; None is all that are available.
     """
+    policies = available() if policies is None else policies
     seeds = tqdm(range(orders), unit="order", disable=not shows_progress())
-    found = Parallel(n_jobs=jobs)(delayed(regrets_of)(table, seed) for seed in seeds)
+    found = Parallel(n_jobs=jobs)(delayed(regrets_of)(table, seed, policies) for seed in seeds)
     size, curves = len(table.images), []
     for name in found[0]:
         each = np.array([one[name] for one in found])
@@ -161,13 +170,18 @@ def of_study(study: StudyResults, again: bool) -> list[Path]:
 
 def main(arguments: list[str]) -> int:
     """The command."""
-    _, given = parse(arguments)
+    words, given = parse(arguments)
     again = given.get("measure") == "true"
     if "table" not in given:
         return redraw(arguments, lambda study: of_study(study, again), ("measure",))
-    for key in given:
-        check_choice("option", key, ("table", "measure"))
-    for path in of_table(Path(given["table"]), again):
+    try:
+        for key in [*words, *given]:
+            check_choice("option", key, ("table", "measure"))
+        written = of_table(Path(given["table"]), again)
+    except SettingError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    for path in written:
         print(path)
     return 0
 

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from tdrs.analysis import searches
-from tdrs.analysis.searches import Table
+from tdrs.analysis.search_policies import POLICIES, race
+from tdrs.analysis.search_table import Table, table_of
 from tdrs.analysis.study_results import StudyResults
 from tdrs.records import Records
 from tdrs.settings import SettingError
@@ -34,7 +35,7 @@ def points(tmp_path: Path, pretended: list[str]) -> StudyResults:
 
 
 def test_the_table_is_what_the_records_say(points: StudyResults) -> None:
-    table = searches.table_of(points)
+    table = table_of(points)
     trials = {t.cache_key: t for t in points.outcome.trials if t.split == "tuning" and t.name == "point"}
     assert 15 < len(table.points) == len(trials) < 30  # points without DC are one point
     frame = points.samples()
@@ -53,7 +54,7 @@ def test_only_points_with_one_condition_are_a_table(tmp_path: Path, pretended: l
     two = results(tmp_path / "b", "search=points", space=SPACE, trials=3, axes={"dataset.gap": [4, 8]})
     for study in (grid, two):
         with pytest.raises(SettingError, match="study = 'small': must be of the protocol points, with one condition"):
-            searches.table_of(study)
+            table_of(study)
 
 
 def table(seed: int = 0, points: int = 60) -> Table:
@@ -81,25 +82,88 @@ def test_an_order_moves_whole_images_and_keeps_each_points_numbers() -> None:
     assert other.regret(other.points.index(first.points[0])) == pytest.approx(0.5)
 
 
-def test_searches_find_the_best_of_what_they_have_measured() -> None:
+def test_a_table_is_read_as_it_was_saved(tmp_path: Path) -> None:
+    saved = table()
+    saved.save(tmp_path / "table.npz")
+    found = Table.load(tmp_path / "table.npz")
+    assert found.points == saved.points
+    assert found.space == saved.space
+    for name in ("scores", "images", "weights", "held_out"):
+        np.testing.assert_array_equal(getattr(found, name), getattr(saved, name))
+    np.testing.assert_allclose(found.margins, saved.margins, rtol=1e-3, atol=1e-3)
+    (tmp_path / "other.npz").write_text("no table")
+    with pytest.raises(SettingError, match=r"table = '.*other.npz': must be a file that"):
+        Table.load(tmp_path / "other.npz")
+
+
+def test_whole_evaluations_give_the_best_of_those_measured() -> None:
     shuffled = table().shuffled(np.random.default_rng(2))
-    means = shuffled.tuning
-    found = searches.random_search(shuffled, 0)
-    assert found == [int(means[:count].argmax()) for count in (1, 2, 5, 10, 20, 40)]
-    asked = searches.tpe_search(shuffled, 0)
-    assert [means[number] for number in asked] == sorted(means[number] for number in asked)
-    number, spent = searches.race(shuffled, 0, 12 * 256)
+    means, size = shuffled.tuning, len(shuffled.images)
+    found = POLICIES["random"](shuffled, 0, 20 * size)
+    assert found == [((n + 1) * size, int(means[: n + 1].argmax())) for n in range(20)]
+
+
+@pytest.mark.parametrize("name", POLICIES)
+def test_a_search_keeps_to_its_budget_and_improves(name: str) -> None:
+    if name == "CMA-ES":
+        pytest.importorskip("cmaes")
+    shuffled, budget = table().shuffled(np.random.default_rng(2)), 14 * 256
+    found = POLICIES[name](shuffled, 0, budget)
+    spent = [samples for samples, _ in found]
+    assert spent == sorted(spent)
+    assert 0 < spent[-1] <= budget
+    assert found == POLICIES[name](shuffled, 0, budget)
+    means = shuffled.tuning if name != "pruned TPE" else shuffled.margins[1:].mean(axis=1)
+    chosen = [means[number] for _, number in found]
+    assert chosen == sorted(chosen)
+    assert shuffled.regret(found[-1][1]) < 0.12  # of 0.5
+
+
+def test_pruning_measures_more_points_within_a_budget() -> None:
+    shuffled, budget = table().shuffled(np.random.default_rng(2)), 14 * 256
+    for name in ("ASHA", "Hyperband", "pruned TPE"):
+        spent = [samples for samples, _ in POLICIES[name](shuffled, 0, budget)]
+        steps = np.diff(spent)
+        assert (steps % 32 == 0).all()
+        assert steps.min() < 256
+
+
+def test_the_race_is_within_its_budget() -> None:
+    shuffled = table().shuffled(np.random.default_rng(2))
+    ((spent, number),) = race(shuffled, 0, 12 * 256)
     assert spent <= 12 * 256
     assert shuffled.regret(number) < 0.03
 
 
 def test_curves_are_quantiles_over_orders() -> None:
-    curves = {curve.name: curve for curve in searches.regret_curves(table(), orders=3)}
+    cheap = {"random": POLICIES["random"]}
     found = [table().shuffled(np.random.default_rng(seed)) for seed in range(3)]
-    first = [one.regret(searches.random_search(one, 0)[0]) for one in found]
+    first = [one.regret(POLICIES["random"](one, 0, 256)[0][1]) for one in found]
+    curves = {curve.name: curve for curve in searches.regret_curves(table(), 3, 1, cheap)}
     assert curves["random"].median[0] == np.median(first)
-    assert curves["random"].samples[:2] == [256, 512]
-    assert list(curves) == ["random", "TPE", "race"]
-    assert len(curves["race"].samples) == len(searches.BUDGETS)
+    assert curves["random"].mean[0] == pytest.approx(np.mean(first))
+    assert curves["random"].samples == [256 * n for n in searches.EVALUATIONS if n <= 60]
+    assert curves["race"].samples == [256 * n for n in searches.RACED]
     figure = searches.draw_regrets(list(curves.values()))
-    assert [line.get_label() for line in figure.axes[0].lines] == ["random", "TPE", "race"]
+    assert [line.get_label() for line in figure.axes[0].lines] == ["random", "race"]
+
+
+def test_the_command_keeps_what_it_replayed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table().save(tmp_path / "small.npz")
+    curve = searches.RegretCurve("race", [640.0, 1280.0], [0.05, 0.01], [0.02, 0.0], [0.06, 0.02], [0.04, 0.012])
+    calls: list[int] = []
+
+    def replay(table: Table) -> list[searches.RegretCurve]:
+        calls.append(len(table.points))
+        return [curve]
+
+    monkeypatch.setattr(searches, "regret_curves", replay)
+    for words in ((), (), ("measure=true",)):
+        assert searches.main([f"table={tmp_path / 'small.npz'}", *words]) == 0
+    assert calls == [60, 60]
+    shown = capsys.readouterr().out
+    assert "race            5.0 (4.0)    1.0 (1.2)" in shown
+    assert f"{tmp_path / 'small.png'}" in shown
+    assert searches.main(["table=x.npz", "output=y"]) == 2

@@ -245,6 +245,19 @@ def test_bad_settings_are_named(search: dict[str, Any], message: str, tmp_path: 
     assert list(tmp_path.iterdir()) == []
 
 
+def asked_of_races(monkeypatch: pytest.MonkeyPatch) -> list[Ask]:
+    """A list that will have all that races ask for."""
+    asked: list[Ask] = []
+    tell = Race.tell
+
+    def note(self: Race, ask: Any, found: Any) -> None:
+        asked.extend(ask)
+        tell(self, ask, found)
+
+    monkeypatch.setattr(Race, "tell", note)
+    return asked
+
+
 def test_points_of_an_earlier_study_are_known_and_cost_nothing(
     tmp_path: Path, pretended: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -256,9 +269,7 @@ def test_points_of_an_earlier_study_are_known_and_cost_nothing(
     preset = {"tuning": 96, "held_out": 8}
     grid = configuration(tmp_path, "search=grid", "study.name=first", space=space, controls={}) | {"preset": preset}
     Study(grid, Tracker("none", tmp_path)).run()
-    asked: list[Any] = []
-    told = Race.tell
-    monkeypatch.setattr(Race, "tell", lambda self, ask, found: (asked.extend(ask), told(self, ask, found))[1])
+    asked = asked_of_races(monkeypatch)
     lists = {
         "intervention.gain": ["logits", "weights"],
         "intervention.dc.weight": [0.3, 1.0, 2.0],
@@ -281,9 +292,7 @@ def test_what_an_earlier_study_chose_begins(
         tmp_path, "search=grid", "study.name=first", space={"intervention.dc.weight": [0.3, 0.7]}, controls={}
     )
     best = Study(first, Tracker("none", tmp_path)).run().rows[-1].settings
-    asked: list[Any] = []
-    told = Race.tell
-    monkeypatch.setattr(Race, "tell", lambda self, ask, found: (asked.extend(ask), told(self, ask, found))[1])
+    asked = asked_of_races(monkeypatch)
     run(tmp_path, after=["first"])
     assert asked[1].settings["intervention.dc.weight"] == best["intervention.dc.weight"]
 
