@@ -10,7 +10,7 @@ sampler is told one value an objective. The Pareto front of each method on the t
 is measured on the held-out split.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
@@ -22,7 +22,7 @@ from tdrs.settings import SettingError, build, check_choice, check_number
 from .joint import Joint, Point
 from .protocol import SAMPLERS, Look, MethodRow, Steps, no_records, silent_optuna, stock
 from .sampled import configured
-from .trial import COMPLETE, Outcome, Settings, Trial
+from .trial import COMPLETE, STOCK, Outcome, Settings, Trial
 
 Direction = Literal["maximize", "minimize"]
 GAINS = ("accuracy", "margin")  # what the first objective may be
@@ -50,6 +50,10 @@ class Objective:
     def direction(self) -> Direction:
         """`maximize` or `minimize`."""
         return METRICS[self.metric]
+
+    def __str__(self) -> str:
+        where = ", ".join(f"{key.rpartition('.')[2]} {value}" for key, value in self.at.items())
+        return f"{self.metric} at {where}" if where else self.metric
 
     def holds(self, condition: Settings) -> bool:
         """Whether the metric is taken at a condition."""
@@ -119,6 +123,28 @@ class Tradeoff(Joint):
             values = [_value(one.metric, trial, baseline) for trial, baseline in pairs]
             found.append(sum(values) / len(values))
         return found
+
+    def valued(self, outcome: Outcome) -> list[tuple[MethodRow, Settings, list[float] | None]]:
+        """The points of an outcome in the order of asking: method row, point of its space, and values of objectives."""
+        rows = {row.name: row for row in self.reported()}
+        by_point: dict[tuple[str, str], list[Trial]] = {}
+        for trial in outcome.trials:
+            point = {key: trial.settings.get(key) for key in self._keys(rows, trial)}
+            by_point.setdefault((trial.name, repr(point)), []).append(trial)
+        baselines = by_point[STOCK, "{}"]
+        found = []
+        for (name, _), trials in by_point.items():
+            if name != STOCK:
+                settings = {key: trials[0].settings[key] for key in self._keys(rows, trials[0])}
+                measured = Point(settings, trials[: len(baselines)])  # it may have been asked for twice
+                found.append((rows[name], settings, self.values(measured, baselines)))
+        return found
+
+    @staticmethod
+    def _keys(rows: Mapping[str, MethodRow], trial: Trial) -> list[str]:
+        """The keys of the space of a trial's method; none for the stock model."""
+        row = rows.get(trial.name)
+        return list(row.space.parts) if row and row.space else []
 
     def run(self, config: dict[str, Any], look: Look = no_records) -> Steps[Outcome]:
         outcome = Outcome(str(config["study"]["name"]), self.protocol, config, [], [])

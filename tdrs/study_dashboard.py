@@ -18,17 +18,19 @@ from typing import Any
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
 import optuna
+from optuna.distributions import CategoricalDistribution
 from optuna.storages import BaseStorage, InMemoryStorage
 from optuna.study import StudyDirection
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from tdrs.addresses import JOURNAL
 from tdrs.environment import quiet
 from tdrs.kept import Kept
 from tdrs.settings import SettingError, check_number, first_line
 from tdrs.sweeps import protocol
-from tdrs.sweeps.folder import TRIALS, read_trials
+from tdrs.sweeps.folder import TRIALS, read_outcome, read_trials
 from tdrs.sweeps.storage import load_optuna, open_storage
+from tdrs.sweeps.tradeoff import Tradeoff
 from tdrs.sweeps.trial import Trial
 
 HOST, PORT = "127.0.0.1", 8080
@@ -60,7 +62,7 @@ class View(InMemoryStorage):
 
     Args:
         name: the study's.
-        objective: the name of what is searched for.
+        objectives: the direction of what is searched for, by its name; a study of several objectives has several.
         read: gives the trials.
 
     Attributes:
@@ -68,13 +70,15 @@ class View(InMemoryStorage):
     """
 
     def __init__(
-        self, name: str, direction: StudyDirection, objective: str, read: Callable[[], list[FrozenTrial]]
+        self, name: str, objectives: Mapping[str, StudyDirection], read: Callable[[], list[FrozenTrial]]
     ) -> None:
         super().__init__()
         self._read = read
         with quiet("optuna"):
-            self.study = self.create_new_study([direction], name)
-        self.set_study_system_attr(self.study, "study:metric_names", [objective])  # as `Study.set_metric_names` does
+            self.study = self.create_new_study(list(objectives.values()), name)
+        self.set_study_system_attr(
+            self.study, "study:metric_names", list(objectives)
+        )  # as `Study.set_metric_names` does
 
     def get_all_trials(
         self, study_id: int, deepcopy: bool = True, states: Container[TrialState] | None = None
@@ -120,7 +124,27 @@ def view(study: Kept) -> View:
         read()
     except Exception as error:  # a missing study, or whatever a damaged file makes the library raise
         raise SettingError("study", study.name, f"its trials cannot be read ({first_line(error)})") from None
-    return View(study.name, found.direction, search.objective, read)
+    if isinstance(search, Tradeoff) and (study.folder / "study.json").exists():
+        return _points(study, search)
+    return View(study.name, {search.objective: found.direction}, read)
+
+
+def _points(study: Kept, search: Tradeoff) -> View:
+    """A view of a finished study of several objectives: one trial a point, with a value for each objective.
+
+    The storage has a trial for each evaluation, so that a study can go on; a point is measured at several conditions.
+    """
+    trials = []
+    for number, (row, settings, values) in enumerate(search.valued(read_outcome(study.folder))):
+        assert row.space is not None
+        params = {"method": row.name, **(row.space.params(settings) or {})}
+        distributions = {"method": CategoricalDistribution(list(search.methods)), **row.space.distributions()}
+        state = TrialState.FAIL if values is None else TrialState.COMPLETE
+        found = create_trial(state=state, values=values, params=params, distributions=distributions)
+        found.number = found._trial_id = number
+        trials.append(found)
+    directions = {str(one): StudyDirection[one.direction.upper()] for one in search.parsed}
+    return View(study.name, directions, lambda: trials)
 
 
 def _state(path: Path) -> tuple[int, ...]:

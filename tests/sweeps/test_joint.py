@@ -10,9 +10,11 @@ from tdrs import backbones, plot
 from tdrs.analysis import report, tradeoff, transfer
 from tdrs.analysis.study_results import load_study
 from tdrs.benchmarks import Record
+from tdrs.kept import Kept
 from tdrs.results import check_same_samples
 from tdrs.settings import SettingError
 from tdrs.statistics import holm, paired_difference, sign_flip
+from tdrs.study_dashboard import view
 from tdrs.sweeps.joint import Point
 from tdrs.sweeps.study import Study
 from tdrs.sweeps.tradeoff import pareto_front, thinned
@@ -132,6 +134,15 @@ def test_a_front_is_chosen_on_the_tuning_split_and_drawn_from_the_held_out_one(
     assert again.planned == {}  # a plan knows the divergences, too
     assert again.run() == outcome
     assert tradeoff.main(["study=small", f"output={tmp_path}"]) == 0
+
+    # Optuna's dashboard shows a trial a point, with both objectives
+    shown = view(Kept(tmp_path, "small"))
+    assert [one.name for one in shown.get_study_directions(0)] == ["MAXIMIZE", "MINIMIZE"]
+    assert shown.get_study_system_attrs(0)["study:metric_names"] == ["accuracy at gap 5", "kl at gap 0"]
+    trials = shown.get_all_trials(0)
+    assert [one.params["method"] for one in trials] == ["edit"] * 6 + ["temperature"] * 6
+    assert [tuple(one.values) for one in trials[6:]] == values
+    assert [one.params["intervention.tau"] for one in trials[6:]] == [t.settings["intervention.tau"] for t in far]
     drawn_ = plot.tradeoff(load_study("small", tmp_path))
     assert len(drawn_.axes) == len(found.measures) - 1
 
