@@ -14,13 +14,18 @@ import tdrs.entry_point  # noqa: F401 - before torch: it chooses how the threads
 # isort: split
 from tdrs.attention.intervene import intervene
 from tdrs.attention.method import Method
+from tdrs.attention.second_pass import SecondPass
+from tdrs.interventions.icd import ICD
 from tdrs.interventions.key_bias import KeyBias
+from tdrs.interventions.m3id import M3ID
 from tdrs.interventions.middle_layers import MiddleLayers
 from tdrs.interventions.none import Stock
 from tdrs.interventions.pai import PAI
+from tdrs.interventions.sid import SID
 from tdrs.interventions.tdrs import DC, RE, TDRS
 from tdrs.interventions.temperature import Temperature
 from tdrs.interventions.vaf import VAF
+from tdrs.interventions.vcd import VCD
 
 if TYPE_CHECKING:
     from tdrs import plot
@@ -30,14 +35,19 @@ if TYPE_CHECKING:
 
 __all__ = [
     "DC",
+    "ICD",
+    "M3ID",
     "PAI",
     "RE",
+    "SID",
     "TDRS",
     "VAF",
+    "VCD",
     "KeyBias",
     "Method",
     "MiddleLayers",
     "ModelEvaluation",
+    "SecondPass",
     "Stock",
     "StudyResults",
     "Temperature",

@@ -348,6 +348,19 @@ def test_several_pictures_of_a_prompt(run: Run) -> None:
     assert not torch.allclose(stock[0, -1], stock[2, -1], atol=1e-3)  # the second picture is seen
 
 
+def test_a_second_pass_with_several_pictures(run: Run) -> None:
+    """Each picture is changed into itself, or left out."""
+    backbone, asked = run.backbone, several()
+    stock = backbone.answer(asked, "gqa")
+    same = PictureChange("times 1", lambda pixels, _: pixels)
+    for sees in ({"change": same}, {}):
+        with backbone.intervene(Second(sees=sees)):
+            found = backbone.answer(asked, "gqa")
+        assert [one.margin for one in found] == pytest.approx([one.margin for one in stock], abs=2e-3)
+    with backbone.intervene(Second(sees={"picture": False})):
+        assert [one.margin for one in backbone.answer(asked, "gqa")] != [one.margin for one in stock]
+
+
 def test_common_beginnings_of_several_pictures_change_no_answer(run: Run) -> None:
     with intervene(run.backbone.model, ROWS):
         shared, whole = (

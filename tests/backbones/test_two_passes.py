@@ -19,7 +19,11 @@ from tdrs.benchmarks import Sample
 from tdrs.benchmarks.prompts import answer_length
 from tdrs.configuration import choice
 from tdrs.evaluation import evaluate
+from tdrs.interventions.icd import ICD
+from tdrs.interventions.m3id import M3ID
 from tdrs.interventions.pai import PAI
+from tdrs.interventions.sid import SID
+from tdrs.interventions.vcd import VCD, signal
 from tdrs.settings import SettingError
 
 MODELS = ("mini_llava", "mini_internvl", "mini_qwen2_5_vl")
@@ -70,12 +74,14 @@ def by_hand(
 ) -> tuple[str, np.ndarray]:
     """The greedy answer to one sample, and the combined log-probabilities of its first token."""
     first, ends = backbone.inputs([sample]), backbone.model.generation_config.eos_token_id
-    least = answer_length(backbone.settings.prompt_style, "gqa", None).least
+    length = answer_length(backbone.settings.prompt_style, "gqa", backbone.settings.max_new_tokens)
     said: list[int] = []
     distribution = np.zeros(0)
-    for step in range(20):
+    for step in range(length.most):
         one, two = logits_of(backbone, first, said), logits_of(backbone, second, said)
-        kept = [token for token in range(len(one)) if step >= least or token not in ends]  # an answer is not empty
+        kept = [
+            token for token in range(len(one)) if step >= length.least or token not in ends
+        ]  # an answer is not empty
         plausible = log_softmax(one[kept]) - log_softmax(one[kept]).max() >= (np.log(beta) if beta else -np.inf)
         logs = np.full(len(one), -np.inf)
         logs[kept] = log_softmax(combine(one[kept], two[kept], step))
@@ -326,3 +332,171 @@ def test_a_changed_picture_depends_on_its_change_alone(backbone: Backbone, chang
     assert torch.equal(changed("noise, seed 0"), changed("noise, seed 0"))
     assert not torch.allclose(changed("noise, seed 0"), changed("noise, seed 1"), atol=1e-3)
     assert not torch.allclose(changed("noise, seed 0"), backbone.image_embeddings(sample.picture), atol=1e-3)
+
+
+def test_vcd_is_that_of_two_separate_calls(backbone: Backbone) -> None:
+    """The second call receives noised pixels; the frames that Qwen makes of a picture have equal noise."""
+    samples = asked(backbone, 3)
+    method = VCD(noise_step=700, alpha=0.8, seed=5)
+    change = method.second_pass.change
+    assert change is not None
+    with backbone.intervene(method):
+        found = backbone.answer(samples, "gqa")
+    expected = []
+    for sample in samples:
+        second = backbone.inputs([sample])
+        seed = int(ChangedPicture.by(sample.picture, change).digest[:15], 16)
+        pixels = second["pixel_values"]
+        if backbone.settings.name == "mini_qwen2_5_vl":
+            pixels = pixels.unflatten(1, (3, 2, -1))[:, :, :1]  # colours, frames, pixels of a patch
+        noise = torch.randn(pixels.shape, generator=torch.Generator().manual_seed(seed))
+        left = signal(700)
+        noised = np.sqrt(left) * pixels + np.sqrt(1 - left) * noise
+        if backbone.settings.name == "mini_qwen2_5_vl":
+            noised = noised.expand(-1, -1, 2, -1).flatten(1)
+        expected.append(by_hand(backbone, sample, {**second, "pixel_values": noised}, contrast(0.8), 0.1))
+    check(found, expected)
+
+
+@pytest.mark.parametrize("place", ["system", "question"])
+def test_icd_is_that_of_two_separate_calls(backbone: Backbone, place: str) -> None:
+    samples = asked(backbone, 3)
+    with backbone.intervene(ICD(place=place, instruction="Is it a moon?")):
+        found = backbone.answer(samples, "gqa")
+    expected = []
+    for sample in samples:
+        content = [{"type": "image"}, {"type": "text", "text": sample.prompt}]
+        turns: list[dict[str, Any]] = [{"role": "user", "content": content}]
+        if place == "system":
+            turns.insert(0, {"role": "system", "content": [{"type": "text", "text": "Is it a moon?"}]})
+        else:
+            content[1]["text"] = f"Is it a moon? {sample.prompt}"
+        text = backbone.processor.apply_chat_template(turns, add_generation_prompt=True)
+        second = backbone.processor(text=[text], images=[[sample.image]], return_tensors="pt")
+        expected.append(by_hand(backbone, sample, second, contrast(1.0), 0.1))
+    check(found, expected)
+
+
+def test_m3id_grows_with_the_answer(backbone: Backbone) -> None:
+    samples = asked(backbone)
+    backbone = replace(backbone, settings=replace(backbone.settings, max_new_tokens=5))
+    with backbone.intervene(M3ID(rate=1.2, beta=0)):
+        found = backbone.answer(samples, "gqa")
+    expected = [
+        by_hand(backbone, one, prompt_alone(backbone, one), lambda a, b, t: a + (np.exp(1.2 * t) - 1) * (a - b), 0)
+        for one in samples
+    ]
+    check(found, expected)
+    stock = replace(backbone, share_prefixes=False).answer(samples, "gqa")
+    assert [answer.margin for answer in found] == pytest.approx([answer.margin for answer in stock], abs=1e-3)
+
+
+def test_the_combination_is_told_the_number_of_the_answer_token(mini_llava: Backbone) -> None:
+    """Here the token of that number is the answer, whatever the passes say."""
+
+    class Counts(Average):
+        @property
+        def second_pass(self) -> SecondPass:
+            return SecondPass(combine=lambda a, b, step: torch.zeros_like(a).index_fill(1, torch.tensor(20 + step), 9))
+
+    with mini_llava.intervene(Counts()):
+        found = mini_llava.answer(asked(mini_llava, 1), "gqa")
+    most = mini_llava.settings.max_new_tokens
+    assert most
+    said = mini_llava.processor.tokenizer.decode(list(range(20, 20 + most)), skip_special_tokens=True)
+    assert [answer.text for answer in found] == [said.strip()] * 2
+
+
+def contrast(alpha: float) -> Callable[[np.ndarray, np.ndarray, int], np.ndarray]:
+    return lambda first, second, step: (1 + alpha) * first - alpha * second
+
+
+class Masked:
+    """The stock model with eager attention. Each call hides image tokens in all layers but the first, as SID does."""
+
+    def __init__(self, backbone: Backbone, sample: Sample, keep: float) -> None:
+        self.backbone, self.keep = backbone, keep
+        self.inputs: Any = backbone.inputs([sample])
+        self.image = (self.inputs["input_ids"][0] == backbone.model.config.image_token_id).nonzero()[:, 0]
+        self.cache: Any = None
+        self.hidden = torch.tensor([], dtype=torch.long)
+
+    def rank(self, module: Any, args: Any, output: Any) -> None:
+        weights = output[1][0].mean(dim=0)[-1][self.image]
+        kept = max(1, round(self.keep * len(self.image)))
+        self.hidden = self.image[weights.argsort()[kept:]]
+
+    def mask(self, module: Any, args: Any, kwargs: Any) -> Any:
+        masked = kwargs["attention_mask"].clone()
+        masked[..., self.hidden] = torch.finfo(masked.dtype).min
+        return args, {**kwargs, "attention_mask": masked}
+
+    @torch.inference_mode()
+    def __call__(self, token: int | None) -> np.ndarray:
+        """The next token's logits after one more token; None is the prompt."""
+        layers = self.backbone.model.get_decoder().layers
+        hooks = [layers[0].self_attn.register_forward_hook(self.rank)]
+        hooks += [layer.self_attn.register_forward_pre_hook(self.mask, with_kwargs=True) for layer in layers[1:]]
+        given = dict(self.inputs) if token is None else {"input_ids": torch.tensor([[token]])}
+        output = self.backbone.model(**given, past_key_values=self.cache, use_cache=True)
+        for hook in hooks:
+            hook.remove()
+        self.cache = output.past_key_values
+        return np.asarray(output.logits[0, -1].double())
+
+
+def test_sid_is_that_of_a_pass_with_a_mask_of_its_own(backbone: Backbone) -> None:
+    """The ranking is done again for each answer token, in a cache of its own."""
+    samples, method = asked(backbone, 4), SID(keep=0.2, alpha=2.0, beta=0)
+    with backbone.intervene(method):
+        found = backbone.answer(samples, "gqa")
+    length = answer_length(backbone.settings.prompt_style, "gqa", backbone.settings.max_new_tokens)
+    ends = backbone.model.generation_config.eos_token_id
+    for sample, answer in zip(samples, found, strict=True):
+        said: list[int] = []
+        masked = Masked(backbone, sample, 0.2)
+        backbone.model.set_attn_implementation("eager")
+        try:
+            for step in range(length.most):
+                first = logits_of(backbone, backbone.inputs([sample]), said)
+                logs = contrast(2.0)(first, masked(said[-1] if said else None), step)
+                if step < length.least:
+                    logs[ends] = -np.inf
+                if step == 0:
+                    tokens, shown, _ = json.loads(answer.first_token)
+                    assert shown == pytest.approx(log_softmax(logs)[tokens].tolist(), abs=3e-3)
+                said.append(int(logs.argmax()))
+                if said[-1] in ends:
+                    break
+        finally:
+            backbone.model.set_attn_implementation("sdpa")
+        assert answer.text == backbone.processor.tokenizer.decode(said, skip_special_tokens=True).strip()
+
+
+@pytest.mark.parametrize("method", [VCD(alpha=0), ICD(alpha=0), M3ID(rate=0), SID(keep=1), PAI(alpha=0, gamma=1)])
+def test_neutral_settings_are_stock_bit_for_bit(mini_llava: Backbone, method: Method) -> None:
+    samples = asked(mini_llava, 2)
+    with mini_llava.intervene(method):
+        found = mini_llava.answer(samples, "gqa")
+    with mini_llava.intervene(tdrs.Stock()):
+        assert found == mini_llava.answer(samples, "gqa")
+
+
+@pytest.mark.parametrize("method", [VCD(), ICD(), SID()])
+def test_a_loaded_model_is_asked_like_a_backbone(mini_llava: Backbone, method: Method) -> None:
+    found = tdrs.evaluate(mini_llava.model, mini_llava.processor, "mini_pope", method, limit=4)
+    benchmark = benchmarks.from_settings(choice("dataset", "mini_pope"))
+    samples = benchmarks.load(benchmark, "held_out", 4, mini_llava.settings.prompt_style)
+    expected = evaluate(mini_llava, benchmark, samples, method)
+    assert [record.margin for record in found.records] == [record.margin for record in expected.records]
+
+
+def test_a_template_that_refuses_a_system_prompt_is_named(
+    mini_llava: Backbone, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    refuses = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system prompt') }}{% endif %}"
+    monkeypatch.setattr(mini_llava.processor, "chat_template", refuses + mini_llava.processor.chat_template)
+    with pytest.raises(SettingError, match="the chat template refuses it"), mini_llava.intervene(ICD()):
+        pass
+    with mini_llava.intervene(ICD(place="question")):
+        assert mini_llava.answer(asked(mini_llava, 1), "gqa")

@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,8 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from tdrs import backbones, benchmarks
 from tdrs.attention.block import IMAGE, SYSTEM, TEXT
+from tdrs.attention.method import Method
+from tdrs.attention.second_pass import SecondPass
 from tdrs.backbones import Backbone
 from tdrs.benchmarks import filler
 from tdrs.benchmarks.benchmark import Samples
@@ -149,7 +152,7 @@ def test_perplexity_is_that_of_the_right_answer_after_its_opening(backbone: Back
     assert benchmark.score("[[0.5, false]]", samples[0]).answer == ""
 
 
-@pytest.mark.parametrize("name", ["tdrs", "pai", "key_bias"])
+@pytest.mark.parametrize("name", ["tdrs", "pai", "key_bias", "icd", "sid"])
 def test_every_method_and_no_batch_changes_an_answer(backbone: Backbone, name: str) -> None:
     samples = load(gap=6, limit=4)
     benchmark = benchmarks.from_settings({"name": "text"})
@@ -158,6 +161,44 @@ def test_every_method_and_no_batch_changes_an_answer(backbone: Backbone, name: s
     together, alone = (evaluate(backbone, benchmark, samples, method, size) for size in (4, 1))
     assert [r.margin for r in together.records] == pytest.approx([r.margin for r in alone.records], abs=1e-4)
     assert [r.margin for r in together.records] != pytest.approx([r.margin for r in stock.records], abs=1e-6)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Alone(Method):
+    """The logits of a second pass without the passage."""
+
+    @property
+    def second_pass(self) -> SecondPass:
+        return SecondPass(combine=lambda first, second, step: second, picture=False)
+
+
+def test_a_second_pass_without_the_passage(backbone: Backbone) -> None:
+    samples = load(gap=6, limit=4)
+    with backbone.intervene(Alone()):
+        found = backbone.answer(samples, "text")
+    for sample, answer in zip(samples, found, strict=True):
+        text = backbone.prompts.conversation(f"{sample.before}{sample.prompt}", 0) + sample.opening
+        ids = backbone.processor.tokenizer(text, return_tensors="pt", add_special_tokens=False)["input_ids"]
+        with torch.inference_mode():
+            logs = backbone.model(ids).logits[0, -1].log_softmax(dim=-1)
+        tokens, shown, _ = json.loads(answer.first_token)
+        assert shown == pytest.approx(logs[tokens].tolist(), abs=1e-3)
+
+
+def test_a_change_of_pictures_is_refused_in_one_line(folder: Path, backbone: Backbone) -> None:
+    words = ["backbone=language_model", f"backbone.source={folder}", "dataset=text", "intervention=vcd"]
+    reason = "intervention = 'VCD': changes pictures, and a language model reads text alone"
+    with pytest.raises(SettingError, match=reason):
+        plan(plain(compose("evaluate", words)))
+    with pytest.raises(SettingError, match=reason), backbone.intervene(from_settings({"name": "vcd"})):
+        pass
+
+
+def test_rated_continuations_are_refused_before_a_model_is_loaded(folder: Path) -> None:
+    words = ["backbone=language_model", f"backbone.source={folder}", "dataset=text", "dataset.rule=perplexity"]
+    planned = plan(plain(compose("evaluate", [*words, "intervention=icd", "limit=4"])))
+    with pytest.raises(SettingError, match="intervention = 'ICD': combines two passes to choose tokens"):
+        planned.load()
 
 
 def test_all_off_is_the_stock_model(backbone: Backbone) -> None:
