@@ -90,6 +90,7 @@ def lines_of_code(text: str) -> int:
         ("add-backbone", "my_family.py", "four lines of code"),
         ("add-backbone", "my_other_family.py", "12 lines of code"),
         ("add-benchmark", "my_counts.py", "32 lines of code"),
+        ("add-method", "my_contrast.py", "21 lines of code"),
     ],
 )
 def test_a_guide_says_how_many_lines_its_file_has(page: str, file: str, said: str) -> None:

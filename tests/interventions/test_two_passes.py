@@ -35,7 +35,7 @@ COMBINED: list[tuple[dict[str, Any], int, list[float]]] = [
 ]
 
 
-@pytest.mark.parametrize(("values", "step", "expected"), COMBINED)
+@pytest.mark.parametrize(("values", "step", "expected"), COMBINED, ids=[values["name"] for values, *_ in COMBINED])
 def test_combined_logits_by_hand(values: dict[str, Any], step: int, expected: list[float]) -> None:
     second = from_settings(values).second_pass
     assert second is not None
