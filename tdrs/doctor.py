@@ -22,6 +22,7 @@ from tqdm import tqdm
 
 from tdrs import backbones
 from tdrs.analysis.figure import span
+from tdrs.attention.second_pass import second_pass_of
 from tdrs.backbones import Backbone
 from tdrs.backbones.image_embeddings import EmbeddingStore
 from tdrs.backbones.limits import notes_of
@@ -198,7 +199,7 @@ def _cost(backbone: Backbone, planned: Plan, batch: Sequence[Sample]) -> tuple[d
     name = type(planned.intervention).__name__
     ratio = f"{times['edited'] / times['stock']:.2f} ×"
     lines = [f"a batch of {len(batch)}: stock {times['stock']:.2f} s, {name} {times['edited']:.2f} s, {ratio}"]
-    second = planned.intervention.second_pass if planned.intervention.active else None
+    second = second_pass_of(planned.intervention)
     if second:
         lines.append(f"{name} combines two forward passes: {2 * len(batch)} rows at a time, and a cache of both")
     if second or not planned.intervention.row_local:
@@ -240,11 +241,14 @@ def _features(
     tensors = [backbone.image_embeddings(sample.picture) for sample in batch]
     each = sum(tensor.nbytes for tensor in tensors) // len(tensors)
     pictures = {sample.picture.digest for some in study.jobs.samples.values() for sample in some}
-    whole = each * len(pictures)
+    passes = [second_pass_of(job.plan.intervention) for job in study.planned.values()]
+    changes = {second.change.name for second in passes if second and second.change}
+    whole = each * len(pictures) * (1 + len(changes))
     existing = next(path for path in (output, *output.absolute().parents) if path.exists())
     free = shutil.disk_usage(existing).free
+    also = f", each also in {len(changes)} changed forms" if changes else ""
     lines = [
-        f"{_size(each)} a picture, {_size(whole)} for the {len(pictures)} of a study's two splits, "
+        f"{_size(each)} a picture, {_size(whole)} for the {len(pictures)} of a study's two splits{also}, "
         f"{1000 * seconds:.0f} ms each; features_gib={bound / GIB:g}, {_size(free)} of disk are free"
     ]
     good = whole <= bound or not bound

@@ -43,6 +43,8 @@ def test_a_second_pass_has_its_cost(tmp_path: Path) -> None:
     ].lines
     assert lines[1] == "PAI combines two forward passes: 8 rows at a time, and a cache of both"
     assert "each prompt read whole" in lines[2]
+    words = ["intervention=vcd", "search=grid", "++search.space={intervention.noise_step: [300, 500]}"]
+    assert "each also in 2 changed forms" in findings(tmp_path, *words)["features"].lines[0]
 
 
 def test_what_is_wrong_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

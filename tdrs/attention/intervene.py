@@ -22,7 +22,7 @@ from tdrs.attention.call import Call
 from tdrs.attention.context import Context
 from tdrs.attention.core import EXECUTIONS
 from tdrs.attention.method import Method, check_method
-from tdrs.attention.second_pass import SecondPass
+from tdrs.attention.second_pass import second_pass_of
 from tdrs.attention.selection import resolve
 from tdrs.attention.tally import Tally
 from tdrs.settings import SettingError, check_choice
@@ -75,7 +75,7 @@ class Session:
         self.base: str = decoder.config._attn_implementation
         layers = _layers(decoder)
         self.layers = {layer.self_attn: number for number, layer in enumerate(layers)}
-        self.second_pass: SecondPass | None = method.second_pass if method.active else None
+        self.second_pass = second_pass_of(method)
         second = self.second_pass.attention if self.second_pass else None
         methods = [method] if second is None else [method, second]
         # the edit of the first pass, and that of the second
@@ -341,7 +341,7 @@ def intervene(
     """
     check_choice("execution", execution, list(EXECUTIONS))
     check_method(method)
-    if method.active and method.second_pass and not two_passes:
+    if second_pass_of(method) and not two_passes:
         advice = f", or {method.advice['second_pass']}" if "second_pass" in method.advice else ""
         reason = f"combines two forward passes, and intervene edits one: use tdrs.evaluate(…) or its command{advice}"
         raise SettingError("method", type(method).__name__, reason)

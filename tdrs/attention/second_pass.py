@@ -59,9 +59,10 @@ class SecondPass:
     plausibility: float = 0.0
 
     @property
-    def prompt(self) -> tuple[bool, str | None, str]:
-        """What decides its tokens, beside the sample."""
-        return self.picture, self.system, self.preface
+    def prompt(self) -> tuple[object, ...]:
+        """What decides its tokens, beside the sample; () if they are those of the first pass."""
+        decides = self.picture, self.system, self.preface
+        return () if decides == (True, None, "") else decides
 
     def combined(self, first: torch.Tensor, second: torch.Tensor, step: int) -> torch.Tensor:
         """The combined logits, (B, vocabulary). −∞ in the first pass stays. A failed calculation gives NaN in its row.
@@ -85,6 +86,11 @@ class SecondPass:
         return first < first.amax(dim=-1, keepdim=True) + beta.log()
 
 
+def second_pass_of(method: "Method") -> SecondPass | None:
+    """A method's second pass; None if it has none, or if its settings edit nothing."""
+    return method.second_pass if method.active else None
+
+
 def check_second_pass(method: "Method", *, pictures: bool = True, rated: bool = False) -> None:
     """Check that a method's second pass is possible. A method with one pass is.
 
@@ -95,7 +101,7 @@ def check_second_pass(method: "Method", *, pictures: bool = True, rated: bool = 
     Raises:
         SettingError: it is not.
     """
-    second = method.second_pass if method.active else None
+    second = second_pass_of(method)
     if second is None:
         return
     name = type(method).__name__

@@ -18,7 +18,7 @@ from transformers.utils import logging
 
 from tdrs.attention.intervene import Session, intervene, session_of, text_decoder
 from tdrs.attention.method import Method
-from tdrs.attention.second_pass import SecondPass, check_second_pass
+from tdrs.attention.second_pass import SecondPass, check_second_pass, second_pass_of
 from tdrs.backbones.adapter import merge
 from tdrs.backbones.backbone_settings import BackboneSettings, not_loaded
 from tdrs.backbones.checkpoint import check_processor, check_tensors, check_values
@@ -94,7 +94,7 @@ class Backbone:
             SettingError: as `intervene`; or the second pass is not possible with this model.
         """
         check_second_pass(method, pictures=self.reads_pictures)
-        second = method.second_pass if method.active else None
+        second = second_pass_of(method)
         if second and second.system is not None:
             try:
                 check_template(self.processor, second.system, self.reads_pictures)
