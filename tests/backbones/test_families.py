@@ -25,6 +25,7 @@ from tdrs.backbones import Backbone, BackboneSettings
 from tdrs.backbones.two_passes import ChangedPicture
 from tdrs.benchmarks.benchmark import Picture, PictureSet, Sample
 from tdrs.evaluation import evaluate
+from tdrs.interventions.sid import SID
 from tests.backbones.folders import write
 from tests.backbones.small import SMALL, WINDOW
 from tests.interventions import calls as oracle
@@ -274,6 +275,18 @@ def test_a_second_pass_equals_a_pass_of_its_own(run: Run) -> None:
         with torch.inference_mode():
             logs = backbone.model(**given).logits[0, -1].log_softmax(dim=-1)
         assert found == pytest.approx(logs.topk(len(found)).values.tolist(), abs=2e-3)
+
+
+def test_an_edit_of_the_second_pass_depends_on_no_neighbour(run: Run) -> None:
+    """Also where a sliding window's cache has dropped keys that were ranked."""
+    backbone = run.backbone
+    with backbone.intervene(SID(keep=0.3, alpha=3.0, layers="all", beta=0)) as session:
+        together = backbone.answer(samples(), "gqa")
+        alone = [backbone.answer([sample], "gqa")[0] for sample in samples()]
+        assert session.edited == frozenset({0, 1})
+    assert [one.text for one in together] == [one.text for one in alone]
+    assert [one.margin for one in together] == pytest.approx([one.margin for one in alone], abs=5e-3)
+    assert np.isfinite([one.margin for one in together]).all()
 
 
 def test_common_beginnings_change_no_answer(run: Run) -> None:
