@@ -19,6 +19,7 @@ from tdrs import checked_file
 from tdrs.addresses import JOURNAL
 from tdrs.checked_file import Damaged
 from tdrs.configuration import with_settings
+from tdrs.interventions import label
 from tdrs.interventions.tdrs import READINGS
 from tdrs.records import Records
 from tdrs.settings import first_line
@@ -273,7 +274,7 @@ class MlflowRuns:
 def tags(config: Mapping[str, Any]) -> dict[str, str]:
     """What a configuration is about: protocol, backbone, data set, method and its readings."""
     method = config["intervention"]
-    found = {"protocol": config["search"]["protocol"], "method": method["name"]}
+    found = {"protocol": config["search"]["protocol"], "method": label(method)}
     found |= {part: config[part]["name"] for part in ("backbone", "dataset")}
     return found | {f"reading.{name}": str(value) for name, value in method.items() if name in READINGS}
 

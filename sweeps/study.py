@@ -28,6 +28,7 @@ from tdrs.checked_file import Damaged
 from tdrs.configuration import check
 from tdrs.environment import environment, shows_progress
 from tdrs.evaluation import gib
+from tdrs.interventions import label
 from tdrs.records import Records, is_cache_key
 from tdrs.stopping import Stop
 from tdrs.tracking import Tracker
@@ -243,7 +244,7 @@ class Study:
 def _kind(config: Any) -> tuple[str, ...]:
     """What two evaluations that take equally long have in common."""
     dataset = config["dataset"]
-    names = [config[part]["name"] for part in ("backbone", "dataset", "intervention")]
+    names = [config["backbone"]["name"], dataset["name"], label(config["intervention"])]
     return (*names, str(dataset.get("gap")), str(config["batch_size"]))
 
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import tdrs.entry_point  # noqa: F401 - before torch: it chooses how the threads of a command wait
 
 # isort: split
+from tdrs.attention.in_order import Together
 from tdrs.attention.intervene import intervene
 from tdrs.attention.method import Method
 from tdrs.attention.second_pass import SecondPass
@@ -51,6 +52,7 @@ __all__ = [
     "Stock",
     "StudyResults",
     "Temperature",
+    "Together",
     "evaluate",
     "intervene",
     "load_study",

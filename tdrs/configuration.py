@@ -10,7 +10,7 @@ import shlex
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import lru_cache
+from functools import lru_cache, partial
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,7 @@ from tdrs.backbones import BackboneSettings
 from tdrs.benchmarks import DATASETS
 from tdrs.entry_point import run_command
 from tdrs.environment import keep_memory
-from tdrs.interventions import METHODS
+from tdrs.interventions import METHODS, TOGETHER, together
 from tdrs.settings import SettingError, check_choice, defaults, first_line, folder_named
 
 typed: list[str] = []  # the arguments of the command that `run` runs
@@ -98,9 +98,12 @@ def _replacing(overrides: Sequence[str]) -> list[str]:
     for text in overrides:
         one = _parsed(text)
         key = one.key_or_group
-        if key in groups and not one.is_delete() and not isinstance(one.value(), str | list | dict):
+        value = one.value()
+        if key == "intervention" and isinstance(value, list) and not one.is_delete():
+            found[:0] = _together(value)
+        elif key in groups and not one.is_delete() and not isinstance(one.value(), str | list | dict):
             raise SettingError(key, one.value(), f"must be one of {', '.join(choices(key))}")
-        if not isinstance(one.value(), dict) or one.is_delete():
+        elif not isinstance(one.value(), dict) or one.is_delete():
             found.append(text)
         elif key.startswith("search.") and not one.is_add():
             found += [f"{'++' if one.is_force_add() else ''}{key}=null", text]
@@ -109,6 +112,22 @@ def _replacing(overrides: Sequence[str]) -> list[str]:
         else:
             raise SettingError(key, {}, "an empty mapping changes nothing; give settings, or null where it may be off")
     return found
+
+
+def _together(names: Sequence[Any]) -> list[str]:
+    """The overrides that choose several methods: the settings of each are under its name.
+
+    Raises:
+        SettingError: a method is unknown, or is there twice.
+    """
+    if len(names) == 1:
+        return [f"intervention={names[0]}"]
+    chosen = together([str(name) for name in names], partial(choice, "intervention"))
+    values = {key: value for key, value in chosen.items() if key != "name"}
+    return [
+        f"intervention={TOGETHER}",
+        *(f"++intervention.{key}={commands.value(given)}" for key, given in values.items()),
+    ]
 
 
 def _parsed(text: str) -> Override:
@@ -226,7 +245,8 @@ def with_settings(config: Mapping[str, Any], settings: Mapping[str, Any]) -> dic
         if part is not None:
             raise SettingError("search", key, f"replaces {part}, which is set, too; take one away")
         if isinstance(result.get(key), dict):
-            result[key] = choice(key, value)
+            several = key == "intervention" and isinstance(value, list | tuple)
+            result[key] = together(value, partial(choice, key)) if several else choice(key, value)
             continue
         *path, last = key.split(".")
         node: Any = result

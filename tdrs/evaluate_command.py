@@ -17,6 +17,7 @@ from tdrs.backbones.image_embeddings import EmbeddingStore
 from tdrs.commands import command
 from tdrs.configuration import plain, typed
 from tdrs.evaluation import Plan, clamped_line, complete, gib, plan, shard_starts
+from tdrs.interventions import label
 from tdrs.records import Records
 from tdrs.results import Evaluation
 from tdrs.stopping import stoppable
@@ -32,7 +33,7 @@ def main_evaluate(config: DictConfig) -> None:
     cache_key = planned.cache_key(samples)
     output = Path(values["output"])
     records = Records(output / "records")
-    names = [values[part]["name"] for part in ("backbone", "dataset", "intervention")]
+    names = [*(values[part]["name"] for part in ("backbone", "dataset")), label(values["intervention"])]
     with stoppable() as stop, open_tracker(values["tracking"], output) as tracker:
         known = records.done(cache_key)
         features = EmbeddingStore(output / "features", gib(values["features_gib"]))

@@ -66,10 +66,11 @@ class Plan:
         Paths, names and settings without effect are not part of it.
         """
         method = self.intervention.effective
-        for part, count in zip(("layers", "heads"), self.backbone.shape, strict=True):
-            if method and method[part] != "all":
-                chosen = resolve(part, method[part], count)
-                method[part] = "all" if len(chosen) == count else sorted(chosen)
+        for one in method.get("parts", [method] if method else []):
+            for part, count in zip(("layers", "heads"), self.backbone.shape, strict=True):
+                if one[part] != "all":
+                    chosen = resolve(part, one[part], count)
+                    one[part] = "all" if len(chosen) == count else sorted(chosen)
         decisive = {
             "backbone": self.backbone.decisive,
             "samples": samples.content,
@@ -96,10 +97,11 @@ def plan(config: Mapping[str, Any]) -> Plan:
         check_number("limit", config["limit"], 1, whole=True)
     backbone = backbones.from_settings(config["backbone"])
     intervention = interventions.from_settings(config["intervention"])
-    for number, part in enumerate(("layers", "heads")):
-        chosen = getattr(intervention, part)
-        if names_numbers(chosen):
-            resolve(f"intervention.{part}", chosen, backbone.shape[number])
+    for name, method in interventions.named(config["intervention"], intervention).items():
+        for number, part in enumerate(("layers", "heads")):
+            chosen = getattr(method, part)
+            if names_numbers(chosen):
+                resolve(f"{name}.{part}", chosen, backbone.shape[number])
     dataset = benchmarks.from_settings(config["dataset"]).asked_by(backbone.prompt_style)
     # what a model of the hub reads is known when it is there; asking it about pictures is refused then
     if (not dataset.pictures or backbone.folder.is_dir()) and dataset.pictures != backbone.reads_pictures:

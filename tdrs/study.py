@@ -19,6 +19,7 @@ import json
 import sys
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ from tdrs.analysis import summary
 from tdrs.commands import changes, command, parse, value
 from tdrs.configuration import choice, choices, compose, plain, with_settings
 from tdrs.entry_point import run_command
+from tdrs.interventions import TOGETHER, together
 from tdrs.kept import Kept
 from tdrs.settings import SettingError, check_choice, folder_named
 from tdrs.study_check import check, prune
@@ -118,7 +120,10 @@ def _command(study: Kept, trial: Trial) -> str:
             given["source"] = str(source.absolute())
         known = choices(part)  # the name of a choice, unless another name was given
         name = given["name"] if given["name"] in known else usual[part]["name"]
-        words += [f"{part}={name}", *changes(part, given, choice(part, name))]
+        chosen = choice(part, name)
+        if name == TOGETHER:
+            name, chosen = value(given["methods"]), together(given["methods"], partial(choice, part))
+        words += [f"{part}={name}", *changes(part, given, chosen)]
     words += [f"limit={value(config['preset']['held_out'])}", f"batch_size={config['batch_size']}"]
     words += changes("attention", config["attention"], usual["attention"])
     return command("tdrs.evaluate", *words, f"output={value(str(study.output.absolute()))}")

@@ -20,6 +20,7 @@ from tdrs.backbones.image_embeddings import EmbeddingStore
 from tdrs.checked_file import ASIDE, Damaged
 from tdrs.commands import command
 from tdrs.evaluation import other_metrics
+from tdrs.interventions import label
 from tdrs.kept import Kept
 from tdrs.records import Records, is_cache_key
 from tdrs.results import Evaluation, mean_divergence
@@ -230,6 +231,6 @@ def _settings(folder: Path) -> str:
     """What was evaluated, in words."""
     try:
         config = checked_file.read_yaml(folder / "config.yaml")
-        return " ".join(str(config[part]["name"]) for part in ("backbone", "dataset", "intervention"))
+        return f"{config['backbone']['name']} {config['dataset']['name']} {label(config['intervention'])}"
     except (OSError, Damaged, KeyError, TypeError):
         return "unfinished"

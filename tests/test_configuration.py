@@ -14,7 +14,7 @@ from tdrs.backbones import BackboneSettings
 from tdrs.benchmarks import mini_textvqa
 from tdrs.configuration import compose, folder, kind_of, plain, run, with_settings
 from tdrs.evaluation import plan
-from tdrs.interventions import METHODS
+from tdrs.interventions import METHODS, TOGETHER
 from tdrs.settings import SettingError, defaults
 from tdrs.sweeps import protocol
 
@@ -26,6 +26,7 @@ def test_every_file_composes(path: Path) -> None:
     group, name = str(path.parent), path.stem
     if name == "lmms_eval":
         pytest.importorskip("lmms_eval", reason="lmms-eval is not installed")
+    name = "[tdrs,temperature]" if name == TOGETHER else name  # a list of methods chooses it
     words = [f"{'+' if group == 'experiment' else ''}{group}={name}"]
     if name in ("internvl2_8b", "hf"):  # the user makes its folder, or names its source
         words.append("backbone.source=embedded:mini_internvl")

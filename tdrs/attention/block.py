@@ -4,7 +4,7 @@ Notation as in `call.py`: A are the logits, i is a query row, j is a key, V is t
 """
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -52,6 +52,12 @@ class Block:
                 logits = logits.div_(self.call.softcap).tanh_().mul_(self.call.softcap)
             self.computed_logits = logits
         return self.computed_logits
+
+    def with_logits(self, logits: torch.Tensor) -> "Block":
+        """The same rows and keys with other logits, (B, H, R, K)."""
+        found = replace(self, computed_logits=logits)
+        found._directions, found._distances = self._directions, self._distances
+        return found
 
     @property
     def unrotated_query(self) -> torch.Tensor:

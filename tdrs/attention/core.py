@@ -22,24 +22,9 @@ BLOCK_ROWS = 64
 
 
 def _weigh(call: Call, block: Block, method: Method, statistics: object) -> torch.Tensor:
-    """The attention weights of a block, (B, H, R, K). Rows of padding hold arbitrary values.
-
-    Raises:
-        ValueError: the method's `edit` returned something else than logits of the block.
-    """
-    edited = method.edit(block, statistics)
-    logits = block.logits
-    # Another shape could be broadcast, and give wrong weights without a word.
-    if not isinstance(edited, torch.Tensor) or (edited.shape, edited.dtype) != (logits.shape, logits.dtype):
-        raise ValueError(f"{type(method).__name__}.edit returned {_shown(edited)}, not {_shown(logits)}")
-    if call.heads is not None:
-        edited = torch.where(call.heads, edited, block.logits)
+    """The attention weights of a block, (B, H, R, K). Rows of padding hold arbitrary values."""
+    edited = method.edited(block, statistics, call.heads)
     return block.hide(edited, -math.inf).softmax(dim=-1)
-
-
-def _shown(value: object) -> str:
-    """The dtype and shape of a tensor; the type of anything else."""
-    return f"{value.dtype} {tuple(value.shape)}" if isinstance(value, torch.Tensor) else type(value).__name__
 
 
 def weights(call: Call, method: Method) -> torch.Tensor:

@@ -8,7 +8,7 @@ patched. Hooks on the decoder record the rotations. At the end, the name is rest
 import inspect
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
@@ -21,6 +21,7 @@ from transformers.masking_utils import eager_mask, sdpa_mask
 from tdrs.attention.call import Call
 from tdrs.attention.context import Context
 from tdrs.attention.core import EXECUTIONS
+from tdrs.attention.in_order import InOrder
 from tdrs.attention.method import Method, check_method
 from tdrs.attention.second_pass import second_pass_of
 from tdrs.attention.selection import resolve
@@ -52,9 +53,21 @@ class Edit(NamedTuple):
         mask = torch.tensor([head in chosen for head in range(heads)]).view(1, -1, 1, 1)
         return cls(method, edited, mask if len(chosen) < heads else None)
 
+    def on(self, device: torch.device) -> "Edit":
+        """The edit with its heads on a device."""
+        return self if self.heads is None else self._replace(heads=self.heads.to(device))
+
     def acts(self, layer: int, phase: str) -> bool:
         """Whether it edits the calls of a layer in a phase."""
         return layer in self.layers and self.method.phase in ("both", phase)
+
+
+def in_order(edits: Sequence[Edit]) -> Edit:
+    """Edits of one layer as one."""
+    if len(edits) == 1:
+        return edits[0]
+    method = InOrder(steps=tuple((edit.method, edit.heads) for edit in edits))
+    return Edit(method, edits[0].layers, None)
 
 
 class Session:
@@ -77,12 +90,13 @@ class Session:
         self.layers = {layer.self_attn: number for number, layer in enumerate(layers)}
         self.second_pass = second_pass_of(method)
         second = self.second_pass.attention if self.second_pass else None
-        methods = [method] if second is None else [method, second]
-        # the edit of the first pass, and that of the second
-        self._edits = [Edit.of(one, len(layers), decoder.config.num_attention_heads) for one in methods]
+        passes = [method.parts, () if second is None else second.parts]
+        heads = decoder.config.num_attention_heads
+        # the edits of the first pass, and those of the second
+        self._edits = [[Edit.of(one, len(layers), heads) for one in methods] for methods in passes]
         self.image_token: int | None = getattr(model.config, "image_token_id", None)
         self.tally = Tally()
-        acting = [edit.method for edit in self._edits if edit.layers]
+        acting = [edit.method for edits in self._edits for edit in edits if edit.layers]
         self.context = Context(acting, self.image_token)
         self._check_needs(type(model).__name__, marked, acting)
         self._next_token_only = False
@@ -91,7 +105,7 @@ class Session:
     @property
     def edited(self) -> frozenset[int]:
         """The numbers of the layers that are edited in some pass."""
-        return frozenset().union(*(edit.layers for edit in self._edits))
+        return frozenset().union(*(edit.layers for edits in self._edits for edit in edits))
 
     def mark(self, tokens: torch.Tensor) -> None:
         """Say which tokens of the next prompts take the part of image tokens, (B, L) boolean, left-padded like them.
@@ -117,7 +131,7 @@ class Session:
     @property
     def row_local(self) -> bool:
         """Whether each row's edit depends only on that row's past, so that a prompt may be read in pieces."""
-        return all(not edit.layers or edit.method.row_local for edit in self._edits)
+        return all(not edit.layers or edit.method.row_local for edits in self._edits for edit in edits)
 
     @contextmanager
     def next_token_only(self) -> Iterator[None]:
@@ -172,8 +186,8 @@ class Session:
         halves = [slice(None)]
         if self._first_rows is not None:
             halves = [slice(self._first_rows), slice(self._first_rows, None)]
-        edits = [edit if edit.acts(layer, phase) else None for edit in self._edits] + [None] * len(halves)
-        acting = [edit for edit in edits[: len(halves)] if edit is not None]
+        edits = [[edit for edit in some if edit.acts(layer, phase)] for some in self._edits[: len(halves)]]
+        acting = [edit for some in edits for edit in some]
         given = {"scaling": scaling, **kwargs}
         if not acting:
             return self._unedited(module, query, key, value, mask, wanted=wanted, given=given), None
@@ -191,11 +205,12 @@ class Session:
                     stacklevel=2,
                 )
         outputs = []
-        for number, (half, edit) in enumerate(zip(halves, edits, strict=False)):
+        for number, (half, some) in enumerate(zip(halves, edits, strict=True)):
             parts: list[Any] = [query[half], key[half], value[half], self._part(mask, half)]
-            if edit is None:
+            if not some:
                 outputs.append(self._unedited(module, *parts, wanted=wanted, given=given))
                 continue
+            edit = in_order([one.on(query.device) for one in some])
             call = self._call(module, edit, half, parts, layer=layer, wanted=wanted, **given)
             call.memory = self.context.memory.setdefault(number, {})
             outputs.append(self.execute(call, edit.method).transpose(1, 2))
@@ -259,7 +274,7 @@ class Session:
             positions=of_keys(self.context.positions),
             roles=of_keys(self.context.roles),
             layer=layer,
-            heads=None if edit.heads is None else edit.heads.to(query.device),
+            heads=edit.heads,
             wanted=wanted,
             softcap=kwargs.get("softcap"),
             tally=self.tally,

@@ -59,6 +59,11 @@ class Method:
         return self.active and type(self).edit is not Method.edit
 
     @property
+    def parts(self) -> tuple["Method", ...]:
+        """The methods that this one applies, in order: itself, unless it stands for several."""
+        return (self,)
+
+    @property
     def second_pass(self) -> SecondPass | None:
         """The second forward pass, whose next-token logits are combined with those of the first; None if there is none.
 
@@ -97,6 +102,26 @@ class Method:
         The core masks hidden pairs afterwards and restores the logits of heads that are not edited.
         """
         raise NotImplementedError
+
+    def edited(self, block: Block, statistics: object, heads: torch.Tensor | None) -> torch.Tensor:
+        """`edit` on some heads, (B, H, R, K).
+
+        Args:
+            heads: which query heads are edited, (1, H, 1, 1) boolean; None means all.
+
+        Raises:
+            ValueError: `edit` returned something else than logits of the block.
+        """
+        edited, logits = self.edit(block, statistics), block.logits
+        # Another shape could be broadcast, and give wrong weights without a word.
+        if not isinstance(edited, torch.Tensor) or (edited.shape, edited.dtype) != (logits.shape, logits.dtype):
+            raise ValueError(f"{type(self).__name__}.edit returned {_shown(edited)}, not {_shown(logits)}")
+        return edited if heads is None else torch.where(heads, edited, logits)
+
+
+def _shown(value: object) -> str:
+    """The dtype and shape of a tensor; the type of anything else."""
+    return f"{value.dtype} {tuple(value.shape)}" if isinstance(value, torch.Tensor) else type(value).__name__
 
 
 def check_method(method: object) -> None:

@@ -1,8 +1,9 @@
 """Methods, one per file. `METHODS` maps the names used in `conf/intervention` to them."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from tdrs.attention.in_order import Together
 from tdrs.attention.method import Method
 from tdrs.interventions.icd import ICD
 from tdrs.interventions.key_bias import KeyBias
@@ -15,10 +16,11 @@ from tdrs.interventions.tdrs import TDRS
 from tdrs.interventions.temperature import Temperature
 from tdrs.interventions.vaf import VAF
 from tdrs.interventions.vcd import VCD
-from tdrs.settings import build_named
+from tdrs.settings import SettingError, build, build_named, check_choice
 
-__all__ = ["METHODS", "Method", "from_settings"]
+__all__ = ["METHODS", "TOGETHER", "Method", "from_settings", "label", "named", "together"]
 
+TOGETHER = "together"  # the name of several methods in one run
 METHODS: dict[str, type[Method]] = {
     "none": Stock,
     "tdrs": TDRS,
@@ -37,7 +39,56 @@ METHODS: dict[str, type[Method]] = {
 def from_settings(values: Mapping[str, Any]) -> Method:
     """The method that `values["name"]` names, with the other values as its settings.
 
+    `together` has `methods`, a list of names, and the settings of each under its name.
+
     Raises:
         SettingError: the method or a setting is unknown, or a value is out of range.
     """
-    return build_named("intervention", METHODS, values)
+    if not isinstance(values, Mapping) or values.get("name") != TOGETHER:
+        return build_named("intervention", METHODS, values)
+    names = values.get("methods")
+    others = {key: value for key, value in values.items() if key not in ("name", "methods")}
+    if not isinstance(names, list | tuple) or len(names) < 2 or set(names) != set(others):
+        raise SettingError("intervention", list(others), "must be a list of methods: intervention=[tdrs,temperature]")
+    try:
+        return Together(methods=tuple(_part(name, others[name]) for name in names))
+    except SettingError as error:
+        raise error if error.name.startswith("intervention") else error.under("intervention") from None
+
+
+def _part(name: str, values: Any) -> Method:
+    """One of several methods; its errors name it."""
+    check_choice("intervention.methods", name, list(METHODS))
+    if not isinstance(values, Mapping):
+        raise SettingError(f"intervention.{name}", values, "must be a group of settings")
+    settings = {key: value for key, value in values.items() if key != "name"}
+    return build(METHODS[name], settings, f"intervention.{name}")
+
+
+def together(names: Sequence[str], settings: Callable[[str], Mapping[str, Any]]) -> dict[str, Any]:
+    """The settings of several methods in one run.
+
+    Args:
+        names: the methods in order.
+        settings: gives the settings of a method.
+
+    Raises:
+        SettingError: a method is unknown, or is there twice.
+    """
+    for number, name in enumerate(names):
+        check_choice("intervention", name, [name for name in METHODS if name != "none"])
+        if name in names[:number]:
+            raise SettingError("intervention", list(names), f"has {name} twice")
+    return {"name": TOGETHER, "methods": list(names), **{name: dict(settings(name)) for name in names}}
+
+
+def label(values: Mapping[str, Any]) -> str:
+    """The name of the settings' method for people; `tdrs+temperature` for several."""
+    return "+".join(values["methods"]) if values["name"] == TOGETHER else str(values["name"])
+
+
+def named(values: Mapping[str, Any], method: Method) -> dict[str, Method]:
+    """Each method that settings choose, by where its settings are: `intervention`, or `intervention.tdrs`, …"""
+    if not isinstance(method, Together):
+        return {"intervention": method}
+    return {f"intervention.{name}": one for name, one in zip(values["methods"], method.methods, strict=True)}
