@@ -55,8 +55,8 @@ class Method:
 
     @property
     def edits_attention(self) -> bool:
-        """Whether these settings edit attention. A method may do nothing but combine two passes."""
-        return self.active and type(self).edit is not Method.edit
+        """Whether these settings edit attention. A method with a second pass may do nothing but combine the two."""
+        return self.active and (self.second_pass is None or type(self).edit is not Method.edit)
 
     @property
     def parts(self) -> tuple["Method", ...]:
