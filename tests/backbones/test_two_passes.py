@@ -11,6 +11,7 @@ import torch
 
 import tdrs
 from tdrs import backbones, benchmarks
+from tdrs.attention.in_order import Together
 from tdrs.attention.method import Method
 from tdrs.attention.second_pass import SecondPass
 from tdrs.backbones import Backbone
@@ -71,14 +72,17 @@ def by_hand(
     second: Any,
     combine: Callable[[np.ndarray, np.ndarray, int], np.ndarray],
     beta: float,
+    edit: Method | None = None,
 ) -> tuple[str, np.ndarray]:
-    """The greedy answer to one sample, and the combined log-probabilities of its first token."""
+    """The greedy answer to one sample, and the combined log-probabilities of its first token; `edit` is the first's."""
     first, ends = backbone.inputs([sample]), backbone.model.generation_config.eos_token_id
     length = answer_length(backbone.settings.prompt_style, "gqa", backbone.settings.max_new_tokens)
     said: list[int] = []
     distribution = np.zeros(0)
     for step in range(length.most):
-        one, two = logits_of(backbone, first, said), logits_of(backbone, second, said)
+        with tdrs.intervene(backbone.model, edit or tdrs.Stock()):
+            one = logits_of(backbone, first, said)
+        two = logits_of(backbone, second, said)
         kept = [
             token for token in range(len(one)) if step >= length.least or token not in ends
         ]  # an answer is not empty
@@ -374,6 +378,18 @@ def test_icd_is_that_of_two_separate_calls(backbone: Backbone, place: str) -> No
         text = backbone.processor.apply_chat_template(turns, add_generation_prompt=True)
         second = backbone.processor(text=[text], images=[[sample.image]], return_tensors="pt")
         expected.append(by_hand(backbone, sample, second, contrast(1.0), 0.1))
+    check(found, expected)
+
+
+def test_another_method_edits_the_first_pass_alone(backbone: Backbone) -> None:
+    """A temperature beside a contrast; its edit of a row is the same with a cache and without one."""
+    samples, edit = asked(backbone, 3), tdrs.Temperature(tau=0.7)
+    with backbone.intervene(Together(methods=(edit, PAI(alpha=0, gamma=2.0)))):
+        found = backbone.answer(samples, "gqa")
+    expected = [
+        by_hand(backbone, one, prompt_alone(backbone, one), lambda i, t, _: 2 * (i - t) + t, 0.1, edit)
+        for one in samples
+    ]
     check(found, expected)
 
 
