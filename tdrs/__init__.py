@@ -22,6 +22,7 @@ from tdrs.interventions.m3id import M3ID
 from tdrs.interventions.middle_layers import MiddleLayers
 from tdrs.interventions.none import Stock
 from tdrs.interventions.pai import PAI
+from tdrs.interventions.scaling_vis import ScalingVis
 from tdrs.interventions.sid import SID
 from tdrs.interventions.tdrs import DC, RE, TDRS
 from tdrs.interventions.temperature import Temperature
@@ -48,6 +49,7 @@ __all__ = [
     "Method",
     "MiddleLayers",
     "ModelEvaluation",
+    "ScalingVis",
     "SecondPass",
     "Stock",
     "StudyResults",

@@ -11,6 +11,7 @@ from tdrs.interventions.m3id import M3ID
 from tdrs.interventions.middle_layers import MiddleLayers
 from tdrs.interventions.none import Stock
 from tdrs.interventions.pai import PAI
+from tdrs.interventions.scaling_vis import ScalingVis
 from tdrs.interventions.sid import SID
 from tdrs.interventions.tdrs import TDRS
 from tdrs.interventions.temperature import Temperature
@@ -29,6 +30,7 @@ METHODS: dict[str, type[Method]] = {
     "vaf": VAF,
     "middle_layers": MiddleLayers,
     "key_bias": KeyBias,
+    "scaling_vis": ScalingVis,
     "vcd": VCD,
     "icd": ICD,
     "m3id": M3ID,

@@ -34,6 +34,7 @@ WHOLE: dict[str, Method] = {
     "tdrs, call": TDRS(),
     "pai": from_settings({"name": "pai", "gamma": 1}),
     "middle_layers": METHODS["middle_layers"](),
+    "scaling_vis": METHODS["scaling_vis"](),
 }
 
 

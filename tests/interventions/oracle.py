@@ -111,6 +111,8 @@ def peer(name: str, method: Any, a: np.ndarray, visible: np.ndarray, roles: np.n
                     result[h, i, j] = a[h, i, j] / method.tau
                 elif name == "pai" and i == last and roles[j] == IMAGE:
                     result[h, i, j] += method.alpha * abs(a[h, i, j])
+                elif name == "scaling_vis" and i == last and roles[j] == IMAGE:
+                    result[h, i, j] *= method.weight
                 elif name == "middle_layers" and i == last and roles[j] == IMAGE:
                     result[h, i, j] += method.alpha * sum(abs(a[g, i, j]) for g in range(heads)) / heads
                 elif name == "vaf" and roles[past + i] == TEXT and roles[j] != TEXT:
