@@ -16,13 +16,18 @@ from tdrs.attention.in_order import Together
 from tdrs.attention.intervene import intervene
 from tdrs.attention.method import Method
 from tdrs.attention.second_pass import SecondPass
+from tdrs.interventions.cca import CCA
 from tdrs.interventions.icd import ICD
 from tdrs.interventions.key_bias import KeyBias
 from tdrs.interventions.m3id import M3ID
 from tdrs.interventions.middle_layers import MiddleLayers
+from tdrs.interventions.ms_poe import MsPoE
 from tdrs.interventions.none import Stock
+from tdrs.interventions.ntk import NTK
 from tdrs.interventions.pai import PAI
+from tdrs.interventions.position_interpolation import PositionInterpolation
 from tdrs.interventions.scaling_vis import ScalingVis
+from tdrs.interventions.self_extend import SelfExtend
 from tdrs.interventions.sid import SID
 from tdrs.interventions.tdrs import DC, RE, TDRS
 from tdrs.interventions.temperature import Temperature
@@ -36,9 +41,11 @@ if TYPE_CHECKING:
     from tdrs.study_run import run_study
 
 __all__ = [
+    "CCA",
     "DC",
     "ICD",
     "M3ID",
+    "NTK",
     "PAI",
     "RE",
     "SID",
@@ -49,8 +56,11 @@ __all__ = [
     "Method",
     "MiddleLayers",
     "ModelEvaluation",
+    "MsPoE",
+    "PositionInterpolation",
     "ScalingVis",
     "SecondPass",
+    "SelfExtend",
     "Stock",
     "StudyResults",
     "Temperature",

@@ -9,6 +9,7 @@ writes a JSON file into OUTPUT/benchmark; `attention` and `sweep` also write a f
 """
 
 import json
+import math
 import os
 import re
 import statistics
@@ -32,6 +33,7 @@ from tdrs.analysis import speed
 from tdrs.attention.block import IMAGE, TEXT
 from tdrs.attention.call import Call
 from tdrs.attention.core import blocked, reference
+from tdrs.attention.rope import Frequencies
 from tdrs.backbones import Backbone
 from tdrs.backbones.prompt_encoder import TokenCache
 from tdrs.commands import parse
@@ -113,12 +115,14 @@ def _calls(length: int, dtype: torch.dtype, device: str) -> tuple[Call, Callable
     """A call of one layer on random vectors, and stock attention on the same vectors: SDPA and eager."""
     generator = torch.Generator().manual_seed(0)
     q, k, v = (torch.randn(1, HEADS, length, WIDTH, generator=generator).to(device, dtype) for _ in range(3))
-    angles = torch.arange(length)[:, None] / 10_000 ** (torch.arange(0, WIDTH, 2) / WIDTH)
+    turns = 1 / 10_000 ** (torch.arange(0, WIDTH, 2) / WIDTH)
+    angles = torch.arange(length)[:, None] * turns
     angles = torch.cat((angles, angles), dim=-1)[None].to(device)
     roles = torch.full((1, length), TEXT, device=device)
-    roles[:, 5 : 5 + length // 3] = IMAGE
+    roles[:, 5 : 5 + math.isqrt(length // 3) ** 2] = IMAGE  # a square picture
     positions = torch.arange(length, device=device)[None, :, None]
-    call = Call(q, k, v, WIDTH**-0.5, None, (angles.cos(), angles.sin()), positions, roles)
+    frequencies = Frequencies(turns[None].to(device), 1.0)
+    call = Call(q, k, v, WIDTH**-0.5, None, (angles.cos(), angles.sin()), positions, roles, frequencies)
     future = torch.ones(length, length, dtype=torch.bool, device=device).triu(1)
     hidden = torch.zeros(length, length, dtype=dtype, device=device).masked_fill(future, -torch.inf)
 

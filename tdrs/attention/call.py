@@ -18,7 +18,7 @@ import torch
 
 from tdrs.attention.block import Block, unit
 from tdrs.attention.mask import Structure, structure
-from tdrs.attention.rope import unrotate
+from tdrs.attention.rope import Frequencies, unrotate
 from tdrs.attention.tally import Tally
 
 # How many logits a pass over the map may cache for the next pass, less the space that copies of padded keys and values
@@ -37,10 +37,11 @@ class Call:
         scaling: the factor in front of q·k, usually 1/√D.
         mask: the output of transformers' mask function: None (causal, no padding), boolean (True = visible) or
             additive, (B, 1, Q, K).
-        rotation: (cos, sin) of all K positions, (B or 1, K, D). This argument and the next two are given only if the
+        rotation: (cos, sin) of all K positions, (B or 1, K, D). This argument and the next three are given only if the
             method needs them.
         positions: the model's own position ids of all K tokens, (B or 1, K, axes): one axis, or three with M-RoPE.
         roles: SYSTEM, IMAGE or TEXT for each of the K tokens, (B, K).
+        frequencies: how the rotation depends on positions.
         layer: the number of the decoder layer, from 0.
         heads: which query heads are edited, (1, H, 1, 1) boolean; None means all.
         block_elements: the largest number of logits in a block; None makes the whole map one block.
@@ -51,6 +52,7 @@ class Call:
             A method edits the capped logits, because they enter the softmax.
         tally: what the method counts, see `Tally`. Copies of a call made with `dataclasses.replace` share it.
         memory: what a method keeps for later layers of the same forward pass.
+        kept: what a method keeps for later forward passes with the same cache.
     """
 
     query: torch.Tensor
@@ -61,6 +63,7 @@ class Call:
     rotation: tuple[torch.Tensor, torch.Tensor] | None = None
     positions: torch.Tensor | None = None
     roles: torch.Tensor | None = None
+    frequencies: Frequencies | None = None
     layer: int = 0
     heads: torch.Tensor | None = None
     block_elements: int | None = None
@@ -69,7 +72,8 @@ class Call:
     layout: str = "halves"
     softcap: float | None = None
     tally: Tally = field(default_factory=Tally)
-    memory: dict[str, Any] = field(default_factory=dict)
+    memory: dict[Any, Any] = field(default_factory=dict)
+    kept: dict[Any, Any] = field(default_factory=dict)
     # Results that are computed once: unit keys by kind of feature; for each kind, how many unit keys are summed and
     # their sum; the logits of blocks, by first row.
     _directions: dict[str, torch.Tensor] = field(default_factory=dict, init=False, repr=False)

@@ -13,7 +13,8 @@ import torch
 
 from tdrs.attention.block import IMAGE, SYSTEM, TEXT
 from tdrs.attention.method import Method
-from tdrs.attention.rope import find_layout
+from tdrs.attention.rope import Frequencies, find_layout
+from tdrs.attention.rotaries import Rotaries
 from tdrs.settings import SettingError
 
 # The layout of each attention module's rotation, found by trial once.
@@ -41,11 +42,15 @@ class Context:
         trial: while a layer's layout is found by trial, the queries and keys of that layer; else None.
         marks: which tokens of the prompts take the part of image tokens, (B, L) boolean; None reads input_ids.
         memory: what is kept from one layer to the next ones of the current forward pass.
+        kept: what methods keep as long as the cache is filled.
+        rotaries: the calls of the rotary modules in the current forward pass.
     """
 
     def __init__(self, methods: Sequence[Method], image_token: int | None) -> None:
         self.past = 0
         self.memory: dict[Any, Any] = {}
+        self.kept: dict[Any, Any] = {}
+        self.rotaries = Rotaries()
         self.roles: torch.Tensor | None = None
         self.marks: torch.Tensor | None = None
         self._methods = methods
@@ -59,6 +64,7 @@ class Context:
         self._cache: weakref.ref[torch.Tensor] | None = None  # the cache's first keys, which identify it
         self._shown: list[torch.Tensor] = []  # the different cosines that this forward pass has shown so far
         self._rotation_of: dict[torch.nn.Module, int] = {}  # which of them each layer receives
+        self._frequencies: list[Frequencies] = []  # of each of them
 
     def advice(self, of: str) -> str:
         """The methods' advice, as the end of a message; "" if they have none."""
@@ -71,6 +77,10 @@ class Context:
             return None
         number = self._rotation_of[module]
         return Rotation(self._tokens[f"cos{number}"], self._tokens[f"sin{number}"], _LAYOUTS[module])
+
+    def frequencies(self, module: torch.nn.Module) -> Frequencies | None:
+        """How an attention layer's rotation depends on positions; None if no method needs it."""
+        return self._frequencies[self._rotation_of[module]] if "frequencies" in self._needs else None
 
     @property
     def positions(self) -> torch.Tensor | None:
@@ -95,15 +105,16 @@ class Context:
             )
         self.past = cache.get_seq_length() if cache is not None else 0
         if self.past == 0:
-            self._tokens, self._known = {}, 0
+            self._tokens, self._known, self.kept = {}, 0, {}
         needs = self._needs
         self.memory = {}
+        self.rotaries.clear()
         if needs:
             self._check_cache(cache)
         given = (kwargs.get("inputs_embeds"), kwargs.get("input_ids"), *args)
         new: torch.Tensor = next(x for x in given if x is not None)
         self._known = self.past + new.shape[1]
-        self._shown = []
+        self._shown, self._frequencies = [], []
         if "positions" in needs:
             self._add("positions", _positions(kwargs.get("position_ids"), self.past, new))
         if "roles" in needs:
@@ -130,10 +141,11 @@ class Context:
                 "fill the cache inside the block, and do not crop it"
             )
         same = self._cache is None or self._cache() is _first_keys(cache)
-        if self.past and not same and not all(torch.equal(x, x[:1].expand_as(x)) for x in self._tokens.values()):
+        alike = not any(self.kept.values()) and all(torch.equal(x, x[:1].expand_as(x)) for x in self._tokens.values())
+        if self.past and not same and not alike:
             raise ValueError(
-                "the cache was reordered or copied, and its samples differ in padding or in where the image is: "
-                "give such samples one at a time"
+                "the cache was reordered or copied, and its samples differ in padding, in where the image is, or in "
+                "what a method keeps of their prompts: give such samples one at a time"
             )
 
     def leave_decoder(self, module: torch.nn.Module, args: Any, kwargs: dict[str, Any], output: Any) -> None:
@@ -183,6 +195,12 @@ class Context:
         self._rotation_of[module] = number
         if number == len(self._shown):
             self._shown.append(cos)
+            if "frequencies" in self._needs:
+                try:
+                    new = self._tokens["positions"][:, self.past :]
+                    self._frequencies.append(self.rotaries.frequencies(cos, new))
+                except ValueError as error:
+                    raise SettingError("model", name, f"cannot be rotated at other positions: {error}") from None
             self._add(f"cos{number}", cos)
             self._add(f"sin{number}", sin)
 

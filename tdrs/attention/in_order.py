@@ -40,6 +40,9 @@ class Together(Method):
                 raise SettingError("methods", type(method).__name__, "cannot be one of several methods")
         if len(names) < 2 or len(set(names)) < len(names):
             raise SettingError("methods", names, "must be at least two methods, each once")
+        late = [type(method).__name__ for method in self.methods[1:] if method.starts_over]
+        if late:
+            raise SettingError("methods", late, "computes logits anew, so it must be the first of several methods")
         two = [type(method).__name__ for method in self.methods if method.second_pass]
         if len(two) > 1:
             raise SettingError("methods", two, "combine two passes each; only one of them can")

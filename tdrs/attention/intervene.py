@@ -23,6 +23,7 @@ from tdrs.attention.context import Context
 from tdrs.attention.core import EXECUTIONS
 from tdrs.attention.in_order import InOrder
 from tdrs.attention.method import Method, check_method
+from tdrs.attention.rotaries import rotary_modules
 from tdrs.attention.second_pass import second_pass_of
 from tdrs.attention.selection import resolve
 from tdrs.attention.tally import Tally
@@ -213,6 +214,7 @@ class Session:
             edit = in_order([one.on(query.device) for one in some])
             call = self._call(module, edit, half, parts, layer=layer, wanted=wanted, **given)
             call.memory = self.context.memory.setdefault(number, {})
+            call.kept = self.context.kept.setdefault((number, layer), {})
             outputs.append(self.execute(call, edit.method).transpose(1, 2))
         return (outputs[0] if len(outputs) == 1 else torch.cat(outputs)).contiguous(), None
 
@@ -263,6 +265,9 @@ class Session:
             return tensor[:, -key.shape[2] :].to(query.device)  # layers' devices may differ
 
         rotation = self.context.rotation(module)
+        frequencies = self.context.frequencies(module)
+        if frequencies is not None:
+            frequencies = frequencies._replace(turns=frequencies.turns.to(query.device))
         return Call(
             query,
             key,
@@ -273,6 +278,7 @@ class Session:
             layout="halves" if rotation is None else rotation.layout,
             positions=of_keys(self.context.positions),
             roles=of_keys(self.context.roles),
+            frequencies=frequencies,
             layer=layer,
             heads=edit.heads,
             wanted=wanted,
@@ -368,6 +374,8 @@ def intervene(
         handles.append(model.register_forward_pre_hook(context.enter_model, with_kwargs=True))
         handles.append(decoder.register_forward_pre_hook(context.enter_decoder, with_kwargs=True))
         handles.append(decoder.register_forward_hook(context.leave_decoder, with_kwargs=True))
+        for rotary in rotary_modules(decoder):
+            handles.append(rotary.register_forward_hook(context.rotaries.leave, with_kwargs=True))
         for module, number in session.layers.items():
             if number in session.edited:
                 handles.append(module.register_forward_pre_hook(context.enter_attention, with_kwargs=True))

@@ -45,7 +45,8 @@ class Method:
 
     @property
     def needs(self) -> frozenset[str]:
-        """What `edit` reads from a call besides queries and keys: any of `rotation`, `positions`, `roles`."""
+        """What `edit` reads from a call besides queries and keys: any of `rotation`, `positions`, `roles`,
+        `frequencies` (with the first two)."""
         return frozenset()
 
     @property
@@ -62,6 +63,12 @@ class Method:
     def parts(self) -> tuple["Method", ...]:
         """The methods that this one applies, in order: itself, unless it stands for several."""
         return (self,)
+
+    @property
+    def starts_over(self) -> bool:
+        """Whether `edit` computes logits from queries and keys, not from `block.logits`. It must then be the first of
+        several methods."""
+        return False
 
     @property
     def second_pass(self) -> SecondPass | None:

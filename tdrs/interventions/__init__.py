@@ -5,13 +5,18 @@ from typing import Any
 
 from tdrs.attention.in_order import Together
 from tdrs.attention.method import Method
+from tdrs.interventions.cca import CCA
 from tdrs.interventions.icd import ICD
 from tdrs.interventions.key_bias import KeyBias
 from tdrs.interventions.m3id import M3ID
 from tdrs.interventions.middle_layers import MiddleLayers
+from tdrs.interventions.ms_poe import MsPoE
 from tdrs.interventions.none import Stock
+from tdrs.interventions.ntk import NTK
 from tdrs.interventions.pai import PAI
+from tdrs.interventions.position_interpolation import PositionInterpolation
 from tdrs.interventions.scaling_vis import ScalingVis
+from tdrs.interventions.self_extend import SelfExtend
 from tdrs.interventions.sid import SID
 from tdrs.interventions.tdrs import TDRS
 from tdrs.interventions.temperature import Temperature
@@ -31,6 +36,11 @@ METHODS: dict[str, type[Method]] = {
     "middle_layers": MiddleLayers,
     "key_bias": KeyBias,
     "scaling_vis": ScalingVis,
+    "self_extend": SelfExtend,
+    "position_interpolation": PositionInterpolation,
+    "ntk": NTK,
+    "ms_poe": MsPoE,
+    "cca": CCA,
     "vcd": VCD,
     "icd": ICD,
     "m3id": M3ID,

@@ -11,7 +11,9 @@ from tdrs.attention import core
 from tdrs.attention.block import IMAGE, SYSTEM, TEXT, Block
 from tdrs.attention.call import Call
 from tdrs.attention.intervene import Session
+from tdrs.attention.turned import turn
 from tdrs.interventions import METHODS
+from tdrs.interventions.positions import own
 from tests.attention.architectures import ARCHITECTURES, TOKENS, build
 from tests.interventions.calls import edits
 
@@ -109,6 +111,18 @@ def test_vectors_before_rotation_are_recovered(name: str, calls: list[Call]) -> 
         key = torch.cat(projected["k"][: step + 1], dim=1).view(2, keys, 2, 8).transpose(1, 2)
         torch.testing.assert_close(Block(call, 0, rows, keys).unrotated_query, query, atol=1e-5, rtol=1e-5)
         torch.testing.assert_close(call.unrotated_key, key, atol=1e-5, rtol=1e-5)
+
+
+def test_the_models_own_positions_give_its_logits(name: str, calls: list[Call]) -> None:
+    """The frequencies of the model's own rotary module, with three axes for Qwen2.5-VL, the cache's past included."""
+    model, inputs = build(name)
+    with tdrs.intervene(model, tdrs.NTK()):
+        model.generate(**inputs, max_new_tokens=2, do_sample=False, eos_token_id=-1, pad_token_id=0)
+    for call in (calls[0], calls[-1]):
+        block = next(call.blocks())
+        found = turn(call, own(call)).logits(block)
+        visible = ~block.hidden.expand(found.shape)
+        torch.testing.assert_close(found[visible], block.logits[visible], atol=1e-4, rtol=1e-4)
 
 
 def test_positions_and_roles(name: str, calls: list[Call]) -> None:

@@ -196,6 +196,18 @@ def test_vectors_before_rotation_are_recovered(rope: dict[str, Any], calls: list
     torch.testing.assert_close(q, projected["q"][1].view(2, 1, 4, 16).transpose(1, 2), atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize(
+    "rope", [{"rope_type": "dynamic", "factor": 2.0, "rope_theta": 10_000.0}], ids=lambda rope: str(rope["rope_type"])
+)
+def test_a_rotation_that_changes_with_the_length_has_no_other_positions(rope: dict[str, Any]) -> None:
+    model = tiny_llama(rope_parameters=rope)
+    with (
+        tdrs.intervene(model, tdrs.NTK()),
+        pytest.raises(ValueError, match=r"its frequencies \(dynamic\) change with the length of the prompt"),
+    ):
+        model(IDS)
+
+
 @pytest.mark.parametrize("phase", ["prefill", "decode", "both"])
 def test_phase(llama: LlamaForCausalLM, phase: str, calls: list[Call]) -> None:
     """Which calls reach the core; on all others the model's own attention runs."""
@@ -346,6 +358,7 @@ def test_every_method_decodes_from_a_cache_as_in_the_full_pass(mini_llava: Backb
 
     settings: dict[str, Any] = {
         "tdrs": {**STAGES, "stats_scope": "row", "pairs": "text_to_image"},
+        "ms_poe": {"ranking": "none"},  # ranks are those of the first call
         "scaling_vis": {"layers": [3], "phase": "both"},
         "pai": {"gamma": 1, "layers": [3]},  # these edit the last row of each call; below the last layer, the edit
         "middle_layers": {"layers": [3]},  # of the prompt's last row would reach the next token through the cache

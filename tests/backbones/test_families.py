@@ -197,7 +197,7 @@ def test_t_drs_equals_the_oracle(run: Run, step: int) -> None:
         one = replace(call, query=query, mask=mask, rotation=rotation, **of_tokens, wanted=0, block_elements=150)
         key = torch.cat(found["k"][: step + 1], dim=2)[:1, :, -keys:]
         seen = visible(run, step, layer)[:1, -ROWS_TESTED:].numpy()
-        sample = oracle.Sample(one, found["q"][step][:1, :, -ROWS_TESTED:], key, seen)
+        sample = oracle.Sample(one, found["q"][step][:1, :, -ROWS_TESTED:], key, seen, one.positions[..., 0])
         expected = oracle.oracle_output(sample, one, "tdrs", METHOD, frozenset(range(4)))
         output = blocked(one, METHOD).double().numpy()
         assert np.abs(output - expected).max() < 2e-5 * float(call.value.abs().max()), layer

@@ -11,11 +11,14 @@ from tdrs.attention.block import IMAGE, SYSTEM, TEXT
 from tdrs.attention.call import Call
 from tdrs.attention.core import blocked, reference
 from tdrs.attention.method import Method
+from tdrs.attention.rope import Frequencies
 from tdrs.attention.tally import Tally
 from tdrs.interventions import METHODS
 from tests.interventions.oracle import peer, softmax, tdrs_head
+from tests.interventions.position_oracle import POSITION_METHODS, position_peer
 
 HEADS, GROUPS, WIDTH = 4, 2, 16
+SECTIONS = (0, 0, 1, 1, 1, 2, 2, 2)  # the axis of each pair of coordinates, as M-RoPE divides them
 
 
 def rotation(positions: torch.Tensor, width: int = WIDTH) -> tuple[torch.Tensor, torch.Tensor]:
@@ -34,12 +37,20 @@ def rotate_half(x: torch.Tensor) -> torch.Tensor:
 
 @dataclass
 class Sample:
-    """A call, the vectors before rotation, and V, (B, Q, K)."""
+    """A call, the vectors before rotation, V, (B, Q, K), and the positions of the rotation, (B, K)."""
 
     call: Call
     q0: torch.Tensor
     k0: torch.Tensor
     visible: np.ndarray
+    ids: torch.Tensor
+
+    @property
+    def one_axis(self) -> "Sample":
+        """The same with the positions of the rotation as the model's own."""
+        assert self.call.frequencies is not None
+        frequencies = Frequencies(self.call.frequencies.turns.sum(dim=0, keepdim=True), 1.0)
+        return replace(self, call=replace(self.call, positions=self.ids.unsqueeze(-1), frequencies=frequencies))
 
 
 def make(length: int, past: int = 0, padding: str | None = None, batch: int = 2, seed: int = 0) -> Sample:
@@ -53,7 +64,8 @@ def make(length: int, past: int = 0, padding: str | None = None, batch: int = 2,
     missing = length // 3 if padding else 0
     if missing:
         real[0, slice(0, missing) if padding == "left" else slice(keys - missing, keys)] = False
-    cos, sin = rotation((real.long().cumsum(-1) - 1).clamp_min(0))
+    ids = (real.long().cumsum(-1) - 1).clamp_min(0)
+    cos, sin = rotation(ids)
     q = q0 * cos[:, None, past:] + rotate_half(q0) * sin[:, None, past:]
     k = k0 * cos[:, None] + rotate_half(k0) * sin[:, None]
     causal = torch.ones(length, keys, dtype=torch.bool).tril(past)
@@ -62,9 +74,11 @@ def make(length: int, past: int = 0, padding: str | None = None, batch: int = 2,
     roles = torch.full((batch, keys), TEXT)
     roles[:, : keys // 2] = IMAGE
     roles[1:, : keys // 4] = SYSTEM
-    call = Call(q, k, value, WIDTH**-0.5, mask, (cos, sin), positions, roles)
+    turns = 1.0 / (10_000 ** (torch.arange(0, WIDTH, 2) / WIDTH))
+    frequencies = Frequencies(turns * torch.tensor([[axis == own for own in SECTIONS] for axis in range(3)]), 1.0)
+    call = Call(q, k, value, WIDTH**-0.5, mask, (cos, sin), positions, roles, frequencies)
     visible = (causal & real[:, None, :] & real[:, past:, None]).numpy()
-    return Sample(call, q0, k0, visible)
+    return Sample(call, q0, k0, visible, ids)
 
 
 def found_a_min(call: Call, method: TDRS) -> np.ndarray:
@@ -84,7 +98,13 @@ def oracle_output(sample: Sample, call: Call, name: str, method: Any, heads: fro
     for b in range(len(q)):
         positions, roles, visible = call.positions[b].numpy(), call.roles[b].numpy(), sample.visible[b]
         logits = np.stack([q[b, h] @ k[b, h // (HEADS // GROUPS)].T / WIDTH**0.5 for h in range(HEADS)])
-        edited = logits if name == "tdrs" else peer(name, method, logits, visible, roles)
+        if name in POSITION_METHODS:
+            assert call.frequencies is not None
+            turns = call.frequencies.turns.double().numpy()
+            vectors = sample.q0[b].double().numpy(), sample.k0[b].double().numpy()
+            edited = position_peer(name, method, logits, *vectors, visible, positions, roles, turns)
+        else:
+            edited = logits if name == "tdrs" else peer(name, method, logits, visible, roles)
         for h, g in ((h, h // (HEADS // GROUPS)) for h in range(HEADS)):
             if h not in heads:
                 here = logits[h]
@@ -116,9 +136,9 @@ def deviation(name: str, method: Any, sample: Sample, heads: frozenset[int] = fr
 
 
 def edits() -> dict[str, Method]:
-    """Every method that edits attention, with one pass."""
-    one_pass = {"pai": {"gamma": 1.0}}
-    methods = {name: kind(**one_pass.get(name, {})) for name, kind in METHODS.items()}
+    """Every method that edits attention, with one pass, at settings that edit the calls of the tests."""
+    given: dict[str, Any] = {"pai": {"gamma": 1.0}, "self_extend": {"window": 8}}  # prompts are short here
+    methods = {name: kind(**given.get(name, {})) for name, kind in METHODS.items()}
     return {name: method for name, method in methods.items() if method.edits_attention and not method.second_pass}
 
 
