@@ -22,9 +22,11 @@ from tdrs.attention import core
 from tdrs.attention.block import IMAGE, SYSTEM, TEXT, Block
 from tdrs.attention.call import Call
 from tdrs.attention.intervene import _SESSIONS
+from tdrs.attention.turned import turn
 from tdrs.backbones import Backbone
 from tdrs.interventions import METHODS
 from tdrs.interventions.pai import PAI
+from tdrs.interventions.positions import own
 from tdrs.settings import SettingError
 from tests.conftest import tiny_llama
 from tests.interventions.calls import edits
@@ -194,6 +196,19 @@ def test_vectors_before_rotation_are_recovered(rope: dict[str, Any], calls: list
     shape = (2, 37, 2, 16)
     torch.testing.assert_close(k, torch.cat(projected["k"], dim=1).view(shape).transpose(1, 2), atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(q, projected["q"][1].view(2, 1, 4, 16).transpose(1, 2), atol=1e-5, rtol=1e-5)
+
+
+def test_the_factor_of_a_rotation_is_kept_at_other_positions(calls: list[Call]) -> None:
+    """YaRN scales cos and sin."""
+    rope = {"rope_type": "yarn", "factor": 4.0, "rope_theta": 10_000.0, "original_max_position_embeddings": 32}
+    model = tiny_llama(rope_parameters=rope)
+    with tdrs.intervene(model, tdrs.NTK()), torch.no_grad():
+        model(IDS)
+    call = calls[0]
+    assert call.frequencies is not None
+    assert call.frequencies.scaling > 1.1
+    block = next(call.blocks())
+    torch.testing.assert_close(turn(call, own(call)).logits(block), block.logits, atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize(
