@@ -29,6 +29,7 @@ from tdrs.interventions.position_interpolation import PositionInterpolation
 from tdrs.interventions.scaling_vis import ScalingVis
 from tdrs.interventions.self_extend import SelfExtend
 from tdrs.interventions.sid import SID
+from tdrs.interventions.spin import SPIN
 from tdrs.interventions.tdrs import DC, RE, TDRS
 from tdrs.interventions.temperature import Temperature
 from tdrs.interventions.vaf import VAF
@@ -49,6 +50,7 @@ __all__ = [
     "PAI",
     "RE",
     "SID",
+    "SPIN",
     "TDRS",
     "VAF",
     "VCD",

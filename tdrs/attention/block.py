@@ -174,6 +174,14 @@ class Block:
         assert self.call.roles is not None, "the method must list 'roles' in its needs"
         return (self.call.roles[:, : self.keys] == role)[:, None, None]
 
+    def visible(self, keys: torch.Tensor) -> torch.Tensor:
+        """Which of the chosen keys, (B, 1, 1, K) boolean, each row sees, (B, 1, R, K) boolean, newly allocated.
+
+        In a plain call, rows of padding are left as they are.
+        """
+        shown = keys.expand(-1, -1, self.stop - self.start, -1).float()
+        return self.hide(shown.clone(), 0) > 0
+
     def mean_cosine(self, features: str) -> torch.Tensor:
         """The mean cosine over each row's visible keys (0 if it has none), (B, H, R, 1); `features` as in `cosine`.
 

@@ -1,8 +1,9 @@
 """The attention core: two ways to execute a method's edit of one attention call.
 
-A method edits logits, one block of query rows at a time. `reference` gives it the whole map as one block: it is the
-specification. `blocked` gives it small blocks of rows, each with the keys up to its last visible one, so that the extra
-memory is that of one block. Logits, edits and softmax are float32, whatever the model's dtype.
+A method edits logits, or the weights after the softmax, one block of query rows at a time. `reference` gives it the
+whole map as one block: it is the specification. `blocked` gives it small blocks of rows, each with the keys up to its
+last visible one, so that the extra memory is that of one block. Logits, edits and softmax are float32, whatever the
+model's dtype.
 """
 
 import math
@@ -24,7 +25,10 @@ BLOCK_ROWS = 64
 def _weigh(call: Call, block: Block, method: Method, statistics: object) -> torch.Tensor:
     """The attention weights of a block, (B, H, R, K). Rows of padding hold arbitrary values."""
     edited = method.edited(block, statistics, call.heads)
-    return block.hide(edited, -math.inf).softmax(dim=-1)
+    if not method.edits_weights:
+        return block.hide(edited, -math.inf).softmax(dim=-1)
+    weights = block.hide(edited.clone(), -math.inf).softmax(dim=-1)
+    return method.reweighed(block.with_logits(edited), weights, statistics, call.heads)
 
 
 def weights(call: Call, method: Method) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""Several methods in one run: each edits the logits that the one before it has left."""
+"""Several methods in one run: each edits the logits, or the weights, that the one before it has left."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields
@@ -17,6 +17,8 @@ from tdrs.settings import SettingError
 @dataclass(frozen=True, kw_only=True)
 class Together(Method):
     """Methods that are applied in order, each on its own layers, heads and phase.
+
+    The softmax is between logits and weights, so methods that edit weights come after all others.
 
     Statistics of a later method, such as |A|_min, are those of the edited logits. If one of them has a second pass, the
     others act in the first pass only.
@@ -54,7 +56,7 @@ class Together(Method):
 
     @property
     def parts(self) -> tuple[Method, ...]:
-        return tuple(method for method in self.methods if method.active)
+        return tuple(sorted((method for method in self.methods if method.active), key=lambda one: one.edits_weights))
 
     @property
     def active(self) -> bool:
@@ -63,6 +65,10 @@ class Together(Method):
     @property
     def edits_attention(self) -> bool:
         return any(method.edits_attention for method in self.parts)
+
+    @property
+    def edits_weights(self) -> bool:
+        return any(method.edits_weights for method in self.parts)
 
     @property
     def second_pass(self) -> SecondPass | None:
@@ -93,7 +99,8 @@ class InOrder(Method):
     """Edits of one attention call, in order.
 
     Args:
-        steps: each method, and the query heads that it edits, (1, H, 1, 1) boolean; None means all.
+        steps: each method, and the query heads that it edits, (1, H, 1, 1) boolean; None means all. Methods that edit
+            weights are last.
     """
 
     steps: tuple[tuple[Method, torch.Tensor | None], ...] = ()
@@ -105,6 +112,10 @@ class InOrder(Method):
     @property
     def reads_whole_map(self) -> bool:
         return any(method.reads_whole_map for method, _ in self.steps)
+
+    @property
+    def edits_weights(self) -> bool:
+        return any(method.edits_weights for method, _ in self.steps)
 
     def statistics(self, call: Call) -> object:
         found: list[object] = []
@@ -118,6 +129,13 @@ class InOrder(Method):
     def edit(self, block: Block, statistics: object) -> torch.Tensor:
         assert isinstance(statistics, list)
         return self._edit_by(statistics, len(self.steps))(block).logits
+
+    def reweigh(self, block: Block, weights: torch.Tensor, statistics: object) -> torch.Tensor:
+        assert isinstance(statistics, list)
+        for (method, heads), known in zip(self.steps, statistics, strict=True):
+            if method.edits_weights:
+                weights = method.reweighed(block, weights, known, heads)
+        return weights
 
     def _edit_by(self, statistics: Sequence[object], count: int) -> Callable[[Block], Block]:
         """The first `count` edits."""

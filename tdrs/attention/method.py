@@ -1,4 +1,4 @@
-"""What the attention core asks of a method. A new method overrides `edit`, and what else differs from the defaults."""
+"""What the attention core asks of a method. A new method overrides `edit` or `reweigh`, and what else differs."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -17,12 +17,12 @@ PHASES = ("both", "prefill", "decode")
 
 @dataclass(frozen=True, kw_only=True)
 class Method:
-    """An edit of the logits before the softmax.
+    """An edit of the logits before the softmax, or of the weights after it.
 
     Args:
         layers: the decoder layers that are edited: `all`, a list of numbers from 0, a range such as "4-17" (both ends
             included), or a share of the depth such as "28%-46%" (the layers whose middle lies in it, at least one).
-        heads: the query heads that are edited, in the same forms. The other heads keep their logits.
+        heads: the query heads that are edited, in the same forms. The other heads are left as they are.
         phase: `prefill`: only while the prompt is read; `decode`: only in calls that add one token to a filled cache;
             `both`.
 
@@ -57,7 +57,13 @@ class Method:
     @property
     def edits_attention(self) -> bool:
         """Whether these settings edit attention. A method with a second pass may do nothing but combine the two."""
-        return self.active and (self.second_pass is None or type(self).edit is not Method.edit)
+        edits = type(self).edit is not Method.edit or self.edits_weights
+        return self.active and (self.second_pass is None or edits)
+
+    @property
+    def edits_weights(self) -> bool:
+        """Whether the weights after the softmax are edited, with `reweigh`."""
+        return type(self).reweigh is not Method.reweigh
 
     @property
     def parts(self) -> tuple["Method", ...]:
@@ -106,9 +112,24 @@ class Method:
     def edit(self, block: Block, statistics: object) -> torch.Tensor:
         """The new logits of a block, (B, H, R, K), float32. `block.logits` must stay as they are.
 
-        The core masks hidden pairs afterwards and restores the logits of heads that are not edited.
+        The core masks hidden pairs afterwards and restores the logits of heads that are not edited. A method that only
+        edits weights need not have this.
         """
-        raise NotImplementedError
+        if not self.edits_weights:
+            raise NotImplementedError
+        return block.logits
+
+    def reweigh(self, block: Block, weights: torch.Tensor, statistics: object) -> torch.Tensor:
+        """The new weights of a block, (B, H, R, K), float32. They need not sum to 1: a head's output is their sum of
+        values, so a factor on all weights of a row is a factor on the head's output.
+
+        The core sets hidden pairs to 0 afterwards and restores the weights of heads that are not edited.
+
+        Args:
+            block: `block.logits` are the logits that the softmax has seen.
+            weights: (B, H, R, K), 0 at hidden pairs; arbitrary in rows of padding. They must stay as they are.
+        """
+        return weights
 
     def edited(self, block: Block, statistics: object, heads: torch.Tensor | None) -> torch.Tensor:
         """`edit` on some heads, (B, H, R, K).
@@ -119,11 +140,20 @@ class Method:
         Raises:
             ValueError: `edit` returned something else than logits of the block.
         """
-        edited, logits = self.edit(block, statistics), block.logits
+        return self._on_heads("edit", self.edit(block, statistics), block.logits, heads)
+
+    def reweighed(
+        self, block: Block, weights: torch.Tensor, statistics: object, heads: torch.Tensor | None
+    ) -> torch.Tensor:
+        """`reweigh` on some heads, (B, H, R, K), 0 at hidden pairs; `heads` and errors as in `edited`."""
+        new = self._on_heads("reweigh", self.reweigh(block, weights, statistics), weights, heads)
+        return block.hide(new, 0)
+
+    def _on_heads(self, what: str, new: object, old: torch.Tensor, heads: torch.Tensor | None) -> torch.Tensor:
         # Another shape could be broadcast, and give wrong weights without a word.
-        if not isinstance(edited, torch.Tensor) or (edited.shape, edited.dtype) != (logits.shape, logits.dtype):
-            raise ValueError(f"{type(self).__name__}.edit returned {_shown(edited)}, not {_shown(logits)}")
-        return edited if heads is None else torch.where(heads, edited, logits)
+        if not isinstance(new, torch.Tensor) or (new.shape, new.dtype) != (old.shape, old.dtype):
+            raise ValueError(f"{type(self).__name__}.{what} returned {_shown(new)}, not {_shown(old)}")
+        return new if heads is None else torch.where(heads, new, old)
 
 
 def _shown(value: object) -> str:

@@ -18,6 +18,7 @@ from tdrs.interventions.position_interpolation import PositionInterpolation
 from tdrs.interventions.scaling_vis import ScalingVis
 from tdrs.interventions.self_extend import SelfExtend
 from tdrs.interventions.sid import SID
+from tdrs.interventions.spin import SPIN
 from tdrs.interventions.tdrs import TDRS
 from tdrs.interventions.temperature import Temperature
 from tdrs.interventions.vaf import VAF
@@ -41,6 +42,7 @@ METHODS: dict[str, type[Method]] = {
     "ntk": NTK,
     "ms_poe": MsPoE,
     "cca": CCA,
+    "spin": SPIN,
     "vcd": VCD,
     "icd": ICD,
     "m3id": M3ID,

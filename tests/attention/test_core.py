@@ -1,5 +1,6 @@
 """The core itself: the memory of an edit, its blocks, and what it refuses to guess."""
 
+import math
 from dataclasses import replace
 from typing import Any
 
@@ -9,7 +10,7 @@ import torch
 from tdrs import DC, TDRS
 from tdrs.attention.block import Block
 from tdrs.attention.call import Call
-from tdrs.attention.core import blocked, reference
+from tdrs.attention.core import blocked, reference, weights
 from tdrs.attention.tally import Tally
 from tdrs.interventions import METHODS, Method
 from tdrs.speed import peak_mib
@@ -85,13 +86,32 @@ def test_what_is_clamped_is_counted_once_where_few_rows_are_wanted() -> None:
     assert counts[0] == counts[1] == (8, 8)  # 2 samples, 4 heads
 
 
-def test_an_edit_leaves_the_logits_it_was_given() -> None:
+def test_an_edit_leaves_what_it_was_given() -> None:
     """Methods may share a block's arrays, so none may write into them."""
     for name, method in edits().items():
         block = next(make(12, padding="left").call.blocks())
         before = block.logits.clone()
-        method.edit(block, method.statistics(block.call))
+        statistics = method.statistics(block.call)
+        method.edit(block, statistics)
         assert torch.equal(block.logits, before), name
+        shares = block.hide(before.clone(), -math.inf).softmax(dim=-1)
+        given = shares.clone()
+        method.reweigh(block, shares, statistics)
+        assert torch.equal(shares.nan_to_num(-1), given.nan_to_num(-1)), name
+        assert torch.equal(block.logits, before), name
+
+
+@pytest.mark.parametrize("name", edits())
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_what_stands_in_padding_changes_nothing(name: str, side: str) -> None:
+    method = edits()[name]
+    clean, poisoned = make(20, padding=side).call, make(20, padding=side).call
+    where = slice(0, 6) if side == "left" else slice(14, 20)
+    for vectors in (poisoned.query, poisoned.key, poisoned.value):
+        vectors[0, :, where] = math.nan
+    for size in (97, 10_000):
+        found = blocked(replace(poisoned, block_elements=size), method)
+        torch.testing.assert_close(found, blocked(replace(clean, block_elements=size), method), atol=1e-6, rtol=1e-5)
 
 
 def test_a_method_that_does_not_say_what_it_needs_is_told() -> None:
@@ -123,3 +143,35 @@ def test_an_edit_that_returns_no_logits_of_the_block_is_named(edited: Any, shown
 
     with pytest.raises(ValueError, match=rf"Odd.edit returned {shown}, not torch.float32 \(2, 4, 5, 5\)"):
         execute(make(5).call, Odd())
+
+
+@pytest.mark.parametrize("execute", [blocked, reference])
+def test_weights_that_are_none_of_the_block_are_named(execute: Any) -> None:
+    class Odd(Method):
+        def reweigh(self, block: Block, weights: torch.Tensor, statistics: object) -> torch.Tensor:
+            return weights.sum(dim=-1, keepdim=True)
+
+    with pytest.raises(ValueError, match=r"Odd.reweigh returned torch.float32 \(2, 4, 5, 1\), not"):
+        execute(make(5).call, Odd())
+    with pytest.raises(NotImplementedError):
+        execute(make(5).call, Method())
+
+
+class Flat(Method):
+    """Weight 1 on every key, hidden ones too."""
+
+    def reweigh(self, block: Block, weights: torch.Tensor, statistics: object) -> torch.Tensor:
+        return torch.ones_like(weights)
+
+
+@pytest.mark.parametrize("size", [None, 97])
+def test_weights_of_hidden_pairs_stay_0(size: int | None) -> None:
+    """Every visible value, summed once by each head that is edited."""
+    heads = torch.tensor([True, False, True, True])[None, :, None, None]
+    for sample in (make(19), make(19, padding="left"), make(19, padding="right"), make(3, past=16)):
+        call = replace(sample.call, block_elements=size, heads=heads)
+        shown = torch.from_numpy(sample.visible)[:, None].float()
+        mixed = torch.where(heads, shown, weights(call, METHODS["none"]()))
+        torch.testing.assert_close(weights(call, Flat()), mixed)
+        values = call.value.repeat_interleave(2, dim=1)
+        torch.testing.assert_close(blocked(call, Flat()) if size else reference(call, Flat()), mixed @ values)

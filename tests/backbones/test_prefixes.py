@@ -35,6 +35,7 @@ WHOLE: dict[str, Method] = {
     "pai": from_settings({"name": "pai", "gamma": 1}),
     "middle_layers": METHODS["middle_layers"](),
     "scaling_vis": METHODS["scaling_vis"](),
+    "spin": METHODS["spin"](),
 }
 
 

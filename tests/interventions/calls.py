@@ -14,7 +14,7 @@ from tdrs.attention.method import Method
 from tdrs.attention.rope import Frequencies
 from tdrs.attention.tally import Tally
 from tdrs.interventions import METHODS
-from tests.interventions.oracle import peer, softmax, tdrs_head
+from tests.interventions.oracle import peer, reweighed, softmax, tdrs_head
 from tests.interventions.position_oracle import POSITION_METHODS, position_peer
 
 HEADS, GROUPS, WIDTH = 4, 2, 16
@@ -89,7 +89,7 @@ def found_a_min(call: Call, method: TDRS) -> np.ndarray:
 
 
 def oracle_output(sample: Sample, call: Call, name: str, method: Any, heads: frozenset[int]) -> np.ndarray:
-    """The attention output in float64; heads that are not edited keep their logits."""
+    """The attention output in float64; heads that are not edited keep their logits and weights."""
     result = np.zeros(call.query.shape)
     a_min = found_a_min(call, method) if name == "tdrs" else None
     q, k, v = (x.double().numpy() for x in (call.query, call.key, call.value))
@@ -105,6 +105,7 @@ def oracle_output(sample: Sample, call: Call, name: str, method: Any, heads: fro
             edited = position_peer(name, method, logits, *vectors, visible, positions, roles, turns)
         else:
             edited = logits if name == "tdrs" else peer(name, method, logits, visible, roles)
+        weights = np.zeros_like(logits)
         for h, g in ((h, h // (HEADS // GROUPS)) for h in range(HEADS)):
             if h not in heads:
                 here = logits[h]
@@ -117,7 +118,10 @@ def oracle_output(sample: Sample, call: Call, name: str, method: Any, heads: fro
                 here = tdrs_head(*given)
             else:
                 here = edited[h]
-            result[b, h] = softmax(np.where(visible, here, np.nan)) @ v[b, g]
+            weights[h] = softmax(np.where(visible, here, np.nan))
+        new = reweighed(name, method, weights, logits, visible, roles)
+        for h in range(HEADS):
+            result[b, h] = (new if h in heads else weights)[h] @ v[b, h // (HEADS // GROUPS)]
     return result
 
 

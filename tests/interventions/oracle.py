@@ -131,3 +131,20 @@ def softmax(logits: np.ndarray) -> np.ndarray:
             e = np.exp(row[seen] - row[seen].max())
             weights[i, seen] = e / e.sum()
     return weights
+
+
+def reweighed(
+    name: str, method: Any, weights: np.ndarray, a: np.ndarray, visible: np.ndarray, roles: np.ndarray
+) -> np.ndarray:
+    """Edited weights of one sample, (H, Q, K), from its weights and the logits `a` that they come from."""
+    heads, rows, keys = a.shape
+    last = max((i for i in range(rows) if visible[i].any()), default=0)
+    result = weights.copy()
+    for i in range(rows):
+        image = [j for j in range(keys) if visible[i, j] and roles[j] == IMAGE]
+        if name == "spin" and i == last and image:
+            sums = [sum(a[h, i, j] for j in image) for h in range(heads)]
+            ranked = sorted(range(heads), key=lambda h: -sums[h])
+            for h in ranked[math.floor(method.routed_heads * heads) :]:
+                result[h, i] *= method.small_num_mask
+    return result

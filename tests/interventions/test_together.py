@@ -69,6 +69,27 @@ def test_statistics_are_those_of_the_edited_logits(execute: Any, scope: str) -> 
         assert (found - execute(sample.call, method)).abs().max() > 1e-3
 
 
+@pytest.mark.parametrize("execute", [reference, blocked])
+def test_weights_are_edited_after_all_logits(execute: Any) -> None:
+    """A ranking of heads by logits sees the biased ones, wherever its method stands in the list."""
+    spin = tdrs.SPIN(routed_heads=0.5)
+
+    @dataclass(frozen=True, kw_only=True)
+    class ByHand(tdrs.SPIN):
+        last_row_only = False
+
+        def edit(self, block: Block, statistics: object) -> torch.Tensor:
+            return BIAS.edit(block, statistics)
+
+    for methods in ((spin, BIAS), (BIAS, spin)):
+        assert Together(methods=methods).parts == (BIAS, spin)
+    for sample in each_padding(19):
+        found, expected = execute(sample.call, steps(BIAS, spin)), execute(sample.call, ByHand(routed_heads=0.5))
+        torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-5)
+        assert (found - execute(sample.call, spin)).abs().max() > 1e-3
+        assert (found - execute(sample.call, BIAS)).abs().max() > 1e-3
+
+
 def test_what_a_method_counts_is_counted_once() -> None:
     method = tdrs.TDRS(dc=tdrs.DC(w_min=1e9), re=None)
     alone, after = make(21).call, make(21).call
@@ -129,6 +150,7 @@ def test_cache_keys_know_the_order_and_what_edits() -> None:
     both = key("intervention=[tdrs,temperature]")
     assert key("intervention=[tdrs,temperature]", "intervention.tdrs.layers=0%-100%") == both
     assert key("intervention=[temperature,tdrs]") != both
+    assert key("intervention=[temperature,spin]") == key("intervention=[spin,temperature]")
     assert key("intervention=[tdrs,temperature]", "intervention.tdrs.layers=[0]") != both
     assert key("intervention=[tdrs,temperature]", "intervention.temperature.tau=1") == key("intervention=tdrs")
     off = "intervention.temperature.tau=1", "intervention.key_bias.weight=1"
