@@ -304,7 +304,8 @@ class Race:
         if not self.arms:
             return []
         total, left = len(self._images), self._samples - self.spent
-        for number in np.argsort(-self._known[0], kind="stable")[: 2 * FINALISTS]:
+        short = np.array([arm.seen < self._last for arm in self.arms])  # what few images say of an arm may be luck
+        for number in np.lexsort((-self._known[0], short))[: 2 * FINALISTS]:
             cost = total - self.arms[number].seen
             if not self.finalists or (cost <= left and len(self.finalists) < FINALISTS):
                 self.finalists.append(int(number))

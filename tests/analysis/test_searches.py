@@ -152,7 +152,7 @@ def test_the_command_keeps_what_it_replayed(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     table().save(tmp_path / "small.npz")
-    curve = searches.RegretCurve("race", [640.0, 1280.0], [0.05, 0.01], [0.02, 0.0], [0.06, 0.02], [0.04, 0.012])
+    curve = searches.RegretCurve("race", 200, [640.0, 1280.0], [0.05, 0.01], [0.02, 0.0], [0.06, 0.02], [0.04, 0.012])
     calls: list[int] = []
 
     def replay(table: Table) -> list[searches.RegretCurve]:
@@ -164,6 +164,6 @@ def test_the_command_keeps_what_it_replayed(
         assert searches.main([f"table={tmp_path / 'small.npz'}", *words]) == 0
     assert calls == [60, 60]
     shown = capsys.readouterr().out
-    assert "race            5.0 (4.0)    1.0 (1.2)" in shown
+    assert "race         200    5.0 (4.0)    1.0 (1.2)" in shown
     assert f"{tmp_path / 'small.png'}" in shown
     assert searches.main(["table=x.npz", "output=y"]) == 2
