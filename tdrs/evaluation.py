@@ -22,7 +22,7 @@ import torch
 from tdrs import __version__, backbones, benchmarks, interventions
 from tdrs.attention.core import EXECUTIONS
 from tdrs.attention.second_pass import check_second_pass
-from tdrs.attention.selection import names_numbers, resolve
+from tdrs.attention.selection import heads_by_layer, names_numbers, normal_form
 from tdrs.backbones import Backbone, BackboneSettings
 from tdrs.backbones.decoding import Answer
 from tdrs.backbones.limits import notes_of
@@ -67,10 +67,9 @@ class Plan:
         """
         method = self.intervention.effective
         for one in method.get("parts", [method] if method else []):
-            for part, count in zip(("layers", "heads"), self.backbone.shape, strict=True):
-                if one[part] != "all":
-                    chosen = resolve(part, one[part], count)
-                    one[part] = "all" if len(chosen) == count else sorted(chosen)
+            if (one["layers"], one["heads"]) != ("all", "all"):
+                chosen = heads_by_layer(one["layers"], one["heads"], self.backbone.shape)
+                one |= normal_form(chosen, self.backbone.shape)
         decisive = {
             "backbone": self.backbone.decisive,
             "samples": samples.content,
@@ -98,10 +97,8 @@ def plan(config: Mapping[str, Any]) -> Plan:
     backbone = backbones.from_settings(config["backbone"])
     intervention = interventions.from_settings(config["intervention"])
     for name, method in interventions.named(config["intervention"], intervention).items():
-        for number, part in enumerate(("layers", "heads")):
-            chosen = getattr(method, part)
-            if names_numbers(chosen):
-                resolve(f"{name}.{part}", chosen, backbone.shape[number])
+        if names_numbers(method.layers) or names_numbers(method.heads):
+            heads_by_layer(method.layers, method.heads, backbone.shape, f"{name}.")
     dataset = benchmarks.from_settings(config["dataset"]).asked_by(backbone.prompt_style)
     # what a model of the hub reads is known when it is there; asking it about pictures is refused then
     if (not dataset.pictures or backbone.folder.is_dir()) and dataset.pictures != backbone.reads_pictures:

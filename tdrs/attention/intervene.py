@@ -25,7 +25,7 @@ from tdrs.attention.in_order import InOrder
 from tdrs.attention.method import Method, check_method
 from tdrs.attention.rotaries import rotary_modules
 from tdrs.attention.second_pass import second_pass_of
-from tdrs.attention.selection import resolve
+from tdrs.attention.selection import heads_by_layer
 from tdrs.attention.tally import Tally
 from tdrs.settings import SettingError, check_choice
 
@@ -38,37 +38,40 @@ class Edit(NamedTuple):
     """A method's edit on the layers and heads of one model.
 
     Attributes:
-        layers: the numbers of the layers that it edits.
-        heads: which query heads it edits, (1, H, 1, 1) boolean; None means all.
+        heads: for each layer that it edits, which query heads it edits, (1, H, 1, 1) boolean; None means all.
     """
 
     method: Method
-    layers: frozenset[int]
-    heads: torch.Tensor | None
+    heads: dict[int, torch.Tensor | None]
 
     @classmethod
     def of(cls, method: Method, layers: int, heads: int) -> "Edit":
         """The edit in a model of this number of layers and query heads. Raises SettingError if it has too few."""
-        edited = resolve("layers", method.layers, layers) if method.edits_attention else frozenset()
-        chosen = resolve("heads", method.heads, heads)
-        mask = torch.tensor([head in chosen for head in range(heads)]).view(1, -1, 1, 1)
-        return cls(method, edited, mask if len(chosen) < heads else None)
+        masks: dict[int, torch.Tensor | None] = {}
+        for layer, chosen in heads_by_layer(method.layers, method.heads, (layers, heads)).items():
+            mask = torch.tensor([head in chosen for head in range(heads)]).view(1, -1, 1, 1)
+            masks[layer] = mask if len(chosen) < heads else None
+        return cls(method, masks if method.edits_attention else {})
 
-    def on(self, device: torch.device) -> "Edit":
-        """The edit with its heads on a device."""
-        return self if self.heads is None else self._replace(heads=self.heads.to(device))
+    @property
+    def layers(self) -> frozenset[int]:
+        """The numbers of the layers that it edits."""
+        return frozenset(self.heads)
+
+    def heads_in(self, layer: int, device: torch.device) -> torch.Tensor | None:
+        """Which query heads of a layer it edits, on a device."""
+        mask = self.heads[layer]
+        return None if mask is None else mask.to(device)
 
     def acts(self, layer: int, phase: str) -> bool:
         """Whether it edits the calls of a layer in a phase."""
-        return layer in self.layers and self.method.phase in ("both", phase)
+        return layer in self.heads and self.method.phase in ("both", phase)
 
 
-def in_order(edits: Sequence[Edit]) -> Edit:
-    """Edits of one layer as one."""
-    if len(edits) == 1:
-        return edits[0]
-    method = InOrder(steps=tuple((edit.method, edit.heads) for edit in edits))
-    return Edit(method, edits[0].layers, None)
+def in_order(edits: Sequence[Edit], layer: int, device: torch.device) -> tuple[Method, torch.Tensor | None]:
+    """Edits of one layer as one: a method, and the query heads that it edits."""
+    steps = tuple((edit.method, edit.heads_in(layer, device)) for edit in edits)
+    return steps[0] if len(steps) == 1 else (InOrder(steps=steps), None)
 
 
 class Session:
@@ -211,11 +214,11 @@ class Session:
             if not some:
                 outputs.append(self._unedited(module, *parts, wanted=wanted, given=given))
                 continue
-            edit = in_order([one.on(query.device) for one in some])
-            call = self._call(module, edit, half, parts, layer=layer, wanted=wanted, **given)
+            method, heads = in_order(some, layer, query.device)
+            call = self._call(module, heads, half, parts, layer=layer, wanted=wanted, **given)
             call.memory = self.context.memory.setdefault(number, {})
             call.kept = self.context.kept.setdefault((number, layer), {})
-            outputs.append(self.execute(call, edit.method).transpose(1, 2))
+            outputs.append(self.execute(call, method).transpose(1, 2))
         return (outputs[0] if len(outputs) == 1 else torch.cat(outputs)).contiguous(), None
 
     def _unedited(
@@ -245,7 +248,7 @@ class Session:
     def _call(
         self,
         module: torch.nn.Module,
-        edit: Edit,
+        heads: torch.Tensor | None,
         half: slice,
         parts: list[Any],
         *,
@@ -280,7 +283,7 @@ class Session:
             roles=of_keys(self.context.roles),
             frequencies=frequencies,
             layer=layer,
-            heads=edit.heads,
+            heads=heads,
             wanted=wanted,
             softcap=kwargs.get("softcap"),
             tally=self.tally,

@@ -9,7 +9,7 @@ import torch
 from tdrs.attention.block import Block
 from tdrs.attention.call import Call
 from tdrs.attention.second_pass import SecondPass
-from tdrs.attention.selection import Selection, check_selection
+from tdrs.attention.selection import HeadSelection, Selection, check_heads, check_selection
 from tdrs.settings import SettingError, check_choice
 
 PHASES = ("both", "prefill", "decode")
@@ -22,7 +22,8 @@ class Method:
     Args:
         layers: the decoder layers that are edited: `all`, a list of numbers from 0, a range such as "4-17" (both ends
             included), or a share of the depth such as "28%-46%" (the layers whose middle lies in it, at least one).
-        heads: the query heads that are edited, in the same forms. The other heads are left as they are.
+        heads: the query heads that are edited, in the same forms, or a list of heads of single layers: [L3H1, L5H0].
+            The other heads are left as they are.
         phase: `prefill`: only while the prompt is read; `decode`: only in calls that add one token to a filled cache;
             `both`.
 
@@ -31,7 +32,7 @@ class Method:
     """
 
     layers: Selection = "all"
-    heads: Selection = "all"
+    heads: HeadSelection = "all"
     phase: str = "both"
 
     # What a user can do if the model cannot provide a need, if a prompt in `pieces` changes the result, or where no
@@ -40,8 +41,8 @@ class Method:
 
     def __post_init__(self) -> None:
         check_choice("phase", self.phase, PHASES)
-        for name in ("layers", "heads"):
-            object.__setattr__(self, name, check_selection(name, getattr(self, name)))
+        object.__setattr__(self, "layers", check_selection("layers", self.layers))
+        object.__setattr__(self, "heads", check_heads("heads", self.heads))
 
     @property
     def needs(self) -> frozenset[str]:

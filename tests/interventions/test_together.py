@@ -29,6 +29,14 @@ BOTH = "intervention=[tdrs,temperature]"
 WARM, BIAS = tdrs.Temperature(tau=0.5), tdrs.KeyBias(weight=5.0)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Again(tdrs.Temperature):
+    """A second method of the same edit."""
+
+
+AGAIN = Again(tau=0.5)
+
+
 def steps(*methods: Method) -> InOrder:
     return InOrder(steps=tuple((method, None) for method in methods))
 
@@ -124,6 +132,31 @@ def test_each_method_has_its_own_layers_and_heads(mini_llava: Backbone) -> None:
     ]
     assert margins[0] == pytest.approx(margins[1], abs=1e-4)
     assert margins[0] != pytest.approx(margins[2], abs=1e-2)
+
+
+def test_heads_of_single_layers(mini_llava: Backbone) -> None:
+    pairs = replace(WARM, heads=["L0H0", "L0H1", "L2H3"])
+    apart = Together(methods=(replace(WARM, layers=[0], heads=[0, 1]), replace(AGAIN, layers=[2], heads=[3])))
+    planned = plan({**plain(compose("evaluate", [])), "limit": 4})
+    samples = planned.load()
+    margins = [
+        [record.margin for record in evaluate(mini_llava, planned.dataset, samples, method).records]
+        for method in (pairs, apart, WARM)
+    ]
+    assert margins[0] == margins[1]
+    assert margins[0] != pytest.approx(margins[2], abs=1e-2)
+
+
+def test_heads_of_single_layers_on_the_command_line() -> None:
+    def key(heads: str, *others: str) -> str:
+        words = ["intervention=temperature", f"intervention.heads={heads}", *others]
+        planned = plan({**plain(compose("evaluate", words)), "limit": 4})
+        return planned.cache_key(planned.load())
+
+    assert key("[L3H1,L0H0]") == key("[L0H0,L3H1,L0H0]", "intervention.layers=0%-100%") != key("[L3H1,L0H1]")
+    assert key("[L3H1]") == key("[1]", "intervention.layers=[3]")
+    with pytest.raises(SettingError, match=r"^intervention.heads = 'L9H1': must be from L0H0 to L3H3 in this model$"):
+        key("[L9H1]")
 
 
 def test_a_list_on_the_command_line() -> None:
