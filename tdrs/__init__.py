@@ -16,6 +16,7 @@ from tdrs.attention.in_order import Together
 from tdrs.attention.intervene import intervene
 from tdrs.attention.method import Method
 from tdrs.attention.second_pass import SecondPass
+from tdrs.interventions.ad_hh import ADHH
 from tdrs.interventions.cca import CCA
 from tdrs.interventions.icd import ICD
 from tdrs.interventions.key_bias import KeyBias
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
     from tdrs.study_run import run_study
 
 __all__ = [
+    "ADHH",
     "CCA",
     "DC",
     "ICD",

@@ -5,6 +5,7 @@ from typing import Any
 
 from tdrs.attention.in_order import Together
 from tdrs.attention.method import Method
+from tdrs.interventions.ad_hh import ADHH
 from tdrs.interventions.cca import CCA
 from tdrs.interventions.icd import ICD
 from tdrs.interventions.key_bias import KeyBias
@@ -43,6 +44,7 @@ METHODS: dict[str, type[Method]] = {
     "ms_poe": MsPoE,
     "cca": CCA,
     "spin": SPIN,
+    "ad_hh": ADHH,
     "vcd": VCD,
     "icd": ICD,
     "m3id": M3ID,

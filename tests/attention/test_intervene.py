@@ -375,6 +375,7 @@ def test_every_method_decodes_from_a_cache_as_in_the_full_pass(mini_llava: Backb
         "tdrs": {**STAGES, "stats_scope": "row", "pairs": "text_to_image"},
         "ms_poe": {"ranking": "none"},  # ranks are those of the first call
         "scaling_vis": {"layers": [3], "phase": "both"},
+        "ad_hh": {"layers": [3]},
         "spin": {"layers": [3]},
         "pai": {"gamma": 1, "layers": [3]},  # these edit the last row of each call; below the last layer, the edit
         "middle_layers": {"layers": [3]},  # of the prompt's last row would reach the next token through the cache

@@ -73,5 +73,6 @@ def test_bad_heads_of_layers(layers: Any, heads: Any, message: str) -> None:
 
 
 def test_layers_have_no_heads() -> None:
+    pairs: Any = ["L0H1"]
     with pytest.raises(SettingError, match="layers = "):
-        check_selection("layers", ["L0H1"])
+        check_selection("layers", pairs)

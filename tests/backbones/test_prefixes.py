@@ -36,6 +36,7 @@ WHOLE: dict[str, Method] = {
     "middle_layers": METHODS["middle_layers"](),
     "scaling_vis": METHODS["scaling_vis"](),
     "spin": METHODS["spin"](),
+    "ad_hh": METHODS["ad_hh"](),
 }
 
 

@@ -147,4 +147,8 @@ def reweighed(
             ranked = sorted(range(heads), key=lambda h: -sums[h])
             for h in ranked[math.floor(method.routed_heads * heads) :]:
                 result[h, i] *= method.small_num_mask
+        text = [j for j in range(keys) if visible[i, j] and roles[j] == TEXT]
+        for h in range(heads):
+            if name == "ad_hh" and i == last and image and sum(weights[h, i, j] for j in text) >= method.threshold:
+                result[h, i, text] = 0
     return result
