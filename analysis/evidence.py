@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from tdrs.benchmarks import DATASETS, Record
 from tdrs.configuration import with_settings
 from tdrs.records import Records
-from tdrs.statistics import F1, Interval, McNemar, holm, mcnemar, paired_difference, sign_flip, smallest_difference
+from tdrs.statistics import Interval, McNemar, Measure, holm, mcnemar, paired_difference, sign_flip, smallest_difference
 from tdrs.sweeps.trial import COMPLETE, STOCK, Outcome, Trial, check_pair, spelled
 
 LEVEL = 0.05
@@ -24,21 +24,23 @@ class Paired(NamedTuple):
         discordant: how many samples were gained and lost, with McNemar's exact p; None if a score is not 0 or 1.
         p: of the sign-flip test over images.
         smallest: the difference that such a comparison shows four times in five.
-        f1_difference: of F1, with its 95 % limits, where answers are yes or no; else None.
+        differences: of the other measures, such as F1, by name, with their 95 % limits.
     """
 
     difference: Interval
     discordant: McNemar | None
     p: float
     smallest: float
-    f1_difference: Interval | None
+    differences: dict[str, Interval]
 
 
-def compare_records(before: Sequence[Record], after: Sequence[Record], f1: F1 | None = None) -> Paired:
+def compare_records(
+    before: Sequence[Record], after: Sequence[Record], measures: Mapping[str, Measure] | None = None
+) -> Paired:
     """Compare two evaluations of the same samples in the same order, with images as clusters.
 
     Args:
-        f1: how F1 is computed; None where there is none.
+        measures: what is compared beside accuracy, by name.
     """
     first, second = ([record.score for record in records] for records in (before, after))
     clusters, weights = [record.image_id for record in before], [record.weight for record in before]
@@ -47,7 +49,7 @@ def compare_records(before: Sequence[Record], after: Sequence[Record], f1: F1 | 
         discordant=mcnemar(first, second) if all(score in (0, 1) for score in first + second) else None,
         p=sign_flip(first, second, clusters, weights),
         smallest=smallest_difference(first, second, clusters, weights),
-        f1_difference=f1.difference(before, after) if f1 else None,
+        differences={name: one.difference(before, after) for name, one in (measures or {}).items()},
     )
 
 
@@ -67,10 +69,10 @@ class Evidence(NamedTuple):
 
     Attributes:
         condition: in words.
-        accuracy: with its 95 % limits; so are `difference`, `f1` and `f1_difference`.
-        difference, discordant, p, smallest, f1_difference: as in `Paired`; None, 1 or nan for the baseline itself.
+        accuracy: with its 95 % limits; so are `difference`, `measures` and `differences`.
+        difference, discordant, p, smallest, differences: as in `Paired`; None, 1, nan or empty for the baseline itself.
         p_holm: p after Holm's correction for the number of rows.
-        f1: where answers are yes or no; else None.
+        measures: the other measures, such as F1 where answers are yes or no, by name.
     """
 
     trial: Trial
@@ -81,8 +83,8 @@ class Evidence(NamedTuple):
     p: float
     p_holm: float
     smallest: float
-    f1: Interval | None
-    f1_difference: Interval | None
+    measures: dict[str, Interval]
+    differences: dict[str, Interval]
 
     @property
     def verdict(self) -> str:
@@ -169,7 +171,7 @@ def _evidence(
     """A row beside its baseline; without one, or if it is the baseline, with its own scores only."""
     after = records_of(row)
     rule = str(with_settings(outcome.config, dict(row.condition))["dataset"]["rule"])
-    f1 = DATASETS[outcome.named(row.condition, "dataset")].f1_of(rule)
+    measures = DATASETS[outcome.named(row.condition, "dataset")].measures_of(rule)
     alone = Evidence(
         trial=row,
         condition=condition_name(outcome, row.condition),
@@ -179,14 +181,14 @@ def _evidence(
         p=1.0,
         p_holm=1.0,
         smallest=float("nan"),
-        f1=f1.value(after) if f1 else None,
-        f1_difference=None,
+        measures={name: one.value(after) for name, one in measures.items()},
+        differences={},
     )
     if baseline is None or baseline is row:
         return alone
     before = records_of(baseline)
     check_pair(baseline, row, before, after)
-    return alone._replace(**compare_records(before, after, f1)._asdict())
+    return alone._replace(**compare_records(before, after, measures)._asdict())
 
 
 def clamped_lines(outcome: Outcome) -> list[str]:

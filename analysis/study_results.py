@@ -131,8 +131,8 @@ class StudyResults:
         `comparisons`, the number of rows of this study that have this baseline. `gained` and `lost` count the samples
         whose score rises or falls, with McNemar's exact `mcnemar_p`, if all scores are 0 or 1. `smallest` is the
         difference that such a comparison shows four times in five. `verdict` is in words. Questions of yes and no have
-        a second line with the measure `F1`, which has an interval and no test. A row that failed has nan, and the
-        reason as its verdict.
+        more lines, with the measures `F1`, `balanced accuracy` and `ROC area`, which have an interval and no test. A
+        row that failed has nan, and the reason as its verdict.
 
         Args:
             method: one of `rows`; None compares every row.
@@ -167,8 +167,8 @@ class StudyResults:
                 continue
             tests = test_columns(one, comparisons) if one.difference else {"verdict": "its baseline was not measured"}
             lines.append(about | measure_columns("accuracy", one.accuracy, one.difference) | tests)
-            if one.f1:
-                lines.append(about | measure_columns("F1", one.f1, one.f1_difference))
+            for measure, value in one.measures.items():
+                lines.append(about | measure_columns(measure, value, one.differences.get(measure)))
         return self._labelled(pd.DataFrame(lines))
 
     @property

@@ -63,7 +63,7 @@ def _percent(interval: Interval) -> tuple[float, float, float]:
 
 
 def table_rows(outcome: Outcome, evidence: Sequence[Evidence]) -> list[TableRow]:
-    """A table row for each item of evidence, and a second one for F1, which the paper reports of POPE."""
+    """A table row for each item of evidence, and one for each other measure. The paper reports F1 of POPE."""
     rows = []
     for one in evidence:
         paper, model = _reported(outcome, one.trial)
@@ -78,14 +78,17 @@ def table_rows(outcome: Outcome, evidence: Sequence[Evidence]) -> list[TableRow]
             p=one.p_holm,
             verdict=one.verdict,
             tuned=one.trial.budget,
-            reported=None if one.f1 else paper,
+            reported=None if "F1" in one.measures else paper,
             model=model,
         )
         rows.append(row)
-        if one.f1 is not None:
-            change = _percent(one.f1_difference) if one.f1_difference else None
+        for measure, value in one.measures.items():
+            change = _percent(one.differences[measure]) if measure in one.differences else None
             tests: dict[str, Any] = {"discordant": None, "p": float("nan"), "verdict": ""}
-            rows.append(row._replace(measure="F1", value=_percent(one.f1), difference=change, reported=paper, **tests))
+            given = paper if measure == "F1" else None
+            rows.append(
+                row._replace(measure=measure, value=_percent(value), difference=change, reported=given, **tests)
+            )
     return rows
 
 

@@ -98,8 +98,8 @@ class ModelEvaluation:
     def compare(self, baseline: "ModelEvaluation") -> pd.DataFrame:
         """Compare this evaluation with another one of the same samples, with the statistics of `StudyResults.compare`.
 
-        The difference is this evaluation's accuracy minus the baseline's. Questions of yes and no have a second line
-        for F1. The model, the batch size and the execution may differ.
+        The difference is this evaluation's accuracy minus the baseline's. Questions of yes and no have more lines, for
+        F1, balanced accuracy and the ROC area. The model, the batch size and the execution may differ.
 
         Raises:
             SettingError: the baseline is no evaluation, was not asked the same, or was scored by another rule.
@@ -114,15 +114,16 @@ class ModelEvaluation:
         if (self.content, self.benchmark.rule) != (baseline.content, baseline.benchmark.rule):
             raise SettingError("baseline", str(baseline.method), "was asked other samples, or scored by another rule")
         check_same_samples(baseline.records, self.records, "baseline")
-        paired = compare_records(baseline.records, self.records, self.benchmark.f1_of(self.benchmark.rule))
+        measures = self.benchmark.measures_of(self.benchmark.rule)
+        paired = compare_records(baseline.records, self.records, measures)
         gained, lost, p = paired.discordant or (None, None, float("nan"))
         tests = {"p": paired.p, "gained": gained, "lost": lost, "mcnemar_p": p, "smallest": paired.smallest}
         words = {"verdict": verdict(paired.difference, paired.p)}
         intervals = self.intervals
         about = {"n": len(self.records)}
         lines = [about | measure_columns("accuracy", intervals["accuracy"], paired.difference) | tests | words]
-        if paired.f1_difference:
-            lines.append(about | measure_columns("F1", intervals["f1"], paired.f1_difference))
+        for name, change in paired.differences.items():
+            lines.append(about | measure_columns(name, intervals[measures[name].metric], change))
         return pd.DataFrame(lines)
 
 

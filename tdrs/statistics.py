@@ -248,13 +248,15 @@ def percentiles(
     return Interval(value, float(low), float(high))
 
 
-class F1(NamedTuple):
-    """F1 of questions whose answer is yes or no, with 95 % intervals by a bootstrap over images.
+class Measure(NamedTuple):
+    """What tables show beside accuracy, such as F1, with 95 % intervals by a bootstrap over images.
 
     Attributes:
+        metric: its name among a benchmark's metrics.
         value: of the records of an evaluation.
         difference: of two evaluations of the same samples, second minus first.
     """
 
+    metric: str
     value: Callable[[Sequence[Any]], Interval]
     difference: Callable[[Sequence[Any], Sequence[Any]], Interval]

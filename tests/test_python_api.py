@@ -113,7 +113,7 @@ def test_comparisons_are_those_of_the_table(results: tdrs.StudyResults) -> None:
     with (results.folder / "table.csv").open() as file:
         rows = [row for row in csv.DictReader(file) if row["row"] != "stock"]
     assert len(rows) == len(frame)
-    assert set(frame["measure"]) == {"accuracy", "F1"}
+    assert set(frame["measure"]) == {"accuracy", "F1", "balanced accuracy", "ROC area"}
     for row, line in zip(rows, frame.to_dict("records"), strict=True):
         assert (row["condition"], row["row"], row["measure"]) == (line["condition"], line["method"], line["measure"])
         for name in ("value", "low", "high", "difference", "difference_low", "difference_high"):
@@ -123,7 +123,7 @@ def test_comparisons_are_those_of_the_table(results: tdrs.StudyResults) -> None:
             assert (int(row["gained"]), int(row["lost"])) == (line["gained"], line["lost"])
     assert len(results.conditions) == 2
     one = results.compare("logits, tuned")
-    assert list(one["condition"]) == [results.conditions[0], *2 * [results.conditions[1]]]
+    assert list(one["condition"]) == [results.conditions[0], *4 * [results.conditions[1]]]
     pd.testing.assert_frame_equal(
         one, frame[frame["method"] == "logits, tuned"].reset_index(drop=True), check_dtype=False
     )
@@ -277,7 +277,7 @@ def test_a_loaded_model_is_evaluated_and_left_as_it_was(mini_llava: Backbone) ->
         own.compare(stock)
     own = replace(own, max_new_tokens=None)
     frame = own.compare(stock)
-    assert list(frame["measure"]) == ["accuracy", "F1"]
+    assert list(frame["measure"]) == ["accuracy", "F1", "balanced accuracy", "ROC area"]
     assert frame["difference"][0] == pytest.approx(own.metrics["accuracy"] - stock.metrics["accuracy"])
     assert "n = " in repr(own)
     other = tdrs.evaluate(model, processor, benchmark, limit=8)

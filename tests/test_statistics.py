@@ -208,7 +208,7 @@ def test_f1_over_copies_and_over_one_image() -> None:
     assert copied == pytest.approx(alone)
     one = pope.intervals(pope_records("ynyn", "yynn", 4))["f1"]
     assert one == (0.5, 0, 1)
-    assert pope.f1_difference(pope_records("yyyy", "yynn", 4), pope_records("yynn", "yynn", 4)).low == -1
+    assert pope.difference(pope_records("yyyy", "yynn", 4), pope_records("yynn", "yynn", 4)).low == -1
 
 
 def test_f1_without_a_yes_and_without_a_record() -> None:
@@ -222,10 +222,10 @@ def test_f1_without_a_yes_and_without_a_record() -> None:
 def test_a_difference_of_f1_is_paired() -> None:
     golds = "yn" * 60
     before, after = pope_records("yy" * 60, golds), pope_records("yy" * 55 + "yn" * 5, golds)
-    found = pope.f1_difference(before, after)
+    found = pope.difference(before, after)
     assert found.value > 0
     assert 0 < found.low < found.value < found.high
-    assert pope.f1_difference(before, before) == (0, 0, 0)
+    assert pope.difference(before, before) == (0, 0, 0)
 
 
 @pytest.mark.parametrize("seen", [20, 80, 140])

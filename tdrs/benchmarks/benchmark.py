@@ -19,7 +19,7 @@ from tdrs.benchmarks.filler import filler_of
 from tdrs.benchmarks.pixels import decode
 from tdrs.benchmarks.prompts import STYLES
 from tdrs.settings import LARGEST_SEED, check_choice, check_number
-from tdrs.statistics import F1, Interval
+from tdrs.statistics import Interval, Measure
 
 SPLITS = ("tuning", "held_out")
 PLACES = ("between", "before_image")
@@ -381,9 +381,9 @@ class Benchmark:
         return {}
 
     @classmethod
-    def f1_of(cls, rule: str) -> F1 | None:
-        """What reports show beside the accuracy of a rule; None without F1. The data need not be there."""
-        return None
+    def measures_of(cls, rule: str) -> dict[str, Measure]:
+        """What reports show beside the accuracy of a rule, by name. The data need not be there."""
+        return {}
 
     def notes(self, records: Sequence[Record]) -> list[str]:
         """What a reader of the metrics should know, one line each."""

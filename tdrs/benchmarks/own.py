@@ -31,7 +31,7 @@ from tdrs.benchmarks.sources import (
 )
 from tdrs.benchmarks.tables import MORE_PICTURES, columns_of, in_texts, open_table
 from tdrs.settings import SettingError, check_choice, check_number
-from tdrs.statistics import F1, Interval
+from tdrs.statistics import Interval, Measure
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +48,7 @@ class Tabled(Sourced):
         rule: how answers are scored: `any_of`, one of the answers, without case, punctuation and articles;
             `normalised`, the same with one answer; `exact`, the one answer as it is written; `contains`, the words of
             one of the answers stand in the model's; `multiple_choice`, the letter or the text of the right choice;
-            `yes_no`, with precision, recall and F1; `evalai`, the soft score of VQA over ten answers; `number`, the
+            `yes_no`, with F1, ROC area and others; `evalai`, the soft score of VQA over ten answers; `number`, the
             first number; `perplexity`, the model would give the one answer word for word: the answer is not generated
             but rated, and its perplexity is a metric.
         tolerance: of the rule `number`, a share of the right number, from 0 to 1.
@@ -223,7 +223,7 @@ class Tabled(Sourced):
         return (prompts.pope if self.rule == "yes_no" else prompts.gqa)(style, question, context)
 
     def metrics(self, records: Sequence[Record]) -> dict[str, float]:
-        """`accuracy`, that of each category, and for `yes_no` precision, recall, F1 and the share of yes."""
+        """`accuracy`, that of each category, and for `yes_no` those of `pope.counts`."""
         found = super().metrics(records)
         if self.rule == "yes_no":
             found = pope.counts(records, "vlmevalkit") | found
@@ -236,8 +236,8 @@ class Tabled(Sourced):
         return found | {f"{name}.accuracy": mean_score(part) for name, part in parts.items()}
 
     @classmethod
-    def f1_of(cls, rule: str) -> F1 | None:
-        return pope.pooled_f1("vlmevalkit") if rule == "yes_no" else None
+    def measures_of(cls, rule: str) -> dict[str, Measure]:
+        return pope.pooled_measures("vlmevalkit") if rule == "yes_no" else {}
 
     def intervals(self, records: Sequence[Record]) -> dict[str, Interval]:
         if self.rule == "perplexity":
@@ -249,4 +249,12 @@ class Tabled(Sourced):
 class Own(Tabled):
     """A user's own questions about pictures."""
 
-    shown: ClassVar[tuple[str, ...]] = ("f1", "precision", "recall", "yes_ratio", "perplexity")
+    shown: ClassVar[tuple[str, ...]] = (
+        "f1",
+        "precision",
+        "recall",
+        "yes_ratio",
+        "balanced_accuracy",
+        "roc_area",
+        "perplexity",
+    )

@@ -9,6 +9,7 @@ rows: it is asked once and counts in each of its categories.
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, ClassVar
 
 import datasets
@@ -20,8 +21,9 @@ from tdrs.benchmarks.evalai import without_marks
 from tdrs.benchmarks.pictures import Pictures
 from tdrs.benchmarks.rows import open_rows
 from tdrs.benchmarks.sources import BadRow, Context, Sourced, Unique, check_columns, in_split, name_of, text
+from tdrs.benchmarks.yes_no import balanced_accuracy, roc_area
 from tdrs.settings import SettingError, check_number
-from tdrs.statistics import F1, Interval, cluster_draws, percentiles
+from tdrs.statistics import Interval, Measure, cluster_draws, percentiles
 
 FEATURES = datasets.Features(
     {
@@ -93,15 +95,19 @@ def counts(records: Sequence[Record], rule: str) -> dict[str, float]:
         "recall": recall,
         "f1": 2 * right / (yes + gold) if yes + gold else nan,
         "yes_ratio": share / n if n else nan,
+        "balanced_accuracy": float(balanced_accuracy(records)),
+        "roc_area": float(roc_area(records)),
     }
 
 
 def metrics(records: Sequence[Record], rule: str = "official") -> dict[str, float]:
-    """Accuracy, precision, recall, F1 and the share of yes among the predictions (lmms-eval: among the gold answers).
+    """Accuracy, precision, recall, F1, the share of yes among the predictions (lmms-eval: among the gold answers),
+    balanced accuracy, and the area under the ROC curve of the log-odds of yes.
 
     They are computed for each category (`random.f1`, …), as the mean of the categories, which the papers report (`f1`,
     …), and over all rows pooled (`pooled.f1`, …). If a category has neither a predicted nor a gold yes, its F1 is nan.
-    If it has a gold yes and yes is never predicted, precision and F1 are 0.
+    If it has a gold yes and yes is never predicted, precision and F1 are 0. Balanced accuracy and ROC area are nan if a
+    category lacks a gold yes or a gold no.
     """
     parts = {name: [r for r in records if name in r.categories.split(",")] for name in CATEGORIES}
     found = {name: counts(part, rule) for name, part in parts.items() if part}
@@ -114,68 +120,103 @@ def metrics(records: Sequence[Record], rule: str = "official") -> dict[str, floa
     return result | {f"pooled.{key}": value for key, value in pooled.items()}
 
 
-INTERVALS = ("precision", "recall", "f1")
+MEASURES = {"F1": "f1", "balanced accuracy": "balanced_accuracy", "ROC area": "roc_area"}  # of tables: the metric
+INTERVALS = ("precision", "recall", *MEASURES.values())
 SHARE, CHANGE = (0.0, 1.0), (-1.0, 1.0)  # what a metric, and a difference of two, may be
 
 
 def _resampled(
-    records: Sequence[Record], index: np.ndarray, draws: np.ndarray, rule: str, categories: Sequence[str] = CATEGORIES
+    records: Sequence[Record],
+    rule: str,
+    categories: Sequence[str] = CATEGORIES,
+    names: Sequence[str] = INTERVALS,
 ) -> dict[str, np.ndarray]:
-    """Macro precision, recall and F1 of each resample of the images, (resamples,) each."""
-    parts: dict[str, list[np.ndarray]] = {name: [] for name in INTERVALS}
+    """The means over the categories of some of `INTERVALS`, for each resample of the images, (resamples,) each."""
+    index, draws = cluster_draws([record.image_id for record in records])
+    parts: dict[str, list[np.ndarray]] = {name: [] for name in names}
     k = draws.shape[1]
     for category in categories:
         chosen = [n for n, record in enumerate(records) if category in record.categories.split(",")]
         if not chosen:
             continue
+        some = [records[n] for n in chosen]
 
         def count(true: np.ndarray, at: np.ndarray = index[chosen]) -> np.ndarray:
             return draws @ np.bincount(at, weights=true, minlength=k)
 
-        flags = np.array([_positives(records[n], rule) for n in chosen], dtype=float)
+        flags = np.array([_positives(record, rule) for record in some], dtype=float)
         yes, right, gold = (count(column) for column in flags.T)
         nan = np.full_like(right, np.nan)
         with np.errstate(invalid="ignore", divide="ignore"):
-            parts["precision"].append(np.where(yes > 0, right / yes, np.where(gold > 0, 0.0, nan)))
-            parts["recall"].append(np.where(gold > 0, right / gold, nan))
-            parts["f1"].append(np.where(yes + gold > 0, 2 * right / (yes + gold), nan))
+            found = {
+                "precision": np.where(yes > 0, right / yes, np.where(gold > 0, 0.0, nan)),
+                "recall": np.where(gold > 0, right / gold, nan),
+                "f1": np.where(yes + gold > 0, 2 * right / (yes + gold), nan),
+            }
+        for name, compute in (("balanced_accuracy", balanced_accuracy), ("roc_area", roc_area)):
+            if name in names:
+                found[name] = compute(some, draws[:, index[chosen]])
+        for name in names:
+            parts[name].append(found[name])
     return {name: np.mean(values, axis=0) if values else np.array([]) for name, values in parts.items()}
 
 
 def intervals(records: Sequence[Record], rule: str = "official") -> dict[str, Interval]:
-    """Macro precision, recall and F1, each with its 95 % interval by a bootstrap over images."""
-    index, draws = cluster_draws([record.image_id for record in records])
-    found, values = _resampled(records, index, draws, rule), metrics(records, rule)
+    """The means over the categories of `INTERVALS`, each with its 95 % interval by a bootstrap over images."""
+    found, values = _resampled(records, rule), metrics(records, rule)
     return {name: percentiles(values[name], found[name], SHARE) for name in INTERVALS}
 
 
 def pooled_intervals(records: Sequence[Record], rule: str) -> dict[str, Interval]:
     """As `intervals`, of records that belong to no category."""
-    found, values = _pooled(records, rule), counts(records, rule)
+    found, values = _resampled(_alike(records), rule, ("all",)), counts(records, rule)
     return {name: percentiles(values[name], found[name], SHARE) for name in INTERVALS}
 
 
-def _pooled(records: Sequence[Record], rule: str) -> dict[str, np.ndarray]:
-    alike = [replace(record, categories="all") for record in records]
-    index, draws = cluster_draws([record.image_id for record in alike])
-    return _resampled(alike, index, draws, rule, ("all",))
+def _alike(records: Sequence[Record]) -> list[Record]:
+    return [replace(record, categories="all") for record in records]
 
 
-def pooled_f1(rule: str) -> F1:
-    """F1 of records that belong to no category."""
-
-    def difference(before: Sequence[Record], after: Sequence[Record]) -> Interval:
-        first, second = (_pooled(records, rule)["f1"] for records in (before, after))
-        return percentiles(counts(after, rule)["f1"] - counts(before, rule)["f1"], second - first, CHANGE)
-
-    return F1(lambda records: pooled_intervals(records, rule)["f1"], difference)
+def difference(
+    before: Sequence[Record], after: Sequence[Record], rule: str = "official", metric: str = "f1"
+) -> Interval:
+    """A metric of `after` minus that of `before` on the same samples, by a bootstrap over images."""
+    first, second = (_resampled(records, rule, names=(metric,))[metric] for records in (before, after))
+    return percentiles(metrics(after, rule)[metric] - metrics(before, rule)[metric], second - first, CHANGE)
 
 
-def f1_difference(before: Sequence[Record], after: Sequence[Record], rule: str = "official") -> Interval:
-    """Macro F1 of `after` minus that of `before` on the same samples, by a bootstrap over images."""
-    index, draws = cluster_draws([record.image_id for record in before])
-    first, second = (_resampled(records, index, draws, rule)["f1"] for records in (before, after))
-    return percentiles(metrics(after, rule)["f1"] - metrics(before, rule)["f1"], second - first, CHANGE)
+def pooled_difference(before: Sequence[Record], after: Sequence[Record], rule: str, metric: str) -> Interval:
+    """As `difference`, of records that belong to no category."""
+    first, second = (_resampled(_alike(records), rule, ("all",), (metric,))[metric] for records in (before, after))
+    return percentiles(counts(after, rule)[metric] - counts(before, rule)[metric], second - first, CHANGE)
+
+
+def measures(rule: str) -> dict[str, Measure]:
+    """What tables show of POPE beside accuracy, by name."""
+    return {
+        name: Measure(metric, partial(_value, metric, rule), partial(difference, rule=rule, metric=metric))
+        for name, metric in MEASURES.items()
+    }
+
+
+def _value(metric: str, rule: str, records: Sequence[Record]) -> Interval:
+    found = _resampled(records, rule, names=(metric,))[metric]
+    return percentiles(metrics(records, rule)[metric], found, SHARE)
+
+
+def pooled_measures(rule: str) -> dict[str, Measure]:
+    """As `measures`, of records that belong to no category."""
+    return {
+        name: Measure(
+            metric, partial(_pooled_value, metric, rule), partial(pooled_difference, rule=rule, metric=metric)
+        )
+        for name, metric in MEASURES.items()
+    }
+
+
+def _pooled_value(metric: str, rule: str, records: Sequence[Record]) -> Interval:
+    found = _resampled(_alike(records), rule, ("all",), (metric,))[metric]
+    return percentiles(counts(records, rule)[metric], found, SHARE)
 
 
 def pair_id(row: Any) -> str:
@@ -217,7 +258,15 @@ class POPERules(Benchmark):
     """
 
     real: ClassVar[str] = "pope"
-    shown: ClassVar[tuple[str, ...]] = ("f1", "precision", "recall", "yes_ratio", *(f"{c}.f1" for c in CATEGORIES))
+    shown: ClassVar[tuple[str, ...]] = (
+        "f1",
+        "precision",
+        "recall",
+        "yes_ratio",
+        "balanced_accuracy",
+        "roc_area",
+        *(f"{c}.f1" for c in CATEGORIES),
+    )
     rules: ClassVar[Mapping[str, Rule]] = RULES
     rule: str = "official"
 
@@ -243,10 +292,8 @@ class POPERules(Benchmark):
         )
 
     @classmethod
-    def f1_of(cls, rule: str) -> F1 | None:
-        return F1(
-            lambda records: intervals(records, rule)["f1"], lambda before, after: f1_difference(before, after, rule)
-        )
+    def measures_of(cls, rule: str) -> dict[str, Measure]:
+        return measures(rule)
 
     def metrics(self, records: Sequence[Record]) -> dict[str, float]:
         return metrics(records, self.rule)

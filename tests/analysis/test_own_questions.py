@@ -55,20 +55,19 @@ def test_f1_and_its_paired_difference_are_those_of_the_records(tmp_path: Path, p
     index, draws = cluster_draws([record.image_id for record in before])
     ones = [1] * len(before)
     sampled = [f1(after, list(draw[index])) - f1(before, list(draw[index])) for draw in draws]
-    assert other.f1 is not None
-    assert other.f1.value == pytest.approx(f1(after, ones))
-    assert other.f1_difference is not None
-    assert other.f1_difference.value == pytest.approx(f1(after, ones) - f1(before, ones))
-    assert other.f1_difference[1:] == pytest.approx(np.quantile(sampled, [0.025, 0.975]))
-    assert stock.f1_difference is None
+    assert other.measures["F1"].value == pytest.approx(f1(after, ones))
+    assert other.differences["F1"].value == pytest.approx(f1(after, ones) - f1(before, ones))
+    assert other.differences["F1"][1:] == pytest.approx(np.quantile(sampled, [0.025, 0.975]))
+    assert stock.differences == {}
     shown = [(row.name, row.measure) for row in tables.table_rows(outcome, [stock, other])]
-    assert shown == [("stock", "accuracy"), ("stock", "F1"), ("other", "accuracy"), ("other", "F1")]
+    measures = ["accuracy", "F1", "balanced accuracy", "ROC area"]
+    assert shown == [(name, measure) for name in ("stock", "other") for measure in measures]
 
 
 def test_the_page_speaks_of_these_questions(tmp_path: Path, pretended: list[str]) -> None:
     made(tmp_path, rule="yes_no")
     study = tdrs.load_study("small", tmp_path)
-    assert list(study.compare("other")["measure"]) == ["accuracy", "F1"]
+    assert list(study.compare("other")["measure"]) == ["accuracy", "F1", "balanced accuracy", "ROC area"]
     written = report.write_report(report.study_report(study.outcome, study.records, study.folder, []), tmp_path)
     page = written[0].read_text()
     assert "On POPE" not in page
@@ -79,4 +78,4 @@ def test_the_page_speaks_of_these_questions(tmp_path: Path, pretended: list[str]
 
 def test_other_rules_have_no_f1(tmp_path: Path, pretended: list[str]) -> None:
     outcome, records = made(tmp_path, rule="any_of"), Records(tmp_path / "records")
-    assert [one.f1 for one in evidence.compare_rows(outcome, records)] == [None, None]
+    assert [one.measures for one in evidence.compare_rows(outcome, records)] == [{}, {}]

@@ -294,7 +294,7 @@ def test_lmms_eval_leaves_unparsable_positives_out_of_recall_and_f1() -> None:
     assert benchmark.intervals(records)["f1"].value == pytest.approx(2 / 3)
     none = [record("yes", "", "random")]
     assert math.isnan(pope.metrics(none, "lmms_eval")["recall"])
-    assert pope.f1_difference(records, records, "lmms_eval").value == 0
+    assert pope.difference(records, records, "lmms_eval").value == 0
 
 
 @pytest.mark.parametrize("name", ["scienceqa", "gqa", "textvqa"])
