@@ -8,7 +8,6 @@ its cache key says which records belong to it.
 
 import hashlib
 import json
-import math
 import re
 import time
 from collections import Counter
@@ -215,9 +214,12 @@ def summary(benchmark: Benchmark, samples: Sequence[Sample], batches: Sequence[B
 
 
 def other_metrics(benchmark: Benchmark, evaluation: Evaluation) -> str:
-    """How an evaluation's metrics differ from those that its benchmark computes from its rows; "" if they agree."""
+    """How an evaluation's metrics differ from those that its benchmark computes from its rows; "" if they agree.
+
+    A metric that the evaluation lacks is not compared: it was made before the benchmark had this metric.
+    """
     for name, value in benchmark.metrics(evaluation.records).items():
-        said = evaluation.metrics.get(name, math.nan)
+        said = evaluation.metrics.get(name, value)
         if not alike(said, value):
             return f"has {name} {said:g}, its rows give {value:g}"
     return ""

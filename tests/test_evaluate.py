@@ -23,7 +23,7 @@ from tdrs.benchmarks import Benchmark, Record, mini_gqa, mini_pope, mini_science
 from tdrs.benchmarks.benchmark import mean_score
 from tdrs.configuration import run
 from tdrs.evaluate_command import main_evaluate
-from tdrs.evaluation import evaluate, run_batches, summary
+from tdrs.evaluation import evaluate, other_metrics, run_batches, summary
 from tdrs.interventions import METHODS, Method
 from tdrs.results import Batch, Evaluation
 
@@ -276,3 +276,16 @@ def test_what_any_method_counts_is_a_metric_and_is_kept(mini_llava: Backbone, tm
     assert Evaluation.read(folder).diagnostics == made.diagnostics
     (first, _) = run_batches(mini_llava, benchmark, samples, Counting(), 3)
     assert Batch.of_line(json.loads(json.dumps(first.as_line()))).diagnostics == first.diagnostics
+
+
+def test_an_evaluation_from_before_a_metric_is_still_believed() -> None:
+    """Its rows have all that the metric needs, so it need not be measured again. A wrong metric is not believed."""
+    benchmark = mini_pope.MiniPOPE()
+    records = [benchmark.score(sample.gold, sample) for sample in benchmark.load("tuning", 12, "llava")]
+    found = benchmark.metrics(records)
+    older = {name: value for name, value in found.items() if "balanced_accuracy" not in name and "roc_area" not in name}
+    assert len(older) < len(found)
+    told = Evaluation(records, older, [], {}, 1.0, 1.0)
+    assert other_metrics(benchmark, told) == ""
+    wrong = Evaluation(records, {**older, "f1": 0.25}, [], {}, 1.0, 1.0)
+    assert other_metrics(benchmark, wrong) == "has f1 0.25, its rows give 1"
