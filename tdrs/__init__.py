@@ -34,6 +34,7 @@ from tdrs.interventions.spin import SPIN
 from tdrs.interventions.tdrs import DC, RE, TDRS
 from tdrs.interventions.temperature import Temperature
 from tdrs.interventions.vaf import VAF
+from tdrs.interventions.var import VAR
 from tdrs.interventions.vcd import VCD
 
 if TYPE_CHECKING:
@@ -55,6 +56,7 @@ __all__ = [
     "SPIN",
     "TDRS",
     "VAF",
+    "VAR",
     "VCD",
     "KeyBias",
     "Method",

@@ -123,6 +123,7 @@ def _calls(length: int, dtype: torch.dtype, device: str) -> tuple[Call, Callable
     positions = torch.arange(length, device=device)[None, :, None]
     frequencies = Frequencies(turns[None].to(device), 1.0)
     call = Call(q, k, v, WIDTH**-0.5, None, (angles.cos(), angles.sin()), positions, roles, frequencies)
+    call.states = torch.randn(1, length, HEADS * WIDTH, generator=generator).to(device, dtype)
     future = torch.ones(length, length, dtype=torch.bool, device=device).triu(1)
     hidden = torch.zeros(length, length, dtype=dtype, device=device).masked_fill(future, -torch.inf)
 

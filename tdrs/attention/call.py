@@ -42,6 +42,7 @@ class Call:
         positions: the model's own position ids of all K tokens, (B or 1, K, axes): one axis, or three with M-RoPE.
         roles: SYSTEM, IMAGE or TEXT for each of the K tokens, (B, K).
         frequencies: how the rotation depends on positions.
+        states: the hidden states that enter the layer, of all K tokens, (B or 1, K, width).
         layer: the number of the decoder layer, from 0.
         heads: which query heads are edited, (1, H, 1, 1) boolean; None means all.
         block_elements: the largest number of logits in a block; None makes the whole map one block.
@@ -64,6 +65,7 @@ class Call:
     positions: torch.Tensor | None = None
     roles: torch.Tensor | None = None
     frequencies: Frequencies | None = None
+    states: torch.Tensor | None = None
     layer: int = 0
     heads: torch.Tensor | None = None
     block_elements: int | None = None

@@ -87,6 +87,15 @@ class Context:
         """Position ids of all tokens, (B or 1, K, axes); None if the method does not need them."""
         return self._tokens.get("positions")
 
+    def states(self, layer: int) -> torch.Tensor | None:
+        """The hidden states of all tokens that enter a layer, (B, K, width); None if the method does not need them."""
+        return self._tokens.get(f"states{layer}")
+
+    def enter_layer(self, layer: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Notes the hidden states that enter a decoder layer. They take the memory of a layer's keys and values."""
+        if "states" in self._needs:
+            self._add(f"states{layer}", args[0] if args else kwargs["hidden_states"])
+
     def enter_model(self, module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Forward pre-hook of the whole model: notes which new tokens are image tokens."""
         ids = kwargs.get("input_ids", args[0] if args else None)

@@ -10,6 +10,7 @@ import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
@@ -281,6 +282,7 @@ class Session:
             layout="halves" if rotation is None else rotation.layout,
             positions=of_keys(self.context.positions),
             roles=of_keys(self.context.roles),
+            states=of_keys(self.context.states(layer)),
             frequencies=frequencies,
             layer=layer,
             heads=heads,
@@ -288,6 +290,11 @@ class Session:
             softcap=kwargs.get("softcap"),
             tally=self.tally,
         )
+
+
+def _enter_layer(context: Context, layer: int, module: torch.nn.Module, *given: Any) -> None:
+    """Forward pre-hook of each edited decoder layer."""
+    context.enter_layer(layer, *given)
 
 
 def _layers(decoder: PreTrainedModel) -> Any:
@@ -382,6 +389,8 @@ def intervene(
         for module, number in session.layers.items():
             if number in session.edited:
                 handles.append(module.register_forward_pre_hook(context.enter_attention, with_kwargs=True))
+                note = partial(_enter_layer, context, number)
+                handles.append(_layers(decoder)[number].register_forward_pre_hook(note, with_kwargs=True))
             _SESSIONS[module] = session
         norm = getattr(_layers(decoder)[-1], "post_attention_layernorm", None)
         if norm is not None:

@@ -47,7 +47,7 @@ class Method:
     @property
     def needs(self) -> frozenset[str]:
         """What `edit` reads from a call besides queries and keys: any of `rotation`, `positions`, `roles`,
-        `frequencies` (with the first two)."""
+        `frequencies` (with the first two), `states`."""
         return frozenset()
 
     @property

@@ -23,6 +23,7 @@ from tdrs.interventions.spin import SPIN
 from tdrs.interventions.tdrs import TDRS
 from tdrs.interventions.temperature import Temperature
 from tdrs.interventions.vaf import VAF
+from tdrs.interventions.var import VAR
 from tdrs.interventions.vcd import VCD
 from tdrs.settings import SettingError, build, build_named, check_choice
 
@@ -45,6 +46,7 @@ METHODS: dict[str, type[Method]] = {
     "cca": CCA,
     "spin": SPIN,
     "ad_hh": ADHH,
+    "var": VAR,
     "vcd": VCD,
     "icd": ICD,
     "m3id": M3ID,

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from tdrs import DC, RE, TDRS, Stock, backbones, benchmarks, intervene
+from tdrs import DC, RE, TDRS, VAR, Stock, backbones, benchmarks, intervene
 from tdrs.attention.method import Method
 from tdrs.backbones import Backbone
 from tdrs.backbones.prefixes import common
@@ -29,6 +29,7 @@ SHARING: dict[str, Method] = {
     "vaf": METHODS["vaf"](layers="all"),
     "key_bias": KeyBias(keys="system"),
     "temperature": METHODS["temperature"](),
+    "var": VAR(tau=3.0, summ=0.0, rho=1.0, p=0.1),
 }
 WHOLE: dict[str, Method] = {
     "tdrs, call": TDRS(),

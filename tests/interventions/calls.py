@@ -77,6 +77,8 @@ def make(length: int, past: int = 0, padding: str | None = None, batch: int = 2,
     turns = 1.0 / (10_000 ** (torch.arange(0, WIDTH, 2) / WIDTH))
     frequencies = Frequencies(turns * torch.tensor([[axis == own for own in SECTIONS] for axis in range(3)]), 1.0)
     call = Call(q, k, value, WIDTH**-0.5, mask, (cos, sin), positions, roles, frequencies)
+    call.states = torch.randn(batch, keys, 512, generator=generator)
+    call.states[:, 1::3, 7] = -1e3  # sinks
     visible = (causal & real[:, None, :] & real[:, past:, None]).numpy()
     return Sample(call, q0, k0, visible, ids)
 
@@ -119,7 +121,8 @@ def oracle_output(sample: Sample, call: Call, name: str, method: Any, heads: fro
             else:
                 here = edited[h]
             weights[h] = softmax(np.where(visible, here, np.nan))
-        new = reweighed(name, method, weights, logits, visible, roles)
+        assert call.states is not None
+        new = reweighed(name, method, weights, logits, visible, roles, call.states[b].double().numpy())
         for h in range(HEADS):
             result[b, h] = (new if h in heads else weights)[h] @ v[b, h // (HEADS // GROUPS)]
     return result

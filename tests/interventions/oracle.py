@@ -134,12 +134,27 @@ def softmax(logits: np.ndarray) -> np.ndarray:
 
 
 def reweighed(
-    name: str, method: Any, weights: np.ndarray, a: np.ndarray, visible: np.ndarray, roles: np.ndarray
+    name: str,
+    method: Any,
+    weights: np.ndarray,
+    a: np.ndarray,
+    visible: np.ndarray,
+    roles: np.ndarray,
+    states: np.ndarray,
 ) -> np.ndarray:
-    """Edited weights of one sample, (H, Q, K), from its weights and the logits `a` that they come from."""
+    """Edited weights of one sample, (H, Q, K), from its weights and the logits `a` that they come from.
+
+    states: the hidden states that enter the layer, (K, width).
+    """
     heads, rows, keys = a.shape
     last = max((i for i in range(rows) if visible[i].any()), default=0)
     result = weights.copy()
+    sinks = set()
+    for j in range(keys if name == "var" else 0):
+        dimensions = range(states.shape[1]) if method.dimensions == "all" else method.dimensions
+        rms = math.sqrt(float(states[j] @ states[j]) / states.shape[1])
+        if max(abs(states[j, d]) for d in dimensions) / rms > method.tau:
+            sinks.add(j)
     for i in range(rows):
         image = [j for j in range(keys) if visible[i, j] and roles[j] == IMAGE]
         if name == "spin" and i == last and image:
@@ -151,4 +166,13 @@ def reweighed(
         for h in range(heads):
             if name == "ad_hh" and i == last and image and sum(weights[h, i, j] for j in text) >= method.threshold:
                 result[h, i, text] = 0
+            if name == "var" and roles[keys - rows + i] == TEXT and sinks & set(image):
+                mass = sum(weights[h, i, j] for j in image)
+                of_sinks = sum(weights[h, i, j] for j in image if j in sinks)
+                if mass >= method.summ and of_sinks / mass <= method.rho:
+                    freed = (1 - method.p) * sum(weights[h, i, j] for j in sinks)
+                    for j in sinks:
+                        result[h, i, j] *= method.p
+                    for j in set(image) - sinks:
+                        result[h, i, j] += freed * weights[h, i, j] / (mass - of_sinks)
     return result

@@ -27,6 +27,8 @@ VARIANTS: list[tuple[str, dict[str, Any]]] = [
     ("scaling_vis", {"weight": 0.0}),
     ("ad_hh", {}),
     ("ad_hh", {"threshold": 0.4}),
+    ("var", {}),
+    ("var", {"p": 0.0, "summ": 0.0, "rho": 0.9, "dimensions": (7, 3), "layers": "all"}),
     ("spin", {}),
     ("spin", {"routed_heads": 0.3, "small_num_mask": 0.1}),
     ("key_bias", {}),
@@ -77,6 +79,7 @@ def test_odd_sizes(length: int) -> None:
         {"name": "ntk", "alpha": 1},
         {"name": "ms_poe", "r_min": 1, "r_max": 1},
         {"name": "ad_hh", "threshold": 1.1},
+        {"name": "var", "p": 1},
         {"name": "spin", "routed_heads": 1},
         {"name": "spin", "small_num_mask": 1},
         {"name": "none"},
@@ -105,7 +108,8 @@ def test_a_bias_on_some_keys_is_the_opposite_bias_on_the_others() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "layers"), [("pai", range(2, 32)), ("vaf", range(9, 15)), ("middle_layers", range(5, 19))]
+    ("name", "layers"),
+    [("pai", range(2, 32)), ("vaf", range(9, 15)), ("middle_layers", range(5, 19)), ("var", range(2, 31))],
 )
 def test_default_layers_are_the_papers_on_32(name: str, layers: range) -> None:
     assert resolve("layers", METHODS[name]().layers, 32) == frozenset(layers)
@@ -124,6 +128,9 @@ def test_default_layers_are_the_papers_on_32(name: str, layers: range) -> None:
         ({"name": "key_bias", "keys": "sky"}, "intervention.keys = 'sky': must be one of system, image, text"),
         ({"name": "scaling_vis", "weight": -1}, "intervention.weight = -1.0"),
         ({"name": "ad_hh", "threshold": 0}, "intervention.threshold = 0.0"),
+        ({"name": "var", "p": 2}, "intervention.p = 2.0"),
+        ({"name": "var", "dimensions": "most"}, "intervention.dimensions = 'most': must be 'all' or a list"),
+        ({"name": "var", "dimensions": [-1]}, "intervention.dimensions = (-1,): must be 'all' or a list"),
         ({"name": "spin", "routed_heads": 1.1}, "intervention.routed_heads = 1.1"),
         ({"name": "spin", "small_num_mask": -1}, "intervention.small_num_mask = -1.0"),
         ({"name": "key_bias", "weight": 0}, "intervention.weight = 0.0"),
