@@ -19,7 +19,18 @@ import jinja2
 import yaml
 
 from tdrs import escape
-from tdrs.analysis import attention, comparison, decay, distance, samples, sensitivity, tables, tradeoff, transfer
+from tdrs.analysis import (
+    answer_bias,
+    attention,
+    comparison,
+    decay,
+    distance,
+    samples,
+    sensitivity,
+    tables,
+    tradeoff,
+    transfer,
+)
 from tdrs.analysis.changed_answers import ChangedAnswers, changed_answers, row_name
 from tdrs.analysis.evidence import LEVEL, clamped_lines, compare_rows, condition_name
 from tdrs.analysis.figure import redraw, span, stored_measurement
@@ -159,6 +170,7 @@ def study_report(
         matters: what `sections_of` wrote.
     """
     found = compare_rows(outcome, records)
+    controls = answer_bias.controls(outcome, records, found)
     compared = published_comparisons(outcome, records)
     findings: dict[str, list[tuple[str, str]]] = {}
     for one in found:
@@ -198,7 +210,7 @@ def study_report(
         findings=findings,
         setup=setup,
         settings=yaml.safe_dump(settings, sort_keys=False, allow_unicode=True, width=110),
-        rows=tables.table_rows(outcome, found),
+        rows=tables.table_rows(outcome, found, controls),
         warning=outcome.warning,
         tests=tests,
         figures=list(figures),
@@ -214,7 +226,10 @@ def study_report(
         command=outcome.command,
         exports=[study_command(verb, folder.name, folder.parents[1]) for verb in ("show", "export")],
         stamp=outcome.stamp,
-        notes=list(dict.fromkeys(note for row in outcome.rows for note in row.notes)),
+        notes=[
+            *dict.fromkeys(note for row in outcome.rows for note in row.notes),
+            *(note for control in controls.values() for note in control.notes),
+        ],
         answers=list(answers),
         importance=list(matters),
     )

@@ -14,7 +14,7 @@ from typing import Any
 import pandas as pd
 
 from tdrs import __version__
-from tdrs.analysis import summary
+from tdrs.analysis import answer_bias, summary
 from tdrs.analysis.evidence import Evidence, clamped_lines, compare_rows, condition_name
 from tdrs.records import Records
 from tdrs.settings import SettingError, check_choice, folder_named
@@ -49,6 +49,7 @@ class StudyResults:
         self.conditions = list(dict.fromkeys(condition_name(outcome, row.condition) for row in outcome.rows))
         self.warning = outcome.warning
         self._evidence: dict[str, list[Evidence]] = {}
+        self._controls: dict[str, answer_bias.Control] | None = None
 
     def __repr__(self) -> str:
         return "\n".join([f"study {self.name}", *summary.table(self.outcome), *self.notes])
@@ -131,8 +132,10 @@ class StudyResults:
         `comparisons`, the number of rows of this study that have this baseline. `gained` and `lost` count the samples
         whose score rises or falls, with McNemar's exact `mcnemar_p`, if all scores are 0 or 1. `smallest` is the
         difference that such a comparison shows four times in five. `verdict` is in words. Questions of yes and no have
-        more lines, with the measures `F1`, `balanced accuracy` and `ROC area`, which have an interval and no test. A
-        row that failed has nan, and the reason as its verdict.
+        more lines, with the measures `F1`, `balanced accuracy` and `ROC area`, which have an interval and no test.
+        Beside the stock model they also have the control without a model of `tdrs.analysis.answer_bias`: the row
+        `answer bias, tuned`, and for each method the stock model at the method's yes-rate. A row that failed has nan,
+        and the reason as its verdict.
 
         Args:
             method: one of `rows`; None compares every row.
@@ -153,14 +156,21 @@ class StudyResults:
         if baseline not in self._evidence:
             self._evidence[baseline] = compare_rows(self.outcome, self.records, baseline)
         found = {id(one.trial): one for one in self._evidence[baseline]}
+        if baseline == STOCK and self._controls is None:
+            self._controls = answer_bias.controls(self.outcome, self.records, list(found.values()))
+        controls = (self._controls or {}) if baseline == STOCK else {}
         comparisons = sum(one.difference is not None for one in found.values())
         lines: list[dict[str, Any]] = []
         for row in self.outcome.rows:
-            if row.name == baseline or method not in (None, row.name):
-                continue
-            about: dict[str, Any] = {"condition": condition_name(self.outcome, row.condition)}
+            condition = condition_name(self.outcome, row.condition)
+            control = controls.get(condition)
+            about: dict[str, Any] = {"condition": condition}
             about |= {key: values[0] for key, values in self._conditions([row]).items()}
             about |= {"method": row.name, "baseline": baseline, "n": row.n, "tuning_trials": row.budget}
+            if row.name == baseline and control and method is None:
+                lines += _bias_lines(about | {"method": answer_bias.NAME, "tuning_trials": 0}, control)
+            if row.name == baseline or method not in (None, row.name):
+                continue
             one = found.get(id(row))
             if one is None:
                 lines.append(about | measure_columns("accuracy") | {"verdict": f"{row.status}: {row.reason}"})
@@ -169,6 +179,8 @@ class StudyResults:
             lines.append(about | measure_columns("accuracy", one.accuracy, one.difference) | tests)
             for measure, value in one.measures.items():
                 lines.append(about | measure_columns(measure, value, one.differences.get(measure)))
+            if control and (match := control.matches.get(row.name)):
+                lines.append(about | measure_columns(answer_bias.MATCHED, match.accuracy, match.difference))
         return self._labelled(pd.DataFrame(lines))
 
     @property
@@ -187,6 +199,17 @@ class StudyResults:
         frame.attrs |= {"study": self.name, "study_key": self.outcome.key}
         frame.attrs |= {"warning": self.warning} if self.warning else {}
         return frame
+
+
+def _bias_lines(about: dict[str, Any], control: answer_bias.Control) -> list[dict[str, Any]]:
+    """The lines of the tuned bias; none if it is missing."""
+    if control.accuracy is None or control.paired is None:
+        return []
+    gained, lost, p = control.paired.discordant or (None, None, float("nan"))
+    tests = {"gained": gained, "lost": lost, "mcnemar_p": p, "verdict": ""}
+    lines = [about | measure_columns("accuracy", control.accuracy, control.paired.difference) | tests]
+    changes = control.paired.differences
+    return lines + [about | measure_columns(name, one, changes[name]) for name, one in control.measures.items()]
 
 
 def _column(settings: Sequence[Mapping[str, Any]], key: str) -> pd.Series:

@@ -9,6 +9,7 @@ for models of 7 and 8 billion parameters: they are shown for comparison, and not
 """
 
 import csv
+import math
 import re
 import sys
 from collections.abc import Mapping, Sequence
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from tdrs import escape
+from tdrs.analysis.answer_bias import MATCHED, NAME, Control, controls
 from tdrs.analysis.evidence import Evidence, compare_rows, show_p
 from tdrs.analysis.figure import redraw
 from tdrs.analysis.study_results import StudyResults
@@ -23,7 +25,7 @@ from tdrs.configuration import with_settings
 from tdrs.entry_point import run_command
 from tdrs.published import reported
 from tdrs.statistics import Interval, McNemar
-from tdrs.sweeps.trial import Outcome, Request, Trial
+from tdrs.sweeps.trial import STOCK, Outcome, Request, Trial
 
 
 class TableRow(NamedTuple):
@@ -51,6 +53,9 @@ class TableRow(NamedTuple):
     model: str
 
 
+_NO_TEST: dict[str, Any] = {"discordant": None, "p": float("nan"), "verdict": ""}
+
+
 def _reported(outcome: Outcome, row: Trial) -> tuple[float | None, str]:
     """The paper's number for a row, and its model; none if the row's settings were tuned."""
     settings = Request(row.name, row.split, row.settings, row.condition).merged
@@ -62,8 +67,15 @@ def _percent(interval: Interval) -> tuple[float, float, float]:
     return 100 * interval.value, 100 * interval.low, 100 * interval.high
 
 
-def table_rows(outcome: Outcome, evidence: Sequence[Evidence]) -> list[TableRow]:
-    """A table row for each item of evidence, and one for each other measure. The paper reports F1 of POPE."""
+def table_rows(
+    outcome: Outcome, evidence: Sequence[Evidence], controls: Mapping[str, Control] | None = None
+) -> list[TableRow]:
+    """A table row for each item of evidence, and one for each other measure. The paper reports F1 of POPE.
+
+    Args:
+        controls: of `answer_bias.controls`. The tuned bias stands below the stock model, and the stock model at a
+            method's yes-rate below the method.
+    """
     rows = []
     for one in evidence:
         paper, model = _reported(outcome, one.trial)
@@ -84,11 +96,29 @@ def table_rows(outcome: Outcome, evidence: Sequence[Evidence]) -> list[TableRow]
         rows.append(row)
         for measure, value in one.measures.items():
             change = _percent(one.differences[measure]) if measure in one.differences else None
-            tests: dict[str, Any] = {"discordant": None, "p": float("nan"), "verdict": ""}
             given = paper if measure == "F1" else None
             rows.append(
-                row._replace(measure=measure, value=_percent(value), difference=change, reported=given, **tests)
+                row._replace(measure=measure, value=_percent(value), difference=change, reported=given, **_NO_TEST)
             )
+        control = (controls or {}).get(one.condition)
+        if control and one.trial.name == STOCK:
+            rows += _bias_rows(row, control)
+        elif control and (match := control.matches.get(one.trial.name)):
+            matched: dict[str, Any] = {"value": _percent(match.accuracy), "difference": _percent(match.difference)}
+            rows.append(row._replace(measure=MATCHED, reported=None, **matched, **_NO_TEST))
+    return rows
+
+
+def _bias_rows(stock: TableRow, control: Control) -> list[TableRow]:
+    """The rows of the tuned bias; none if it is missing. They have intervals and no test."""
+    if control.accuracy is None or control.paired is None:
+        return []
+    row = stock._replace(name=NAME, reported=None, **_NO_TEST)
+    value, change = _percent(control.accuracy), _percent(control.paired.difference)
+    rows = [row._replace(value=value, difference=change, discordant=control.paired.discordant)]
+    for measure, one in control.measures.items():
+        change = _percent(control.paired.differences[measure])
+        rows.append(row._replace(measure=measure, value=_percent(one), difference=change))
     return rows
 
 
@@ -131,7 +161,7 @@ def cells(row: TableRow) -> list[str]:
     """A row's numbers as texts."""
     value = "{:.1f} [{:.1f}, {:.1f}]".format(*row.value)
     change = "{:+.1f} [{:+.1f}, {:+.1f}]".format(*row.difference).replace("-", "−") if row.difference else ""
-    p = show_p(row.p) if row.difference and row.measure == "accuracy" else ""
+    p = show_p(row.p) if row.difference and not math.isnan(row.p) else ""
     pairs = f"{row.discordant.gained} : {row.discordant.lost}" if row.discordant else ""
     paper = "" if row.reported is None else f"{row.reported:.1f}"
     return [row.name, row.measure, value, change, pairs, p, str(row.tuned or ""), paper]
@@ -189,7 +219,8 @@ def main(arguments: list[str]) -> int:
     """The command."""
 
     def write(study: StudyResults) -> list[Path]:
-        rows = table_rows(study.outcome, compare_rows(study.outcome, study.records))
+        found = compare_rows(study.outcome, study.records)
+        rows = table_rows(study.outcome, found, controls(study.outcome, study.records, found))
         return write_tables(rows, study.folder, study.warning, study.outcome.stamp)
 
     return redraw(arguments, write)

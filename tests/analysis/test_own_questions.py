@@ -10,6 +10,7 @@ from PIL import Image
 
 import tdrs
 from tdrs.analysis import evidence, report, tables
+from tdrs.analysis.answer_bias import MATCHED
 from tdrs.benchmarks import Record
 from tdrs.records import Records
 from tdrs.statistics import cluster_draws
@@ -67,10 +68,12 @@ def test_f1_and_its_paired_difference_are_those_of_the_records(tmp_path: Path, p
 def test_the_page_speaks_of_these_questions(tmp_path: Path, pretended: list[str]) -> None:
     made(tmp_path, rule="yes_no")
     study = tdrs.load_study("small", tmp_path)
-    assert list(study.compare("other")["measure"]) == ["accuracy", "F1", "balanced accuracy", "ROC area"]
+    measures = ["accuracy", "F1", "balanced accuracy", "ROC area", MATCHED]
+    assert list(study.compare("other")["measure"]) == measures
     written = report.write_report(report.study_report(study.outcome, study.records, study.folder, []), tmp_path)
     page = written[0].read_text()
     assert "On POPE" not in page
+    assert "no row “answer bias, tuned”: the stock model was not measured on the tuning split" in page
     assert "“Reported” numbers" not in page
     assert "Also as table.md" in page
     assert "not verified: no score of mini_llava on own is known" in page
