@@ -103,3 +103,15 @@ def test_rows_of_a_study_with_and_without_tuning_records(tmp_path: Path, pretend
     assert "was not measured on the tuning split" in left.missing
     assert left.notes[0] == left.missing
     assert left.matches == control.matches
+
+
+def test_a_comparison_measures_the_stock_model_on_the_tuning_split(tmp_path: Path, pretended: list[str]) -> None:
+    """It does where answers are yes or no and a method is tuned, so that the row with the tuned bias is there."""
+    methods = {"tuned": {"intervention": "temperature", "tune": {"intervention.tau": [0.3, 1.0]}}}
+    config = configuration(tmp_path, "search=compare", axes=AXES, methods=methods, budget=2)
+    config["preset"] = {"tuning": 30, "held_out": 40}
+    outcome, records = Study(config, Tracker("none", tmp_path)).run(), Records(tmp_path / "records")
+    stock = [one for one in outcome.trials if one.name == "stock"]
+    assert [one.condition["dataset"] for one in stock] == ["mini_pope"]
+    (control,) = answer_bias.controls(outcome, records, evidence.compare_rows(outcome, records)).values()
+    assert control.bias == tuned_bias(records.read(stock[0].cache_key).records)
