@@ -33,7 +33,8 @@ class MsPoE(Positions):
     """Positions divided by a number of each head.
 
     Args:
-        r_min, r_max: the smallest and the largest ratio, at least 1; both 1 is the stock model. The code: 1.2, 1.8.
+        r_min: the smallest ratio, at least 1. The code: 1.2.
+        r_max: the largest ratio, at least r_min; if both are 1, this is the stock model. The code: 1.8.
         threshold: how many times the mean a weight must exceed to count, above 0. The code: 4.
         ranking: `rank`: ratios by rank, both ends included; `code`: as the authors' code assigns them; `none`: by the
             heads' own numbers, without statistics (a control).
