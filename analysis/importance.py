@@ -4,8 +4,9 @@
     python -m tdrs.analysis.importance study=NAME       # where tdrs is installed
 
 writes the figures and `importance.md` of a study of the protocol `sampled` or `points`, from its stored trials and
-records, without a model. `objective=accuracy` or `objective=margin` asks of another metric than the study's own. The
-report of the study has the same sections. From Python: `tdrs.plot.importance(study)`.
+records, without a model. `objective=accuracy` or `objective=margin` asks of another metric than the study's own; it is
+then in the names of the files, such as `importance_margin.md`. The report of the study has the same sections. From
+Python: `tdrs.plot.importance(study)`.
 """
 
 import contextlib
@@ -21,7 +22,7 @@ from tdrs.analysis.figure import redraw, save
 from tdrs.analysis.importance_figures import draw_history, draw_importance, draw_pairs, draw_parallel, draw_slices
 from tdrs.analysis.plateau import shown_value
 from tdrs.analysis.search_importance import BELIEVABLE, Importance, importance
-from tdrs.analysis.search_points import has_points
+from tdrs.analysis.search_points import has_points, own_objective
 from tdrs.analysis.study_results import StudyResults
 from tdrs.commands import parse
 from tdrs.entry_point import run_command
@@ -57,11 +58,11 @@ class ImportanceSection(NamedTuple):
 
 
 def importance_sections(
-    found: Sequence[Importance], folder: Path, stamp: Mapping[str, str] | None = None
+    found: Sequence[Importance], folder: Path, stamp: Mapping[str, str] | None = None, name: str = "importance"
 ) -> list[ImportanceSection]:
-    """Write the figures of each condition; return what is shown of it."""
-    several = len(found) > 1
-    return [_section(one, folder, f"_{number}" if several else "", stamp) for number, one in enumerate(found, start=1)]
+    """Write the figures of each condition; return what is shown of it. The names of their files begin with `name`."""
+    ends = [f"_{number}" for number in range(1, len(found) + 1)] if len(found) > 1 else [""]
+    return [_section(one, folder, (name, end), stamp) for one, end in zip(found, ends, strict=False)]
 
 
 def sections_of(outcome: Outcome, records: Records, folder: Path) -> list[ImportanceSection]:
@@ -71,7 +72,9 @@ def sections_of(outcome: Outcome, records: Records, folder: Path) -> list[Import
     return importance_sections(importance(outcome, records), folder, outcome.stamp)
 
 
-def _section(one: Importance, folder: Path, suffix: str, stamp: Mapping[str, str] | None) -> ImportanceSection:
+def _section(
+    one: Importance, folder: Path, names: tuple[str, str], stamp: Mapping[str, str] | None
+) -> ImportanceSection:
     drawings: list[tuple[str, str, matplotlib.figure.Figure]] = []
     if not one.stopped:
         drawings.append(("importance", "Importance of each setting", draw_importance([one])))
@@ -83,8 +86,8 @@ def _section(one: Importance, folder: Path, suffix: str, stamp: Mapping[str, str
         drawings.append(("history", "What the search found", draw_history(one.points)))
     figures = []
     for name, title, figure in drawings:
-        stem = name if name == "importance" else f"importance_{name}"
-        figures.append((title, save(figure, folder, f"{stem}{suffix}", stamp)[1]))
+        stem = "" if name == "importance" else f"_{name}"
+        figures.append((title, save(figure, folder, stem.join(names), stamp)[1]))
     warnings = [one.stopped] if one.stopped else list(one.warnings)
     notes = [] if one.stopped else [_model_line(one), *one.notes, *_pair_lines(one)]
     return ImportanceSection(one.points.condition, warnings, notes, _rows(one), figures)
@@ -165,10 +168,12 @@ def importance_markdown(sections: Sequence[ImportanceSection]) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def write_importance(found: Sequence[Importance], folder: Path, stamp: Mapping[str, str] | None = None) -> list[Path]:
-    """Write the figures of each condition and `importance.md`; return their paths."""
-    sections = importance_sections(found, folder, stamp)
-    path = folder / "importance.md"
+def write_importance(
+    found: Sequence[Importance], folder: Path, stamp: Mapping[str, str] | None = None, name: str = "importance"
+) -> list[Path]:
+    """Write the figures of each condition and `importance.md`, or another `name`; return their paths."""
+    sections = importance_sections(found, folder, stamp, name)
+    path = folder / f"{name}.md"
     path.write_text(importance_markdown(sections), encoding="utf-8")
     return [path, *(figure for section in sections for _, figure in section.figures)]
 
@@ -178,7 +183,10 @@ def main(arguments: list[str]) -> int:
     objective = parse(arguments)[1].get("objective")
 
     def write(study: StudyResults) -> list[Path]:
-        return write_importance(importance(study.outcome, study.records, objective), study.folder, study.outcome.stamp)
+        found = importance(study.outcome, study.records, objective)
+        # the report links to the files of the study's own objective
+        name = "importance" if objective in (None, own_objective(study.outcome)) else f"importance_{objective}"
+        return write_importance(found, study.folder, study.outcome.stamp, name)
 
     return redraw(arguments, write, ("objective",))
 

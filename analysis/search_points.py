@@ -78,6 +78,11 @@ def has_points(outcome: Outcome) -> bool:
     return outcome.protocol in POINTS
 
 
+def own_objective(outcome: Outcome) -> str:
+    """The metric that a study searched for; `accuracy` for the protocol `points`, which has none."""
+    return str(outcome.config["search"].get("objective", "accuracy"))
+
+
 def search_points(outcome: Outcome, objective: str | None = None) -> list[SearchPoints]:
     """The points of a study, one item for each condition.
 
@@ -92,10 +97,10 @@ def search_points(outcome: Outcome, objective: str | None = None) -> list[Search
         allowed = f"has no search space: its protocol is {outcome.protocol}, and must be one of {', '.join(POINTS)}"
         raise SettingError("study", outcome.name, allowed)
     search = outcome.config["search"]
-    objective = objective or search.get("objective", "accuracy")
+    objective = own_objective(outcome) if objective is None else objective
     check_choice("objective", objective, OBJECTIVES)
     space = Space.of(search["space"], "search.space")
-    return [_points_at(outcome, condition, space, str(objective)) for condition in conditions(search["axes"])]
+    return [_points_at(outcome, condition, space, objective) for condition in conditions(search["axes"])]
 
 
 def _points_at(outcome: Outcome, condition: Settings, space: Space, objective: str) -> SearchPoints:

@@ -313,7 +313,21 @@ def test_the_command_and_the_report_show_what_matters(
     assert page.count("<figcaption>Importance of each setting</figcaption>") == 1
     assert "cross-validation" in page
     text = (finished.folder / "report.md").read_text()
-    assert (finished.folder / "importance.md").read_text().strip() in text
+    own = (finished.folder / "importance.md").read_bytes()
+    assert own.decode().strip() in text
+
+    # another objective has files of its own: the report links to those of the study's
+    picture = (finished.folder / "importance.png").read_bytes()
+    capsys.readouterr()
+    assert importance.main(["study=small", f"output={output}", "objective=accuracy"]) == 0
+    others = [Path(line).name for line in capsys.readouterr().out.splitlines()]
+    assert {"importance_accuracy.md", "importance_accuracy.svg", "importance_accuracy_slices.svg"} <= set(others)
+    assert all(name.startswith("importance_accuracy") for name in others)
+    assert (finished.folder / "importance.md").read_bytes() == own
+    assert (finished.folder / "importance.png").read_bytes() == picture
+    for wrong in ("", "acuracy"):
+        assert importance.main(["study=small", f"output={output}", f"objective={wrong}"]) == 2
+        assert f"objective = '{wrong}': must be one of accuracy, margin" in capsys.readouterr().err
 
 
 @pytest.mark.usefixtures("_unsaved")
