@@ -27,7 +27,7 @@ from PIL import Image
 from tdrs import escape
 from tdrs.analysis.attention_weights import Unedited, first_condition, record_weights
 from tdrs.analysis.evidence import condition_name
-from tdrs.analysis.figure import GivenAxes, axes_for, redraw, save, set_title, stored_measurement
+from tdrs.analysis.figure import GivenAxes, axes_for, measure_again, redraw, save, set_title, stored_measurement
 from tdrs.analysis.study_results import StudyResults
 from tdrs.commands import parse
 from tdrs.entry_point import run_command
@@ -159,7 +159,7 @@ def main(arguments: list[str]) -> int:
         if not number.isdecimal():
             raise SettingError("sample", number, "must be a whole number of at least 0")
         measure = lambda: attention_maps(study.outcome, int(number), gain)._asdict()  # noqa: E731
-        again = bool({"sample", "gain", "measure"} & set(given))
+        again = measure_again(given) or bool({"sample", "gain"} & set(given))
         values = stored_measurement(study.folder / "attention.json", study.outcome, measure, again)
         assert values is not None
         return write_attention(attention_from(values), study.folder, study.outcome.stamp)

@@ -26,9 +26,10 @@ import torch
 from tdrs import escape
 from tdrs.analysis.attention_weights import Unedited, first_condition, record_weights
 from tdrs.analysis.evidence import condition_name
-from tdrs.analysis.figure import STYLES, GivenAxes, axes_for, redraw, save, set_title, stored_measurement
+from tdrs.analysis.figure import STYLES, GivenAxes, axes_for, measure_again, redraw, save, set_title, stored_measurement
 from tdrs.analysis.study_results import StudyResults
 from tdrs.attention.call import Call
+from tdrs.commands import parse
 from tdrs.entry_point import run_command
 from tdrs.interventions import Method
 from tdrs.interventions.tdrs import DC, RE, TDRS
@@ -188,11 +189,12 @@ def write_decay(decay: Decay, folder: Path, stamp: Mapping[str, str] | None = No
 
 def main(arguments: list[str]) -> int:
     """The command."""
+    given = parse(arguments)[1]
 
     def write(study: StudyResults) -> list[Path]:
         measure = lambda: decay_curves(study.outcome)._asdict()  # noqa: E731
         path = study.folder / "decay.json"
-        values = stored_measurement(path, study.outcome, measure, again="measure=true" in arguments)
+        values = stored_measurement(path, study.outcome, measure, measure_again(given))
         assert values is not None
         return write_decay(decay_from(values), study.folder, study.outcome.stamp)
 

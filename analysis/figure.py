@@ -132,6 +132,12 @@ def stored_measurement(
     return values
 
 
+def measure_again(given: Mapping[str, str]) -> bool:
+    """Whether a command's options have `measure=true`; raises SettingError if `measure` is neither true nor false."""
+    check_choice("measure", given.get("measure", "false"), ("true", "false"))
+    return given.get("measure") == "true"
+
+
 def span(numbers: Iterable[int]) -> str:
     """The smallest and the largest of some numbers, such as `8 to 25`, or `8` if all are equal."""
     ordered = sorted(numbers)

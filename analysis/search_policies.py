@@ -143,6 +143,8 @@ def _until_pruned(trial: Trial, means: np.ndarray) -> int:
 def pruned_tpe(table: Table, seed: int, samples: int) -> Trajectory:
     """TPE on the mean margin; a trial ends early by the rule of `sweeps/sampled.py`."""
     size, spent, found = len(table.images), 0, list[tuple[int, int]]()
+    if np.isnan(table.margins).any():
+        return found  # its objective was not measured
     means = np.average(table.margins, axis=1, weights=table.weights)
     names, images = table.images.tolist(), len(set(table.images.tolist()))
     nearest, best = Nearest(table), -1

@@ -90,7 +90,7 @@ def table_of(study: StudyResults) -> Table:
     """The table of a finished study of the protocol `points`.
 
     Raises:
-        SettingError: the study has another protocol, or several conditions.
+        SettingError: the study has another protocol, several conditions, or no point that was measured.
     """
     outcome = study.outcome
     if outcome.protocol != "points" or len(study.conditions) > 1:
@@ -102,9 +102,14 @@ def table_of(study: StudyResults) -> Table:
             key = STOCK if trial.name == STOCK else repr(sorted(trial.settings.items()))
             by_split[trial.split].setdefault(key, trial)
     keys = [key for key in by_split["tuning"] if key in by_split["held_out"] and key != STOCK]
+    if any(STOCK not in trials for trials in by_split.values()):
+        raise SettingError("study", study.name, "cannot be a table: the stock model failed on a split")
     different = {by_split["tuning"][key].cache_key: key for key in reversed(keys)}
     different.pop(by_split["tuning"][STOCK].cache_key, None)
     rows = [STOCK, *(key for key in keys if key in different.values())]
+    if len(rows) == 1:
+        allowed = "cannot be a table: no point was measured on both splits and edits what the stock model does"
+        raise SettingError("study", study.name, allowed)
     records = [study.records.read(by_split["tuning"][key].cache_key).records for key in rows]
     return Table(
         space=space,

@@ -22,7 +22,7 @@ from joblib import Parallel, delayed  # type: ignore[import-untyped]
 from tqdm import tqdm
 
 from tdrs import checked_file
-from tdrs.analysis.figure import STYLES, GivenAxes, axes_for, redraw, save, set_title, stored_measurement
+from tdrs.analysis.figure import STYLES, GivenAxes, axes_for, measure_again, redraw, save, set_title, stored_measurement
 from tdrs.analysis.search_policies import Policy, available, race
 from tdrs.analysis.search_table import Table, table_of
 from tdrs.analysis.study_results import StudyResults
@@ -61,7 +61,8 @@ class RegretCurve(NamedTuple):
 def regrets_of(table: Table, seed: int, policies: Mapping[str, Policy]) -> dict[str, list[float]]:
     """For each search the regret of its choice within each budget, in one random order.
 
-    It is nan if a search has no choice yet, or does not spend the budget because it has ended.
+    It is nan if a search has no choice yet, or does not spend the budget because it has ended. Pruned TPE never has
+    one where no point is better than the stock model.
     """
     shuffled, size = table.shuffled(np.random.default_rng(seed)), len(table.images)
     found = {}
@@ -69,7 +70,8 @@ def regrets_of(table: Table, seed: int, policies: Mapping[str, Policy]) -> dict[
         if seed >= FEWER.get(name, seed + 1):
             continue
         trajectory = policy(shuffled, seed, size * len(table.points))
-        budgets = [size * n for n in EVALUATIONS if size * n < trajectory[-1][0] + size]
+        end = trajectory[-1][0] if trajectory else 0
+        budgets = [size * n for n in EVALUATIONS if size * n < end + size]
         chosen = [[point for spent, point in trajectory if spent <= budget][-1:] for budget in budgets]
         chosen += [[]] * (len(EVALUATIONS) - len(budgets))
         found[name] = [shuffled.regret(one[0]) if one else math.nan for one in chosen]
@@ -176,13 +178,12 @@ def of_study(study: StudyResults, again: bool) -> list[Path]:
 def main(arguments: list[str]) -> int:
     """The command."""
     words, given = parse(arguments)
-    again = given.get("measure") == "true"
     if "table" not in given:
-        return redraw(arguments, lambda study: of_study(study, again), ("measure",))
+        return redraw(arguments, lambda study: of_study(study, measure_again(given)), ("measure",))
     try:
         for key in [*words, *given]:
             check_choice("option", key, ("table", "measure"))
-        written = of_table(Path(given["table"]), again)
+        written = of_table(Path(given["table"]), measure_again(given))
     except SettingError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

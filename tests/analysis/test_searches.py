@@ -1,5 +1,6 @@
 """Replayed searches: the table of a study, regrets by hand, and the race beside whole evaluations."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from tdrs.records import Records
 from tdrs.settings import SettingError
 from tdrs.sweeps.space import Space
 from tdrs.sweeps.study import Study
+from tdrs.sweeps.trial import FAILED, STOCK
 from tdrs.tracking import Tracker
 
 from ..sweeps.pretend import configuration
@@ -135,6 +137,29 @@ def test_the_race_is_within_its_budget() -> None:
     assert shuffled.regret(number) < 0.03
 
 
+@pytest.mark.parametrize("margin", [-9.0, np.nan])
+def test_a_search_without_a_choice_has_no_regret(margin: float) -> None:
+    """The stock model is better than every point, or margins were not measured."""
+    found = table(points=8)
+    margins = found.margins.copy()
+    margins[1:] = margin
+    policies = {name: POLICIES[name] for name in ("random", "pruned TPE")}
+    regrets = searches.regrets_of(found._replace(margins=margins), 0, policies)
+    assert np.isnan(regrets["pruned TPE"]).all()
+    assert np.isfinite(regrets["random"][:3]).all()
+    (curve,) = [c for c in searches.regret_curves(found._replace(margins=margins), 2, 1, policies) if "TPE" in c.name]
+    assert curve.samples == []
+
+
+def test_a_table_needs_the_stock_model_and_a_point(points: StudyResults) -> None:
+    trials = points.outcome.trials
+    for name, said in ((STOCK, "the stock model failed on a split"), ("point", "no point was measured on both splits")):
+        left = [replace(trial, status=FAILED) if trial.name == name else trial for trial in trials]
+        failed = StudyResults(replace(points.outcome, trials=left), points.records, points.folder)
+        with pytest.raises(SettingError, match=f"study = 'small': cannot be a table: {said}"):
+            table_of(failed)
+
+
 def test_curves_are_quantiles_over_orders() -> None:
     cheap = {"random": POLICIES["random"]}
     found = [table().shuffled(np.random.default_rng(seed)) for seed in range(3)]
@@ -167,3 +192,7 @@ def test_the_command_keeps_what_it_replayed(
     assert "race         200    5.0 (4.0)    1.0 (1.2)" in shown
     assert f"{tmp_path / 'small.png'}" in shown
     assert searches.main(["table=x.npz", "output=y"]) == 2
+    for wrong in ("ture", "True", ""):
+        assert searches.main([f"table={tmp_path / 'small.npz'}", f"measure={wrong}"]) == 2
+        assert f"measure = '{wrong}': must be one of true, false" in capsys.readouterr().err
+    assert calls == [60, 60]
