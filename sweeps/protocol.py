@@ -9,6 +9,7 @@ mappings that each set several keys at once. A method row is a mapping of keys o
 With a search space under `tune`, the row reports the point of the space that is best on the tuning split.
 """
 
+import math
 import re
 import shlex
 import warnings
@@ -233,6 +234,19 @@ def best(trials: Sequence[Trial], objective: str) -> Trial:
     """The complete trial with the highest metric; the earliest among equals, and if none is complete."""
     complete = [trial for trial in trials if trial.status == COMPLETE] or trials
     return max(complete, key=lambda trial: trial.metrics.get(objective, float("-inf")))
+
+
+def objective_value(trial: Trial, objective: str) -> float:
+    """The objective of a trial that has metrics; its expected value if it was pruned.
+
+    Raises:
+        SettingError: it was not measured, since a sample has no margin.
+    """
+    value = trial.value(objective)
+    if math.isnan(value):
+        allowed = "was not measured: a sample has no gold answer that the model can score; use accuracy"
+        raise SettingError("search.objective", objective, allowed)
+    return value
 
 
 @dataclass(frozen=True, kw_only=True)

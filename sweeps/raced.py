@@ -24,7 +24,7 @@ from .folder import read_outcome, study_folder
 from .protocol import Look, Steps, stock
 from .race import BUNDLE, Race, Values
 from .sampled import Adaptive, configured, tune
-from .trial import COMPLETE, Outcome, Request, Settings
+from .trial import COMPLETE, FAILED, STOCK, Outcome, Request, Settings, Trial
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,7 +35,8 @@ class Raced(Adaptive):
         samples: tuning samples that may be measured, beside those of the stock model and the controls.
         at_once: as in `Adaptive`; as many others may go on.
         after: names of finished studies of the same model and data. The points of the space that they chose are tried
-            first. Those that they measured on the same tuning samples are known, and cost nothing.
+            first. Those that they measured on the same tuning samples, beside the stock model, are known and cost
+            nothing while their records are kept.
     """
 
     samples: int = 12800
@@ -52,9 +53,9 @@ class Raced(Adaptive):
         baseline = yield [stock("tuning", condition)]
         here = configured(outcome.config, Request("", "", {}, condition).merged, list(self.parsed.parts))
         points = [here, *({**here, **other} for other in self.start)]
-        earlier, chosen_before = self._earlier(outcome.config, condition)
+        known, chosen_before = self._earlier(outcome.config, condition, baseline[0], look)
         start = list(_different(one for one in [*points, *chosen_before] if self.parsed.params(one)))
-        before = (yield [Request(self.point, "tuning", one, condition) for one in earlier]) if earlier else []
+        failed: list[Trial] = []
         records = look(baseline[0])
         if not records:  # in a dry run, or if the stock model failed: the first points stand for all
             chosen, trials = here, (yield [Request(self.point, "tuning", one, condition) for one in start])
@@ -63,12 +64,11 @@ class Raced(Adaptive):
             assert values is not None
             images, weights = [record.image_id for record in records], [record.weight for record in records]
             bundle = max(BUNDLE, int(outcome.config["batch_size"]))  # whole batches are measured
-            told = [(one, _values(look(trial))) for one, trial in zip(earlier, before, strict=True)]
-            known = [(one, values) for one, values in told if values is not None]
             settings = self.samples, self.at_once, self.seed, bundle, known
             race = Race(self.parsed, images, weights, values, start, *settings)
             while asked := race.ask():
                 found = yield [Request(self.point, "tuning", one.settings, condition, upto=one.upto) for one in asked]
+                failed += [trial for trial in found if trial.status == FAILED]
                 race.tell(asked, [_values(look(trial)) for trial in found])
             chosen = race.arms[race.chosen()].settings if race.arms else here
             ends = ((arm.settings, None if n in race.finalists else arm.seen) for n, arm in enumerate(race.arms))
@@ -80,30 +80,41 @@ class Raced(Adaptive):
             Request(f"best of {len(trials)}", "held_out", chosen, condition, budget=len(trials)),
             *controls,
         ]
-        outcome.trials.extend([*baseline, *trials, *tried])
+        shown = {trial.key for trial in trials if trial.status == FAILED}  # a finalist that failed
+        failed = list({trial.key: trial for trial in failed if trial.key not in shown}.values())
+        outcome.trials.extend([*baseline, *failed, *trials, *tried])
         outcome.rows.extend(rows)
 
-    def _earlier(self, config: dict[str, Any], condition: Settings) -> tuple[list[Settings], list[Settings]]:
-        """Points of the space in the studies of `after`: those measured on the same samples, and those chosen."""
-        measured, chosen = [], []
+    def _earlier(
+        self, config: dict[str, Any], condition: Settings, baseline: Trial, look: Look
+    ) -> tuple[list[tuple[Settings, Values]], list[Settings]]:
+        """Points of the space in the studies of `after`: those measured on the same samples, and those chosen.
+
+        Measured ones are those whose records are here and that stand beside the same evaluation of the stock model: so
+        model, data and versions are the same, and none of them is measured again.
+        """
+        measured: list[tuple[Settings, Values]] = []
+        chosen: list[Settings] = []
         here = with_settings(config, condition)
         for name in self.after:
             try:
                 study = read_outcome(study_folder(Path(config["output"]), name))
             except FileNotFoundError:
                 raise SettingError("search.after", name, f"is no finished study in {config['output']}") from None
+            beside = [t.condition for t in study.trials if t.name == STOCK and t.cache_key == baseline.cache_key]
             for trial in [*study.trials, *study.rows]:
                 there = with_settings(study.config, Request("", "", trial.settings, trial.condition).merged)
                 point = self._point(there, config, condition)
                 if point is None or any(there[part] != here[part] for part in ("backbone", "dataset")):
                     continue
                 alike = all(there[part] == here[part] for part in ("attention", "batch_size"))
-                same = alike and study.config["preset"]["tuning"] == config["preset"]["tuning"]
-                if trial.split == "tuning" and trial.status == COMPLETE and same:
-                    measured.append(point)
+                if trial.split == "tuning" and trial.status == COMPLETE and alike and trial.condition in beside:
+                    values = _values(look(trial))
+                    if values is not None and all(point != other for other, _ in measured):
+                        measured.append((point, values))
                 elif trial in study.rows and trial.budget:
                     chosen.append(point)
-        return list(_different(measured)), list(_different(chosen))
+        return measured, list(_different(chosen))
 
     def _point(self, there: Any, config: dict[str, Any], condition: Settings) -> Settings | None:
         """The point of the space that edits as a configuration does; None if there is none."""

@@ -27,7 +27,7 @@ from tdrs.results import check_same_samples, of_rows
 from tdrs.settings import SettingError, check_choice, check_number
 from tdrs.statistics import chance_not_below_zero, paired_sums
 
-from .protocol import SAMPLERS, Look, MethodRow, Protocol, Spaced, Steps, best, silent_optuna, stock
+from .protocol import SAMPLERS, Look, MethodRow, Protocol, Spaced, Steps, best, objective_value, silent_optuna, stock
 from .space import Space
 from .trial import COMPLETE, PRUNED, Outcome, Request, Settings, Trial
 
@@ -106,10 +106,13 @@ class Sampled(Adaptive):
 
 
 def check_start(start: Sequence[Any], space: Space) -> None:
-    """Raises SettingError unless each point to begin with sets keys of a space."""
+    """Raises SettingError unless each point to begin with sets keys of a space to values that lie in it."""
     for number, one in enumerate(start):
         if not isinstance(one, Mapping) or not set(one) <= set(space.parts):
             raise SettingError(f"start[{number}]", one, f"must have keys of {', '.join(space.parts)}")
+        for key, value in one.items():
+            if Space({key: space.parts[key]}).params(one) is None:
+                raise SettingError(f"start[{number}].{key}", value, f"lies outside the space: {space.words(key)}")
 
 
 def configured(config: Mapping[str, Any], settings: Settings, keys: Sequence[str]) -> Settings:
@@ -161,7 +164,7 @@ def sample(
         measured = yield [Request(row.name, "tuning", point, condition, incumbent=beat) for point in points]
         for waiting, trial in zip(asked, measured, strict=True):
             if trial.status in (COMPLETE, PRUNED):
-                study.tell(waiting, trial.value(search.objective))
+                study.tell(waiting, objective_value(trial, search.objective))
             else:
                 study.tell(waiting, state=TrialState.FAIL)
             found.append(trial)

@@ -171,7 +171,7 @@ class OptunaTrials:
         self._study.add_trial(
             create_trial(
                 state=TrialState.FAIL if failed else TrialState.COMPLETE,
-                value=None if failed else trial.value(self._search.objective),
+                value=None if failed else protocol.objective_value(trial, self._search.objective),
                 params=params,
                 distributions={key: distributions[key] for key in params},
                 user_attrs=_attributes(trial),

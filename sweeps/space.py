@@ -87,6 +87,14 @@ class Space:
                 raise SettingError(f"{name}.{key}", given, "must be a list of at least one value, or low and high")
         return cls(parts)
 
+    def words(self, key: str) -> str:
+        """The values of a key, to show."""
+        part = self.parts[key]
+        if isinstance(part, list):
+            return f"must be one of {', '.join(map(str, part))}"
+        off = "" if part.off_at is None else f", or {part.off_at:g}"
+        return f"must be from {part.low:g} to {part.high:g}{off}"
+
     @property
     def plain(self) -> dict[str, Any]:
         """The mapping that `of` reads."""

@@ -1,5 +1,6 @@
 """The protocol raced: few samples find the best point, the same ones after a stop and with any number of workers."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from tdrs.stopping import Stop
 from tdrs.sweeps.race import FINALISTS, Ask, Race, Values
 from tdrs.sweeps.space import Space
 from tdrs.sweeps.study import Study
-from tdrs.sweeps.trial import COMPLETE, FAILED, PRUNED, Settings
+from tdrs.sweeps.trial import COMPLETE, PRUNED, Settings
 from tdrs.tracking import Tracker
 
 from .pretend import configuration
@@ -227,7 +228,10 @@ def test_points_that_fail_are_shown(tmp_path: Path, pretended: list[str], monkey
     monkeypatch.setattr(evaluation, "run_batches", some_fail)
     found = run(tmp_path)
     assert found.rows[2].settings["intervention.gain"] == "logits"
-    assert all(trial.status != FAILED for trial in found.trials)
+    keys = {t.cache_key for t in found.failures if t.settings["intervention.gain"] == "weights"}
+    assert {trial.cache_key for trial in found.failures} == keys  # without stages, both readings are one evaluation
+    assert len({trial.key for trial in found.failures}) == len(found.failures) > 1
+    assert found.rows[2].budget == sum(t.status in (COMPLETE, PRUNED) and t.name == "search" for t in found.trials)
 
 
 @pytest.mark.parametrize(
@@ -236,6 +240,11 @@ def test_points_that_fail_are_shown(tmp_path: Path, pretended: list[str], monkey
         ({"samples": 0}, "search.samples = 0"),
         ({"at_once": 1.5}, "search.at_once = 1.5"),
         ({"start": [{"intervention.sd": True}]}, "search.start.0. .*: must have keys of intervention.gain, "),
+        (
+            {"start": [{"intervention.dc.weight": 9}]},
+            "weight = 9: lies outside the space: must be from 0.01 to 5, or 0",
+        ),
+        ({"start": [{"intervention.gain": "w"}]}, "gain = 'w': lies outside the space: must be one of logits, weights"),
         ({"objective": "margin"}, "search.objective = 'margin'"),
     ],
 )
@@ -282,6 +291,17 @@ def test_points_of_an_earlier_study_are_known_and_cost_nothing(
     assert len(known) == 8
     assert {trial.status for trial in known} == {COMPLETE}
     assert {one.settings["intervention.dc.weight"] for one in asked} == {2.0}
+
+    # points whose records are gone are not known, and are not measured again beside the budget
+    for trial in known[1:]:
+        shutil.rmtree(tmp_path / "records" / trial.cache_key)
+    asked.clear()
+    again = run(tmp_path, space=lists, after=["first"], seed=1)
+    assert known[0].settings not in [one.settings for one in asked]
+    measured = {repr(one.settings): one.upto for one in asked}
+    assert len(measured) > 1
+    assert sum(measured.values()) <= 1200
+    assert [t.status for t in again.trials if t.settings == known[0].settings] == [COMPLETE]
 
 
 def test_what_an_earlier_study_chose_begins(
