@@ -32,7 +32,7 @@ from tdrs.statistics import Interval, cluster_draws, holm, paired_difference, pe
 from tdrs.sweeps import protocol
 from tdrs.sweeps.joint import Point
 from tdrs.sweeps.tradeoff import Objective, Tradeoff, front_name
-from tdrs.sweeps.trial import COMPLETE, STOCK, Outcome, Trial, spelled
+from tdrs.sweeps.trial import COMPLETE, STOCK, Outcome, Trial, shown, spelled
 
 NAMES = {
     "accuracy": "accuracy, points to stock",
@@ -109,6 +109,7 @@ def fronts(outcome: Outcome, records: Records) -> Fronts:
     found: dict[str, list[FrontPoint]] = {}
     sharpening = [row.name for row in search.reported() if row.settings.get("intervention") == "temperature"]
     tuned = _tuned(outcome, search)
+    settings = {row.name: shown(row.settings, digits=3) for row in outcome.rows}
     pairs: list[tuple[FrontPoint, float]] = []
     methods = [row.name for row in search.reported()]
     for method in [*sharpening, *(name for name in methods if name not in sharpening)]:
@@ -122,7 +123,7 @@ def fronts(outcome: Outcome, records: Records) -> Fronts:
                 check_same_samples(before.records, after.records, name)
             values = [_measured(one.metric, *pair) for one, pair in zip(measures, both, strict=True)]
             beside = "" if method in sharpening else _beside(name, tuned, sharpening, search)
-            point = FrontPoint(method, name, _settings(name, outcome), values, beside, Interval(*[math.nan] * 3), 1.0)
+            point = FrontPoint(method, name, settings[name], values, beside, Interval(*[math.nan] * 3), 1.0)
             rival = samples(beside, measures[0]) if beside else None
             p = math.nan
             if rival and each[0]:
@@ -150,7 +151,7 @@ class _Samples(NamedTuple):
 
 def _samples(rows: Sequence[Trial | None], records: Records, read: dict[str, list[Record]]) -> _Samples | None:
     """The samples of rows; None if one was not measured whole."""
-    found = _Samples([], [], [], 0.0)
+    found, size = _Samples([], [], [], 0.0), 0.0
     for row in rows:
         if row is None:
             return None
@@ -158,10 +159,11 @@ def _samples(rows: Sequence[Trial | None], records: Records, read: dict[str, lis
             read[row.cache_key] = records.read(row.cache_key).records
         some = read[row.cache_key]
         total = sum(record.weight for record in some)
+        size = size or total  # weights of one condition stay as they are, so that the test of 0/1 scores is exact
         dataset = row.condition.get("dataset", "")  # one picture at several distances is one cluster
         found.records.extend(some)
         found.clusters.extend(f"{dataset} {record.image_id}" for record in some)
-        found.weights.extend(record.weight * len(some) / total for record in some)
+        found.weights.extend(record.weight * size / total for record in some)
         found = found._replace(seconds=found.seconds + row.seconds / row.n)
     return found
 
@@ -197,11 +199,6 @@ def _measures(search: Tradeoff) -> list[Objective]:
     return list({str(one): one for one in found}.values())
 
 
-def _settings(name: str, outcome: Outcome) -> str:
-    row = next(row for row in outcome.rows if row.name == name)
-    return spelled({key: f"{value:.3g}" for key, value in row.settings.items() if isinstance(value, int | float)})
-
-
 def _tuned(outcome: Outcome, search: Tradeoff) -> dict[str, list[float]]:
     """The values of the objectives on the tuning split, of each reported row by its name."""
     tuning = {(trial.name, spelled(trial.condition), spelled(trial.settings)): trial for trial in outcome.trials}
@@ -227,13 +224,15 @@ def _beside(name: str, tuned: Mapping[str, list[float]], sharpening: Sequence[st
     If none costs as much, it is the one with the largest gain; without a temperature it is the stock model.
     """
     signs = [1 if direction == "maximize" else -1 for direction in search.directions]
-    mine = [sign * value for sign, value in zip(signs, tuned.get(name, []), strict=False)]
     known: dict[str, list[float]] = {}
     for method in sharpening:
         for number in range(1, search.front + 1):
             other = front_name(method, number)
             if other in tuned:
                 known[other] = [sign * value for sign, value in zip(signs, tuned[other], strict=True)]
+    if name not in tuned:  # of a study of an earlier version, which reported points that failed on the tuning split
+        return STOCK
+    mine = [sign * value for sign, value in zip(signs, tuned[name], strict=True)]
     fitting = [
         other for other, theirs in known.items() if all(a <= b for a, b in zip(theirs[1:], mine[1:], strict=True))
     ]

@@ -27,7 +27,7 @@ from tdrs.settings import SettingError
 from tdrs.statistics import Interval, holm
 from tdrs.sweeps import protocol
 from tdrs.sweeps.transfer import ALL, Transfer, source_name
-from tdrs.sweeps.trial import Outcome, check_pair, spelled
+from tdrs.sweeps.trial import Outcome, check_pair, shown, spelled
 
 
 class Cell(NamedTuple):
@@ -92,7 +92,7 @@ def matrices(outcome: Outcome, records: Records) -> list[Matrix]:
                 own = rows.get((source_name(method, target), condition))
                 if one is None or one.difference is None:
                     continue
-                matrix.settings.setdefault(source, _settings(one.trial.settings))
+                matrix.settings.setdefault(source, shown(one.trial.settings, digits=3))
                 cell = Cell(
                     source, target, one.accuracy.value, one.trial.n, one.difference, one.p_holm, None, 1.0, False
                 )
@@ -108,10 +108,6 @@ def matrices(outcome: Outcome, records: Records) -> list[Matrix]:
     for (number, key, _), p in zip(raw, holm([p for *_, p in raw]), strict=True):
         found[number].cells[key] = found[number].cells[key]._replace(p_own=p)
     return found
-
-
-def _settings(settings: Mapping[str, object]) -> str:
-    return spelled({key: f"{value:.3g}" for key, value in settings.items() if isinstance(value, int | float)})
 
 
 def draw_transfer(

@@ -20,9 +20,9 @@ from optuna.trial import TrialState
 from tdrs.settings import SettingError, build, check_choice, check_number
 
 from .joint import Joint, Point
-from .protocol import SAMPLERS, Look, MethodRow, Steps, no_records, silent_optuna, stock
+from .protocol import SAMPLERS, Look, MethodRow, Steps, no_records, objective_value, silent_optuna, stock
 from .sampled import configured
-from .trial import COMPLETE, STOCK, Outcome, Settings, Trial
+from .trial import COMPLETE, PLANNED, STOCK, Outcome, Settings, Trial
 
 Direction = Literal["maximize", "minimize"]
 GAINS = ("accuracy", "margin")  # what the first objective may be
@@ -190,7 +190,10 @@ class Tradeoff(Joint):
         best.sort(key=lambda number: (_costs(valued[number][1], self.directions), number))
         gains = [valued[number][1][0] for number in best]
         found = [valued[best[at]][0] for at in thinned(gains, self.front)]
-        return found or points[: self.front], points  # in a plan, where nothing is measured yet, any points
+        everything = [*baselines, *(trial for point in points for trial in point.trials)]
+        if not found and any(trial.status == PLANNED for trial in everything):
+            found = points[: self.front]  # in a plan, where nothing is measured yet, any points
+        return found, points
 
 
 def front_name(method: str, number: int) -> str:
@@ -202,7 +205,7 @@ def _value(metric: str, trial: Trial, baseline: Trial) -> float:
     if metric == "time":
         return (trial.seconds / trial.n) / (baseline.seconds / baseline.n) if baseline.seconds else 1.0
     if metric != "kl":
-        return trial.metrics[metric]
+        return objective_value(trial, metric)
     if trial.kl is None:
         which = f"the records {trial.cache_key} or the stock model's {baseline.cache_key}"
         allowed = f"{which} have no first-token distributions: an earlier version made them; move them away"

@@ -72,12 +72,18 @@ def check_method_keys(settings: object, name: str) -> None:
             raise SettingError(f"{name}.{key}", value, allowed)
 
 
-def shown(settings: Mapping[str, Any]) -> str:
-    """The numbers and switches among settings, to show: `dc.w_min=3`."""
-    return " ".join(
-        f"{key.removeprefix('intervention.')}={value:g}" if not isinstance(value, bool) else f"{key}={value}"
-        for key, value in settings.items()
-        if isinstance(value, int | float)
+def shown(settings: Mapping[str, Any], digits: int = 6) -> str:
+    """Settings with short numbers, to show: `gain=weights dc.w_min=3`. The choice of a group is left out.
+
+    Args:
+        digits: of a number that is not whole.
+    """
+    return spelled(
+        {
+            key: f"{value:.{digits}g}" if isinstance(value, float) else value
+            for key, value in settings.items()
+            if "." in key
+        }
     )
 
 

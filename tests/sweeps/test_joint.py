@@ -1,15 +1,18 @@
 """The protocols whose points are measured at several conditions: fronts by hand, choices, figures, refusals."""
 
 import math
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from tdrs import backbones, plot
+from tdrs import backbones, evaluation, plot
 from tdrs.analysis import report, tradeoff, transfer
 from tdrs.analysis.study_results import load_study
 from tdrs.benchmarks import Record
+from tdrs.interventions.tdrs import TDRS
 from tdrs.kept import Kept
 from tdrs.results import check_same_samples
 from tdrs.settings import SettingError
@@ -104,6 +107,7 @@ def test_a_front_is_chosen_on_the_tuning_split_and_drawn_from_the_held_out_one(
     assert list(found.methods) == ["temperature", "edit"]  # it is drawn first, beneath
     assert [one.metric for one in found.measures] == ["accuracy", "kl", "accuracy"]
     raw, drawn = [], [one for points in found.methods.values() for one in points]
+    assert all("gain=weights dc.weight=" in one.settings for one in found.methods["edit"])
     for one in drawn:
         row = rows[one.name, 5]
         assert row.difference is not None
@@ -159,6 +163,51 @@ def test_several_conditions_of_an_objective_are_averaged(tmp_path: Path, pretend
     changes = [row.difference[0] for row in own if row.difference]
     assert point.values[1].value == pytest.approx(sum(changes) / 4)
     assert point.values[2].value == pytest.approx(sum(row.kl for row in own) / 4)
+
+
+def test_conditions_have_equal_weight_whatever_their_sizes() -> None:
+    """Two samples at one condition, all right, and six at the other, none right."""
+    kept = {"a" * 16: (2, 1.0), "b" * 16: (6, 0.0)}
+
+    class Store:
+        def read(self, cache_key: str) -> Any:
+            number, score = kept[cache_key]
+            return SimpleNamespace(records=[record(at, score) for at in range(number)])
+
+    def record(at: int, score: float) -> Record:
+        return Record(str(at), str(at), "", "", "", "", score, 0.0, "", 1.0)
+
+    rows = [Trial("m", "held_out", {"dataset": key}, {}, key, n, seconds=1.0) for key, (n, _) in kept.items()]
+    after = tradeoff._samples(rows, Store(), {})  # type: ignore[arg-type]
+    assert after is not None
+    before = after._replace(records=[replace(one, score=0.0) for one in after.records])
+    assert tradeoff._measured("accuracy", before, after).value == pytest.approx(0.5)
+
+
+def test_a_method_that_fails_has_no_front(
+    tmp_path: Path, pretended: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = pretend.run_batches
+
+    def some_fail(backbone: Any, benchmark: Any, samples: Any, method: Any, *rest: Any, **more: Any) -> Any:
+        if isinstance(method, TDRS):
+            raise RuntimeError("the GPU fell off")
+        return asked(backbone, benchmark, samples, method, *rest, **more)
+
+    monkeypatch.setattr(evaluation, "run_batches", some_fail)
+    study = front_study(tmp_path)
+    outcome = study.run()
+    assert {trial.name for trial in outcome.failures} == {"edit"}
+    assert {row.name.split(",")[0] for row in outcome.rows} == {"stock", "temperature"}
+    assert list(tradeoff.fronts(outcome, study.records).methods) == ["temperature"]
+
+
+def test_a_margin_that_was_not_measured_is_no_objective(
+    tmp_path: Path, pretended: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pretend, "margin", lambda *_: math.nan)
+    with pytest.raises(SettingError, match=r"search.objective = 'margin': was not measured: a sample has no gold"):
+        front_study(tmp_path, objectives=[{"metric": "margin"}, {"metric": "kl"}]).run()
 
 
 def test_old_records_have_no_divergence_and_are_named_where_it_is_needed(
