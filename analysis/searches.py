@@ -2,7 +2,7 @@
 
     python -m analysis.searches study=search_table            # in a checkout
     python -m tdrs.analysis.searches study=search_table       # where tdrs is installed
-    python -m analysis.searches table=docs/search_table.npz   # without the study: its file is enough
+    python -m analysis.searches table=docs/search_tables/mini_llava_scienceqa.npz   # its file
 
 The table is a finished study of the protocol `points`: what every point answers on every tuning sample, and its
 accuracy on the held-out split, which no search sees (`analysis/search_table.py`). Each search is replayed with the
@@ -35,6 +35,7 @@ from tdrs.settings import SettingError, check_choice
 
 ORDERS = 200
 EVALUATIONS = (1, 2.5, 5, 10, 20, 40, 80, 160, 301)  # budgets, in evaluations of all tuning samples
+LONGEST = 80  # evaluations of searches other than random, whose models take longer with each trial
 FEWER = {"GP": 40}  # orders of searches that take many seconds each
 RACED = (2.5, 5, 10, 20)  # those that a race is run with
 
@@ -69,7 +70,8 @@ def regrets_of(table: Table, seed: int, policies: Mapping[str, Policy]) -> dict[
     for name, policy in policies.items():
         if seed >= FEWER.get(name, seed + 1):
             continue
-        trajectory = policy(shuffled, seed, size * len(table.points))
+        most = len(table.points) if name == "random" else LONGEST
+        trajectory = policy(shuffled, seed, size * most)
         end = trajectory[-1][0] if trajectory else 0
         budgets = [size * n for n in EVALUATIONS if size * n < end + size]
         chosen = [[point for spent, point in trajectory if spent <= budget][-1:] for budget in budgets]

@@ -121,8 +121,8 @@ def oracle_output(sample: Sample, call: Call, name: str, method: Any, heads: fro
             else:
                 here = edited[h]
             weights[h] = softmax(np.where(visible, here, np.nan))
-        assert call.states is not None
-        new = reweighed(name, method, weights, logits, visible, roles, call.states[b].double().numpy())
+        states = None if call.states is None else call.states[b].double().numpy()
+        new = reweighed(name, method, weights, logits, visible, roles, states)
         for h in range(HEADS):
             result[b, h] = (new if h in heads else weights)[h] @ v[b, h // (HEADS // GROUPS)]
     return result

@@ -140,17 +140,18 @@ def reweighed(
     a: np.ndarray,
     visible: np.ndarray,
     roles: np.ndarray,
-    states: np.ndarray,
+    states: np.ndarray | None,
 ) -> np.ndarray:
     """Edited weights of one sample, (H, Q, K), from its weights and the logits `a` that they come from.
 
-    states: the hidden states that enter the layer, (K, width).
+    states: the hidden states that enter the layer, (K, width); None for methods that do not need them.
     """
     heads, rows, keys = a.shape
     last = max((i for i in range(rows) if visible[i].any()), default=0)
     result = weights.copy()
     sinks = set()
     for j in range(keys if name == "var" else 0):
+        assert states is not None
         dimensions = range(states.shape[1]) if method.dimensions == "all" else method.dimensions
         rms = math.sqrt(float(states[j] @ states[j]) / states.shape[1])
         if max(abs(states[j, d]) for d in dimensions) / rms > method.tau:
