@@ -154,8 +154,6 @@ def _importance_at(points: SearchPoints, records: Records) -> Importance:
         if not isinstance(sums, str):
             images = len(sums.counts)
             again = sums.drawn(rng.multinomial(images, np.full(images, 1 / images)))[rows]
-        if np.ptp(again[chosen]) < 1e-12:
-            continue
         resampled = surrogate.fit(codes[chosen], again[chosen], RESAMPLE_TREES, seed)
         here = surrogate.effects(resampled, parts, rng)
         kept["shares"].append(_shares(points, chosen, again[chosen], rng, RESAMPLE_TREES))
@@ -295,7 +293,10 @@ def _shares(
     with quiet("optuna"), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Optuna's, on regimes of few trials: the bands show what they do
         forest = FanovaImportanceEvaluator(n_trees=trees, seed=int(rng.integers(2**31)))
-        fanova = forest.evaluate(_study(points, chosen, values, rng))
+        try:
+            fanova = forest.evaluate(_study(points, chosen, values, rng))
+        except RuntimeError:  # all values are equal, or those that trees saw: no setting explains anything
+            fanova = dict.fromkeys(names, 0.0)
         quantile = min(0.5, max(BEST_SHARE, BEST_FEWEST / len(points.drawn)))
         divergences = PedAnovaImportanceEvaluator(target_quantile=quantile).evaluate(
             _study(points, chosen, values, None)

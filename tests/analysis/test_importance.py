@@ -122,6 +122,27 @@ def test_one_setting_matters_alone(tmp_path: Path) -> None:
     assert all(p.fanova.low <= p.fanova.value <= p.fanova.high for p in one.parameters)
 
 
+def test_resamples_in_which_all_points_are_equal_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One point of 48 is better, and half of the resamples lack it: there no setting explains anything."""
+    monkeypatch.setattr(search_importance, "RESAMPLES", 12)
+    shares, seen = search_importance._shares, []
+
+    def note(*given: Any) -> Any:
+        seen.append(shares(*given))
+        return seen[-1]
+
+    monkeypatch.setattr(search_importance, "_shares", note)
+    trials = drawn(lambda *_: 0.0)
+    trials[7] = measured(trials[7].settings, 1.0, 7)
+    one = found(tmp_path, trials)
+    resampled = [fanova for fanova, _ in seen[1:13]]
+    assert len(seen) == 1 + 12 + search_importance.SHUFFLES
+    assert 1 <= sum(set(fanova.values()) == {0.0} for fanova in resampled) <= 11
+    (weight,) = [p.fanova for p in one.parameters if p.name == WEIGHT]
+    spread = np.std([fanova[WEIGHT] for fanova in resampled], ddof=1)
+    assert weight.low == pytest.approx(max(0, weight.value - 1.96 * spread), abs=1e-3)
+
+
 @pytest.mark.usefixtures("_unsaved")
 def test_two_settings_interact(tmp_path: Path) -> None:
     one = found(tmp_path, drawn(lambda s, noise: ((s[GAIN] == "weights") != s[SD]) + 0.02 * noise, 64))
