@@ -305,7 +305,8 @@ class Race:
             return []
         total, left = len(self._images), self._samples - self.spent
         short = np.array([arm.seen < self._last for arm in self.arms])  # what few images say of an arm may be luck
-        for number in np.lexsort((-self._known[0], short))[: 2 * FINALISTS]:
+        order = [n for n in np.lexsort((-self._known[0], short)) if self.arms[n].settings not in self._failed]
+        for number in order[: 2 * FINALISTS]:
             cost = total - self.arms[number].seen
             if not self.finalists or (cost <= left and len(self.finalists) < FINALISTS):
                 self.finalists.append(int(number))

@@ -146,6 +146,23 @@ def test_it_ends_if_everything_fails() -> None:
     assert found.arms == []
 
 
+def test_what_failed_is_not_asked_for_again() -> None:
+    """The first point fails on its second bundle, and another one is measured whole."""
+    world = World(0)
+    settings = {"intervention.gain": "weights", "intervention.dc.weight": 0.3, "intervention.re.weight": 0.8}
+    off = {"intervention.gain": "logits", "intervention.dc.weight": 0, "intervention.re.weight": 0}
+    found = Race(Space.of(SPACE, "space"), IMAGES, WEIGHTS, world.values(off, 256), [settings], 500)
+    failed = 0
+    while asked := found.ask():
+        fails = [one.settings == settings and one.upto > 16 for one in asked]
+        failed += sum(fails)
+        values = [None if bad else world.values(one.settings, one.upto) for one, bad in zip(asked, fails, strict=True)]
+        found.tell(asked, values)
+    assert failed == 1
+    assert found.arms[found.chosen()].settings != settings
+    assert found.arms[found.chosen()].seen == 256
+
+
 def test_soft_scores_grow_with_the_margin_and_keep_what_it_does_not_explain() -> None:
     values = Values(np.array([1.0, 1.0, 0.0, 0.0, 1.0, 0.3]), np.array([0.1, 9.0, -0.1, -9.0, -2.0, 1.0]))
     soft = values.soft
