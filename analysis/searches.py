@@ -143,7 +143,9 @@ def write_regrets(values: Mapping[str, Any], table: Path) -> list[Path]:
             n: f"{100 * m:.1f} ({100 * a:.1f})" for n, m, a in zip(curve.samples, curve.median, curve.mean, strict=True)
         }
         print(f"{curve.name:12}{curve.orders:>4}" + "".join(f"{shown.get(n, ''):>13}" for n in budgets))
-    return save(draw_regrets(curves, title=f"{ORDERS} random orders"), table.parent, table.stem)
+    return save(
+        draw_regrets(curves, title=f"{max(curve.orders for curve in curves)} random orders"), table.parent, table.stem
+    )
 
 
 def of_table(path: Path, again: bool) -> list[Path]:
