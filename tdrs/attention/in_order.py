@@ -15,7 +15,32 @@ from tdrs.settings import SettingError
 
 
 @dataclass(frozen=True, kw_only=True)
-class Together(Method):
+class Several(Method):
+    """What follows from the methods that stand in `parts`."""
+
+    @property
+    def needs(self) -> frozenset[str]:
+        return frozenset().union(*(method.needs for method in self.parts))
+
+    @property
+    def last_row_only(self) -> bool:
+        return all(method.last_row_only for method in self.parts)
+
+    @property
+    def reads_whole_map(self) -> bool:
+        return any(method.reads_whole_map for method in self.parts)
+
+    @property
+    def row_local(self) -> bool:
+        return all(method.row_local for method in self.parts)
+
+    @property
+    def edits_weights(self) -> bool:
+        return any(method.edits_weights for method in self.parts)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Together(Several):
     """Methods that are applied in order, each on its own layers, heads and phase.
 
     The softmax is between logits and weights, so methods that edit weights come after all others.
@@ -67,24 +92,8 @@ class Together(Method):
         return any(method.edits_attention for method in self.parts)
 
     @property
-    def edits_weights(self) -> bool:
-        return any(method.edits_weights for method in self.parts)
-
-    @property
     def second_pass(self) -> SecondPass | None:
         return next((method.second_pass for method in self.parts if method.second_pass), None)
-
-    @property
-    def needs(self) -> frozenset[str]:
-        return frozenset().union(*(method.needs for method in self.parts))
-
-    @property
-    def last_row_only(self) -> bool:
-        return all(method.last_row_only for method in self.parts)
-
-    @property
-    def reads_whole_map(self) -> bool:
-        return any(method.reads_whole_map for method in self.parts)
 
     @property
     def effective(self) -> dict[str, Any]:
@@ -95,7 +104,7 @@ class Together(Method):
 
 
 @dataclass(frozen=True, kw_only=True)
-class InOrder(Method):
+class InOrder(Several):
     """Edits of one attention call, in order.
 
     Args:
@@ -106,24 +115,13 @@ class InOrder(Method):
     steps: tuple[tuple[Method, torch.Tensor | None], ...] = ()
 
     @property
-    def last_row_only(self) -> bool:
-        return all(method.last_row_only for method, _ in self.steps)
-
-    @property
-    def reads_whole_map(self) -> bool:
-        return any(method.reads_whole_map for method, _ in self.steps)
-
-    @property
-    def edits_weights(self) -> bool:
-        return any(method.edits_weights for method, _ in self.steps)
+    def parts(self) -> tuple[Method, ...]:
+        return tuple(method for method, _ in self.steps)
 
     def statistics(self, call: Call) -> object:
         found: list[object] = []
         for number, (method, _) in enumerate(self.steps):
-            given = {one.name: getattr(call, one.name) for one in fields(Call) if one.init}
-            # what an earlier edit counts is counted when the call is edited
-            seen = EditedCall(**given | {"tally": Tally()}, after=self._edit_by(found, number)) if number else call
-            found.append(method.statistics(seen))
+            found.append(method.statistics(EditedCall.of(call, self._edit_by(found, number)) if number else call))
         return found
 
     def edit(self, block: Block, statistics: object) -> torch.Tensor:
@@ -158,6 +156,12 @@ class EditedCall(Call):
     """
 
     after: Callable[[Block], Block] = field(default=lambda block: block)
+
+    @classmethod
+    def of(cls, call: Call, after: Callable[[Block], Block]) -> "EditedCall":
+        """A call under an edit. It has a tally of its own: what the edit counts is counted when the call is edited."""
+        given = {one.name: getattr(call, one.name) for one in fields(Call) if one.init}
+        return cls(**given | {"tally": Tally()}, after=after)
 
     def blocks(self, first: int = 0) -> Any:
         for block in super().blocks(first):

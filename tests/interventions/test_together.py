@@ -229,6 +229,13 @@ def test_the_command_of_a_trial_runs_when_pasted(tmp_path: Path, pretended: list
     assert planned.cache_key(planned.load()) == trial.cache_key
 
 
+def test_prompts_share_a_beginning_only_if_every_method_allows_it() -> None:
+    last_row, whole_map = tdrs.PAI(gamma=1), tdrs.TDRS()
+    assert Together(methods=(WARM, BIAS)).row_local
+    assert not Together(methods=(WARM, last_row)).row_local
+    assert not Together(methods=(WARM, whole_map)).row_local
+
+
 def test_several_methods_are_named() -> None:
     assert label({"name": "together", "methods": ["tdrs", "vaf"]}) == "tdrs+vaf"
     assert label({"name": "vaf"}) == "vaf"
