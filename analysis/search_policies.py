@@ -8,12 +8,13 @@ and is told so.
 import sys
 from collections.abc import Callable
 from importlib.util import find_spec
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
 import optuna
 from optuna.pruners import BasePruner, HyperbandPruner, SuccessiveHalvingPruner
-from optuna.samplers import BaseSampler, CmaEsSampler, GPSampler, TPESampler
+from optuna.samplers import BaseSampler, CmaEsSampler, GPSampler
 from optuna.trial import FrozenTrial, Trial, TrialState, create_trial
 
 from tdrs.analysis.search_table import Table
@@ -58,8 +59,11 @@ def random_search(table: Table, seed: int, samples: int) -> Trajectory:
 
 def _best_so_far(table: Table, order: list[int], samples: int) -> Trajectory:
     size, means = len(table.images), table.tuning
-    order = order[: samples // size]
-    return [((n + 1) * size, max(order[: n + 1], key=lambda number: float(means[number]))) for n in range(len(order))]
+
+    def better(one: int, other: int) -> int:
+        return other if means[other] > means[one] else one
+
+    return [(n * size, best) for n, best in enumerate(accumulate(order[: samples // size], better), start=1)]
 
 
 def sampled(sampler: Callable[[int], BaseSampler], told: bool = True, trials: int | None = None) -> Policy:
@@ -185,10 +189,6 @@ def race(table: Table, seed: int, samples: int) -> Trajectory:
     return [(found.spent, numbers[repr(found.arms[found.chosen()].settings)])]
 
 
-def _tpe(seed: int) -> BaseSampler:
-    return TPESampler(seed=seed, multivariate=True)
-
-
 def _cma_es(seed: int) -> BaseSampler:
     return CmaEsSampler(seed=seed, warn_independent_sampling=False)
 
@@ -200,7 +200,7 @@ POLICIES: dict[str, Policy] = {
     "GP": sampled(lambda seed: GPSampler(seed=seed), trials=20),
     "CMA-ES": sampled(_cma_es, told=False),
     "ASHA": halving(lambda batches: SuccessiveHalvingPruner(1, REDUCTION), SAMPLERS["random"]),
-    "Hyperband": halving(lambda batches: HyperbandPruner(1, batches, REDUCTION), _tpe),
+    "Hyperband": halving(lambda batches: HyperbandPruner(1, batches, REDUCTION), SAMPLERS["tpe"]),
     "pruned TPE": pruned_tpe,
 }
 
