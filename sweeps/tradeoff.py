@@ -10,7 +10,7 @@ sampler is told one value an objective. The Pareto front of each method on the t
 is measured on the held-out split.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
@@ -127,24 +127,15 @@ class Tradeoff(Joint):
     def valued(self, outcome: Outcome) -> list[tuple[MethodRow, Settings, list[float] | None]]:
         """The points of an outcome in the order of asking: method row, point of its space, and values of objectives."""
         rows = {row.name: row for row in self.reported()}
-        by_point: dict[tuple[str, str], list[Trial]] = {}
+        baselines = [trial for trial in outcome.trials if trial.name == STOCK][: len(self.conditions)]
+        points: dict[tuple[str, str], Point] = {}
         for trial in outcome.trials:
-            point = {key: trial.settings.get(key) for key in self._keys(rows, trial)}
-            by_point.setdefault((trial.name, repr(point)), []).append(trial)
-        baselines = by_point[STOCK, "{}"]
-        found = []
-        for (name, _), trials in by_point.items():
-            if name != STOCK:
-                settings = {key: trials[0].settings[key] for key in self._keys(rows, trials[0])}
-                measured = Point(settings, trials[: len(baselines)])  # it may have been asked for twice
-                found.append((rows[name], settings, self.values(measured, baselines)))
-        return found
-
-    @staticmethod
-    def _keys(rows: Mapping[str, MethodRow], trial: Trial) -> list[str]:
-        """The keys of the space of a trial's method; none for the stock model."""
-        row = rows.get(trial.name)
-        return list(row.space.parts) if row and row.space else []
+            if trial.name != STOCK:
+                space = rows[trial.name].space
+                settings = {key: trial.settings[key] for key in space.parts} if space else {}
+                points.setdefault((trial.name, repr(settings)), Point(settings, [])).trials.append(trial)
+        first = [(name, Point(point.settings, point.trials[: len(baselines)])) for (name, _), point in points.items()]
+        return [(rows[name], point.settings, self.values(point, baselines)) for name, point in first]
 
     def run(self, config: dict[str, Any], look: Look = no_records) -> Steps[Outcome]:
         outcome = Outcome(str(config["study"]["name"]), self.protocol, config, [], [])
