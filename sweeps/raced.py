@@ -9,8 +9,6 @@ With axes, all this happens at each condition (see `sweeps/protocol.py`).
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import reduce
-from operator import getitem
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +21,7 @@ from tdrs.settings import SettingError, check_number
 from .folder import read_outcome, study_folder
 from .protocol import Look, Steps, stock
 from .race import BUNDLE, Race, Values
-from .sampled import Adaptive, configured, tune
+from .sampled import Adaptive, configured, tune, values_of
 from .trial import COMPLETE, FAILED, STOCK, Outcome, Request, Settings, Trial
 
 
@@ -64,8 +62,8 @@ class Raced(Adaptive):
             assert values is not None
             images, weights = [record.image_id for record in records], [record.weight for record in records]
             bundle = max(BUNDLE, int(outcome.config["batch_size"]))  # whole batches are measured
-            settings = self.samples, self.at_once, self.seed, bundle, known
-            race = Race(self.parsed, images, weights, values, start, *settings)
+            given: dict[str, Any] = {"at_once": self.at_once, "seed": self.seed, "bundle": bundle, "known": known}
+            race = Race(self.parsed, images, weights, values, start, self.samples, **given)
             while asked := race.ask():
                 found = yield [Request(self.point, "tuning", one.settings, condition, upto=one.upto) for one in asked]
                 failed += [trial for trial in found if trial.status == FAILED]
@@ -119,7 +117,7 @@ class Raced(Adaptive):
     def _point(self, there: Any, config: dict[str, Any], condition: Settings) -> Settings | None:
         """The point of the space that edits as a configuration does; None if there is none."""
         try:
-            point = {key: reduce(getitem, key.split("."), there) for key in self.parsed.parts}
+            point = values_of(there, list(self.parsed.parts))
         except (KeyError, TypeError):  # another method, or a stage that is off
             return None
         if self.parsed.params(point) is None:

@@ -16,6 +16,8 @@ With axes, all this happens at each condition (see `sweeps/protocol.py`).
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import reduce
+from operator import getitem
 from typing import Any, ClassVar
 
 import optuna
@@ -117,14 +119,12 @@ def check_start(start: Sequence[Any], space: Space) -> None:
 
 def configured(config: Mapping[str, Any], settings: Settings, keys: Sequence[str]) -> Settings:
     """The values that a configuration, under settings, has for keys."""
-    merged: Any = with_settings(config, settings)
-    found = {}
-    for key in keys:
-        node = merged
-        for part in key.split("."):
-            node = node[part]
-        found[key] = node
-    return found
+    return values_of(with_settings(config, settings), keys)
+
+
+def values_of(config: Mapping[str, Any], keys: Sequence[str]) -> Settings:
+    """The values of dotted keys of a configuration. Raises KeyError or TypeError if it does not have one."""
+    return {key: reduce(getitem, key.split("."), config) for key in keys}
 
 
 def sample(
