@@ -97,17 +97,16 @@ def _replacing(overrides: Sequence[str]) -> list[str]:
     groups = {path.name for path in folder().iterdir() if path.is_dir()}
     for text in overrides:
         one = _parsed(text)
-        key = one.key_or_group
-        value = one.value()
+        key, value = one.key_or_group, one.value()
         if key == "intervention" and isinstance(value, list) and not one.is_delete():
             found[:0] = _together(value)
-        elif key in groups and not one.is_delete() and not isinstance(one.value(), str | list | dict):
-            raise SettingError(key, one.value(), f"must be one of {', '.join(choices(key))}")
-        elif not isinstance(one.value(), dict) or one.is_delete():
+        elif key in groups and not one.is_delete() and not isinstance(value, str | list | dict):
+            raise SettingError(key, value, f"must be one of {', '.join(choices(key))}")
+        elif not isinstance(value, dict) or one.is_delete():
             found.append(text)
         elif key.startswith("search.") and not one.is_add():
             found += [f"{'++' if one.is_force_add() else ''}{key}=null", text]
-        elif one.value():
+        elif value:
             found.append(text)
         else:
             raise SettingError(key, {}, "an empty mapping changes nothing; give settings, or null where it may be off")

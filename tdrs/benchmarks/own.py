@@ -249,12 +249,4 @@ class Tabled(Sourced):
 class Own(Tabled):
     """A user's own questions about pictures."""
 
-    shown: ClassVar[tuple[str, ...]] = (
-        "f1",
-        "precision",
-        "recall",
-        "yes_ratio",
-        "balanced_accuracy",
-        "roc_area",
-        "perplexity",
-    )
+    shown: ClassVar[tuple[str, ...]] = (*pope.SHOWN, "perplexity")

@@ -120,6 +120,7 @@ def metrics(records: Sequence[Record], rule: str = "official") -> dict[str, floa
     return result | {f"pooled.{key}": value for key, value in pooled.items()}
 
 
+SHOWN = "f1", "precision", "recall", "yes_ratio", "balanced_accuracy", "roc_area"  # metrics, beside accuracy
 MEASURES = {"F1": "f1", "balanced accuracy": "balanced_accuracy", "ROC area": "roc_area"}  # of tables: the metric
 INTERVALS = ("precision", "recall", *MEASURES.values())
 SHARE, CHANGE = (0.0, 1.0), (-1.0, 1.0)  # what a metric, and a difference of two, may be
@@ -258,15 +259,7 @@ class POPERules(Benchmark):
     """
 
     real: ClassVar[str] = "pope"
-    shown: ClassVar[tuple[str, ...]] = (
-        "f1",
-        "precision",
-        "recall",
-        "yes_ratio",
-        "balanced_accuracy",
-        "roc_area",
-        *(f"{c}.f1" for c in CATEGORIES),
-    )
+    shown: ClassVar[tuple[str, ...]] = (*SHOWN, *(f"{c}.f1" for c in CATEGORIES))
     rules: ClassVar[Mapping[str, Rule]] = RULES
     rule: str = "official"
 
