@@ -16,9 +16,10 @@ from PIL import Image
 from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, LogitsProcessor, PreTrainedModel
 from transformers.utils import logging
 
-from tdrs.attention.intervene import Session, intervene, session_of, text_decoder
+from tdrs.attention.intervene import intervene, session_of, text_decoder
 from tdrs.attention.method import Method
 from tdrs.attention.second_pass import SecondPass, check_second_pass, second_pass_of
+from tdrs.attention.session import Session
 from tdrs.backbones.adapter import merge
 from tdrs.backbones.backbone_settings import BackboneSettings, not_loaded
 from tdrs.backbones.checkpoint import check_processor, check_tensors, check_values

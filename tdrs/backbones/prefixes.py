@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from tdrs.attention.intervene import Session
+from tdrs.attention.session import Session
 from tdrs.backbones.image_embeddings import ImageEncoder
 from tdrs.benchmarks.benchmark import Picture
 

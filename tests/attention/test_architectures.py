@@ -10,7 +10,7 @@ from tdrs import DC, RE, TDRS, VAR
 from tdrs.attention import core
 from tdrs.attention.block import IMAGE, SYSTEM, TEXT, Block
 from tdrs.attention.call import Call
-from tdrs.attention.intervene import Session
+from tdrs.attention.session import Session
 from tdrs.attention.turned import turn
 from tdrs.interventions import METHODS
 from tdrs.interventions.positions import own
