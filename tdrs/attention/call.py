@@ -42,6 +42,8 @@ class Call:
         positions: the model's own position ids of all K tokens, (B or 1, K, axes): one axis, or three with M-RoPE.
         roles: SYSTEM, IMAGE or TEXT for each of the K tokens, (B, K).
         frequencies: how the rotation depends on positions.
+        tile_side: the rows of the square of image tokens of a picture, or of each tile that it is cut into; 0: they
+            form no squares; None: not known.
         states: the hidden states that enter the layer, of all K tokens, (B or 1, K, width).
         layer: the number of the decoder layer, from 0.
         heads: which query heads are edited, (1, H, 1, 1) boolean; None means all.
@@ -65,6 +67,7 @@ class Call:
     positions: torch.Tensor | None = None
     roles: torch.Tensor | None = None
     frequencies: Frequencies | None = None
+    tile_side: int | None = None
     states: torch.Tensor | None = None
     layer: int = 0
     heads: torch.Tensor | None = None

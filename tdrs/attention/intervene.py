@@ -76,7 +76,12 @@ def text_decoder(model: PreTrainedModel) -> PreTrainedModel:
 
 @contextmanager
 def intervene(
-    model: PreTrainedModel, method: Method, execution: str = "auto", marked: bool = False, two_passes: bool = False
+    model: PreTrainedModel,
+    method: Method,
+    execution: str = "auto",
+    marked: bool = False,
+    two_passes: bool = False,
+    tile_side: int | None = None,
 ) -> Iterator[Session]:
     """Edit the attention of a model's text decoder inside a `with` block. The vision tower is never edited.
 
@@ -90,6 +95,8 @@ def intervene(
         execution: `blocked`: in blocks of query rows; `reference`: over the whole map at once; `auto`: the fastest.
         marked: the caller says before each prompt which tokens take the part of image tokens, with `session.mark`.
         two_passes: the caller runs the second pass of a method that has one, in `session.two_passes`.
+        tile_side: the rows of the square of image tokens of a picture, or of each tile that it is cut into; 0: they
+            form no squares; None: not known.
 
     Returns:
         The session. `session.tally.read()` gives what the method counted, such as clamped end points.
@@ -105,7 +112,7 @@ def intervene(
         reason = f"combines two forward passes, and intervene edits one: use tdrs.evaluate(…) or its command{advice}"
         raise SettingError("method", type(method).__name__, reason)
     decoder = text_decoder(model)
-    session = Session(model, decoder, method, execution, marked)
+    session = Session(model, decoder, method, execution, marked, tile_side)
     context = session.context
     handles = []
     try:

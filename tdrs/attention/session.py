@@ -72,12 +72,19 @@ class Session:
     Attributes:
         second_pass: the method's second pass; None if it has none.
         tally: what the method counts, summed over all calls so far.
+        tile_side: as in a call.
         context: the record of all tokens that passed through the model.
         execute: the execution that calls of edited layers go to.
     """
 
     def __init__(
-        self, model: PreTrainedModel, decoder: PreTrainedModel, method: Method, execution: str, marked: bool = False
+        self,
+        model: PreTrainedModel,
+        decoder: PreTrainedModel,
+        method: Method,
+        execution: str,
+        marked: bool = False,
+        tile_side: int | None = None,
     ) -> None:
         self.method = method
         self.execute = EXECUTIONS[execution]
@@ -85,6 +92,7 @@ class Session:
         layers = layers_of(decoder)
         self.layers = {layer.self_attn: number for number, layer in enumerate(layers)}
         self.second_pass = second_pass_of(method)
+        self.tile_side = tile_side
         second = self.second_pass.attention if self.second_pass else None
         passes = [method.parts, () if second is None else second.parts]
         heads = decoder.config.num_attention_heads
@@ -275,6 +283,7 @@ class Session:
             roles=of_keys(self.context.roles),
             states=of_keys(self.context.states(layer)),
             frequencies=frequencies,
+            tile_side=self.tile_side,
             layer=layer,
             heads=heads,
             wanted=wanted,

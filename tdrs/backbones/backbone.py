@@ -101,7 +101,9 @@ class Backbone:
                 check_template(self.processor, second.system, self.reads_pictures)
             except SettingError as error:
                 raise error.under("intervention") from None
-        return intervene(self.model, method, execution, marked=not self.reads_pictures, two_passes=True)
+        side = self.prompts.family.tile_side(self.model.config) if self.reads_pictures else 0
+        marked = not self.reads_pictures
+        return intervene(self.model, method, execution, marked=marked, two_passes=True, tile_side=side)
 
     def image_tokens(self, inputs: Mapping[str, Any]) -> torch.Tensor:
         """Which tokens of `inputs` are the image's, or the passage's, (samples, tokens) boolean."""

@@ -13,7 +13,6 @@ image tokens of smaller positions). Here the model was trained with other positi
 no measure of the papers' models.
 """
 
-import math
 from dataclasses import dataclass
 
 import torch
@@ -33,9 +32,14 @@ class CCA(Positions):
 
     Args:
         form: `rings`: CCA; `folded`: MCA-LLaVA.
-        side: the rows of a picture's square of tokens. None: each run of image tokens is one square. A model that cuts
-            a picture into tiles (InternVL: 16 rows each) needs it. M-RoPE's own rows and columns are used where there
-            are three axes, and `side` is ignored; all three axes then take the new position.
+        side: the rows of the square of tokens of a picture, or of each tile that it is cut into. None: the model's own,
+            which is known for most families. Tiles follow each other, each with rings of its own. M-RoPE's own rows and
+            columns are used where there are three axes, and `side` is ignored; all three axes then take the new
+            position.
+
+    Raises:
+        SettingError: in the first call, if the side is not known, is not that of the model, or does not fit the number
+            of image tokens.
     """
 
     form: str = "rings"
@@ -65,9 +69,10 @@ class CCA(Positions):
         assert call.roles is not None, "the method must list 'roles' in its needs"
         image = call.roles == IMAGE
         positions = own(call)[:, 0].expand(image.shape[0], -1, -1)
-        return torch.stack([self._sample(*one) for one in zip(positions, image, strict=True)]).unsqueeze(1)
+        samples = zip(positions, image, strict=True)
+        return torch.stack([self._sample(*one, call.tile_side) for one in samples]).unsqueeze(1)
 
-    def _sample(self, positions: torch.Tensor, image: torch.Tensor) -> torch.Tensor:
+    def _sample(self, positions: torch.Tensor, image: torch.Tensor, known: int | None) -> torch.Tensor:
         """The new positions of one sample, (K, axes)."""
         result = positions.clone()
         edges = torch.nn.functional.pad(image.int(), (1, 1)).diff()
@@ -75,7 +80,7 @@ class CCA(Positions):
         for start, stop in runs:
             own_end = positions[start:stop].max() + 1  # the position of the text that follows
             offset, at = result[start].min(), start
-            for row, column in self._grids(positions[start:stop]):
+            for row, column in self._grids(positions[start:stop], known):
                 folded = [torch.minimum(part, part.max() - part) for part in (row, column)]
                 new = torch.minimum(*folded) if self.form == "rings" else folded[0] + folded[1]
                 result[at : at + len(new)] = (offset + new)[:, None]
@@ -83,15 +88,29 @@ class CCA(Positions):
             result[stop:] = positions[stop:] + (offset - own_end)
         return result
 
-    def _grids(self, positions: torch.Tensor) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    def _grids(self, positions: torch.Tensor, known: int | None) -> list[tuple[torch.Tensor, torch.Tensor]]:
         """The row and the column, from 0, of each token of a run of image tokens; one pair for each picture or tile."""
         count, axes = positions.shape
         if axes > 1:
             row, column = (positions[:, axis] - positions[:, axis].min() for axis in (-2, -1))
             return [(row, column)]
-        side = self.side or math.isqrt(count)
-        if count % side**2 or (self.side is None and count != side**2):
-            shown = "a square" if self.side is None else f"squares of {side} × {side}"
-            raise SettingError("side", self.side, f"does not fit an image of {count} tokens: they are not {shown}")
+        side = self._side(known)
+        if count % side**2:
+            reason = (
+                f"{side} × {side} tokens are a picture or a tile, and an image of {count} tokens has no such squares"
+            )
+            raise SettingError("side", self.side, reason)
         number = torch.arange(side**2, device=positions.device, dtype=positions.dtype)
         return [(number // side, number % side)] * (count // side**2)
+
+    def _side(self, known: int | None) -> int:
+        """The rows of a square, from the setting and what is known of the model."""
+        if known == 0:
+            raise SettingError("side", self.side, "no side fits: the image tokens of this model are not squares")
+        if known is not None and self.side not in (None, known):
+            raise SettingError("side", self.side, f"must be {known} in this model, or null")
+        side = known or self.side
+        if side is None:
+            reason = "must be given: how many rows of tokens a picture or a tile has is not known for this model"
+            raise SettingError("side", None, reason)
+        return side

@@ -158,11 +158,16 @@ def test_the_mean_map_is_the_mean_of_all_layers(tmp_path: Path) -> None:
 
 def test_tokens_that_are_no_grid_are_refused() -> None:
     config = SimpleNamespace(vision_config=SimpleNamespace(spatial_merge_size=2, patch_size=4), spatial_merge_size=2)
-    assert family_of("llava").token_grid(config, {}, 576) == (24, 24)
+    assert family_of("unknown").token_grid(config, {}, 576) == (24, 24)
     assert family_of("qwen3_vl").token_grid(config, {"image_grid_thw": torch.tensor([[1, 8, 6]])}, 12) == (4, 3)
     assert family_of("mistral3").token_grid(config, {"image_sizes": torch.tensor([[32, 24]])}, 12) == (4, 3)
     with pytest.raises(SettingError, match="several tiles"):
         family_of("unknown").token_grid(config, {}, 256 * 7)
+    tower = SimpleNamespace(image_size=[448, 448], patch_size=[14, 14])
+    tiled = SimpleNamespace(vision_config=tower, downsample_ratio=0.5)
+    assert family_of("internvl").token_grid(tiled, {}, 256) == (16, 16)
+    with pytest.raises(SettingError, match="several tiles"):
+        family_of("internvl").token_grid(tiled, {}, 256 * 4)
 
 
 @pytest.mark.parametrize("word", ["gain=both", "sample=x"])

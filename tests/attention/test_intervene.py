@@ -375,6 +375,7 @@ def test_every_method_decodes_from_a_cache_as_in_the_full_pass(mini_llava: Backb
         "tdrs": {**STAGES, "stats_scope": "row", "pairs": "text_to_image"},
         "ms_poe": {"ranking": "none"},  # ranks are those of the first call
         "scaling_vis": {"layers": [3], "phase": "both"},
+        "cca": {"side": 4},
         "var": {"tau": 3.0, "summ": 0.0, "rho": 1.0, "p": 0.1},
         "ad_hh": {"layers": [3]},
         "spin": {"layers": [3]},

@@ -5,6 +5,7 @@
 
 import json
 import shutil
+from collections import Counter
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -25,7 +26,9 @@ from tdrs.backbones import Backbone, BackboneSettings
 from tdrs.backbones.two_passes import ChangedPicture
 from tdrs.benchmarks.benchmark import Picture, PictureSet, Sample
 from tdrs.evaluation import evaluate
+from tdrs.interventions.cca import CCA
 from tdrs.interventions.sid import SID
+from tdrs.settings import SettingError
 from tests.backbones.folders import write
 from tests.backbones.small import SMALL, WINDOW
 from tests.interventions import calls as oracle
@@ -312,6 +315,40 @@ def test_image_tokens_are_as_many_as_the_embeddings(run: Run, size: tuple[int, i
         whole = backbone.model(**batch).logits
         parts = backbone.model(**tokens, mm_encoder_outputs=backbone.images.model_inputs([picture])).logits
     torch.testing.assert_close(parts, whole, atol=1e-4, rtol=1e-4)
+
+
+def test_concentric_positions_are_those_of_each_tile(run: Run) -> None:
+    """Four tiles of InternVL have as many tokens as one square. Where there are no squares, or they are not known, CCA
+    is refused."""
+    backbone = run.backbone
+    picture = Picture.of(Image.radial_gradient("L").resize((96, 32)).convert("RGB"))
+    (asked,) = (replace(sample, picture=picture) for sample in samples()[1:])
+    side = backbone.prompts.family.tile_side(backbone.model.config)
+    calls: list[Call] = []
+    with backbone.intervene(CCA(layers=[0])) as session:
+        execute = session.execute
+
+        def record(call: Call, method: Any) -> torch.Tensor:
+            calls.append(call)
+            return execute(call, method)
+
+        session.execute = record
+        if not side and run.calls[0][0].positions.shape[2] == 1:
+            with pytest.raises(SettingError, match="side = None: "):
+                backbone.answer([asked], "gqa")
+            return
+        backbone.answer([asked], "gqa")
+    image = (calls[0].roles == IMAGE)[0]
+    moved = CCA()._positions(calls[0])[0, 0, image, 0].int().tolist()
+    if side:
+        rings = [4 * (size - 1) or 1 for size in range(side, 0, -2)]
+        tiles = int(image.sum()) // side**2
+        assert tiles == (4 if backbone.settings.name == "internvl" else tiles)
+        assert list(Counter(moved).values()) == rings * tiles
+    with backbone.intervene(CCA(side=7)):
+        if side:
+            with pytest.raises(SettingError, match=f"side = 7: must be {side} in this model, or null"):
+                backbone.answer([asked], "gqa")
 
 
 def several() -> list[Sample]:

@@ -143,8 +143,8 @@ def deviation(name: str, method: Any, sample: Sample, heads: frozenset[int] = fr
 
 
 def edits() -> dict[str, Method]:
-    """Every method that edits attention, with one pass, at settings that edit the calls of the tests."""
-    given: dict[str, Any] = {"pai": {"gamma": 1.0}, "self_extend": {"window": 8}}  # prompts are short here
+    """Every method that edits attention, with one pass, at settings that edit the short calls of the tests."""
+    given: dict[str, Any] = {"pai": {"gamma": 1.0}, "self_extend": {"window": 8}, "cca": {"side": 4}}
     methods = {name: kind(**given.get(name, {})) for name, kind in METHODS.items()}
     return {name: method for name, method in methods.items() if method.edits_attention and not method.second_pass}
 

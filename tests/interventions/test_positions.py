@@ -131,7 +131,7 @@ def test_image_positions_by_hand(form: str, image: list[int], after: int) -> Non
     roles = torch.full((1, 21), TEXT)
     roles[0, 2:18] = IMAGE
     call = by_hand([1.0, 0.0], list(range(21)), roles=roles)
-    found = CCA(form=form)._positions(call)[0, 0, :, 0]
+    found = CCA(form=form)._positions(replace(call, tile_side=4))[0, 0, :, 0]
     assert found.tolist() == [0, 1, *(2 + n for n in image), *(2 + after + n for n in range(3))]
     axes = torch.arange(21)[:, None].repeat(1, 3)
     cells = torch.arange(16)
@@ -141,17 +141,30 @@ def test_image_positions_by_hand(form: str, image: list[int], after: int) -> Non
     assert torch.equal(same, found[:, None].expand(-1, 3))
 
 
-def test_tiles_and_two_pictures() -> None:
-    roles = torch.tensor([[TEXT, *[IMAGE] * 8, TEXT, *[IMAGE] * 4, TEXT]])
-    found = CCA(side=2)._positions(by_hand([1.0, 0.0], list(range(15)), roles=roles))[0, 0, :, 0]
-    assert found.tolist() == [0, 1, 1, 1, 1, 2, 2, 2, 2, 3, 4, 4, 4, 4, 5]
+@pytest.mark.parametrize(("side", "known"), [(2, None), (None, 2), (2, 2)])
+def test_tiles_and_two_pictures(side: int | None, known: int | None) -> None:
+    """Four tiles of 2 × 2 tokens are no square of 4 × 4."""
+    roles = torch.tensor([[TEXT, *[IMAGE] * 16, TEXT, *[IMAGE] * 4, TEXT]])
+    call = by_hand([1.0, 0.0], list(range(23)), roles=roles, tile_side=known)
+    found = CCA(side=side)._positions(call)[0, 0, :, 0].tolist()
+    assert found == [0, *[1] * 4, *[2] * 4, *[3] * 4, *[4] * 4, 5, *[6] * 4, 7]
 
 
-@pytest.mark.parametrize(("side", "says"), [(None, "are not a square"), (3, "are not squares of 3 × 3")])
-def test_an_image_that_is_no_square_is_refused(side: int | None, says: str) -> None:
-    roles = torch.tensor([[TEXT, *[IMAGE] * 8, TEXT]])
+@pytest.mark.parametrize(
+    ("side", "known", "says"),
+    [
+        (None, None, "side = None: must be given"),
+        (None, 0, "side = None: no side fits"),
+        (2, 0, "side = 2: no side fits"),
+        (2, 4, "side = 2: must be 4 in this model"),
+        (3, None, "an image of 16 tokens has no such squares"),
+        (None, 8, "an image of 16 tokens has no such squares"),
+    ],
+)
+def test_a_side_that_is_unknown_or_does_not_fit_is_refused(side: int | None, known: int | None, says: str) -> None:
+    roles = torch.tensor([[TEXT, *[IMAGE] * 16, TEXT]])
     with pytest.raises(SettingError, match=says):
-        blocked(by_hand([1.0, 0.0], list(range(10)), roles=roles), CCA(side=side))
+        blocked(by_hand([1.0, 0.0], list(range(18)), roles=roles, tile_side=known), CCA(side=side))
 
 
 def test_ranks_are_those_of_the_first_call() -> None:

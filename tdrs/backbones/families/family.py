@@ -73,6 +73,13 @@ class Family:
         """
         return change(pixels)
 
+    def tile_side(self, config: Any) -> int | None:
+        """The rows of the square of image tokens of a picture, or of each tile that it is cut into.
+
+        0: they form no squares; None: not known.
+        """
+        return None
+
     def token_grid(self, config: Any, inputs: Mapping[str, Any], count: int) -> tuple[int, int]:
         """Rows and columns of an image's tokens, for figures.
 
@@ -84,7 +91,8 @@ class Family:
         Raises:
             SettingError: the tokens form no square, for example because the picture was cut into tiles.
         """
-        side = round(count**0.5)
+        known = self.tile_side(config)
+        side = round(count**0.5) if known is None else known  # four tiles may have as many tokens as one square
         if side * side != count:
             raise SettingError("backbone", count, "the picture was cut into several tiles, so there is no single map")
         return side, side

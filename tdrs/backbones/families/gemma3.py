@@ -1,5 +1,6 @@
 """Gemma 3: Gemma Team, "Gemma 3 Technical Report", arXiv 2503.19786."""
 
+import math
 from typing import Any
 
 from tdrs.backbones.families.family import Family, true_or_false
@@ -13,3 +14,6 @@ class Gemma3(Family):
 
     def processor_values(self, config: Any) -> dict[str, Any]:
         return {"image_seq_length": config.mm_tokens_per_image}
+
+    def tile_side(self, config: Any) -> int:
+        return math.isqrt(config.mm_tokens_per_image)

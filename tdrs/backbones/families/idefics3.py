@@ -13,8 +13,10 @@ class Idefics3(Family):
     reads_in_pieces = True
 
     def processor_values(self, config: Any) -> dict[str, Any]:
-        side = config.vision_config.image_size // config.vision_config.patch_size // config.scale_factor
-        return {"image_seq_len": side**2}
+        return {"image_seq_len": self.tile_side(config) ** 2}
+
+    def tile_side(self, config: Any) -> int:
+        return int(config.vision_config.image_size // config.vision_config.patch_size // config.scale_factor)
 
 
 class SmolVLM(Idefics3):

@@ -16,6 +16,8 @@ class InternVL(Family):
     reads_in_pieces = True
 
     def processor_values(self, config: Any) -> dict[str, Any]:
+        return {"image_seq_length": self.tile_side(config) ** 2}
+
+    def tile_side(self, config: Any) -> int:
         vision = config.vision_config
-        side = vision.image_size[0] // vision.patch_size[0] * config.downsample_ratio
-        return {"image_seq_length": int(side**2)}
+        return int(vision.image_size[0] // vision.patch_size[0] * config.downsample_ratio)

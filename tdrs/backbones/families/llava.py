@@ -30,3 +30,8 @@ class Llava(Family):
 
     def processor_values(self, config: Any) -> dict[str, Any]:
         return {"patch_size": config.vision_config.patch_size}
+
+    def tile_side(self, config: Any) -> int:
+        if config.vision_config.model_type == "pixtral":  # pictures of any size; each row is a run of its own
+            return 0
+        return int(config.vision_config.image_size // config.vision_config.patch_size)

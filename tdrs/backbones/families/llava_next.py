@@ -17,3 +17,6 @@ class LlavaNext(Family):
             "patch_size": config.vision_config.patch_size,
             "vision_feature_select_strategy": config.vision_feature_select_strategy,
         }
+
+    def tile_side(self, config: Any) -> int:
+        return 0  # tiles are joined, lose their padding, and have a token at the end of each row

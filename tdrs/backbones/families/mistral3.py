@@ -19,6 +19,9 @@ class Mistral3(Family):
     def processor_values(self, config: Any) -> dict[str, Any]:
         return {"patch_size": config.vision_config.patch_size, "spatial_merge_size": config.spatial_merge_size}
 
+    def tile_side(self, config: Any) -> int:
+        return 0  # each row is a run of its own
+
     def token_grid(self, config: Any, inputs: Mapping[str, Any], count: int) -> tuple[int, int]:
         height, width = (int(side) for side in inputs["image_sizes"][0])
         cell = config.vision_config.patch_size * config.spatial_merge_size

@@ -1,5 +1,7 @@
 """PaliGemma (arXiv 2407.07726) and PaliGemma 2 (arXiv 2412.03555)."""
 
+from typing import Any
+
 from tdrs.backbones.families.family import Family
 
 
@@ -18,3 +20,6 @@ class PaliGemma(Family):
 
     def processor_text(self, text: str) -> str:
         return text.removesuffix("\n")  # the processor adds one
+
+    def tile_side(self, config: Any) -> int:
+        return int(config.vision_config.image_size // config.vision_config.patch_size)
