@@ -8,18 +8,18 @@ that were not measured. Source: arXiv 2504.10020, which finds that shifted yes-r
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
 
-from tdrs.analysis.evidence import Evidence, Paired, compare_records, condition_name
+from tdrs.analysis.evidence import Paired, compare_records, condition_name
 from tdrs.benchmarks import DATASETS, Record
 from tdrs.benchmarks.yes_no import gold_yes, yes_margins
 from tdrs.configuration import with_settings
 from tdrs.records import Records
-from tdrs.statistics import Interval, accuracy_interval
+from tdrs.statistics import Interval, Measure, accuracy_interval
 from tdrs.sweeps.trial import COMPLETE, STOCK, Outcome, Trial, check_pair, spelled
 
 NAME = "answer bias, tuned"
@@ -144,7 +144,44 @@ def _accuracy(records: Sequence[Record]) -> Interval:
     return accuracy_interval(scores, images, weights)
 
 
-def controls(outcome: Outcome, records: Records, evidence: Sequence[Evidence]) -> dict[str, Control]:
+class Reading(NamedTuple):
+    """A line of the control below a row, for tables.
+
+    Attributes:
+        name: `NAME` below the stock model; `MATCHED` below a method.
+        accuracy: of the biased stock model.
+        difference: below the stock model, to it; below a method, the method minus the biased stock model; paired.
+    """
+
+    name: str
+    accuracy: Interval
+    difference: Interval
+
+
+Controls = Mapping[str, Control]  # by the condition's words
+
+
+def readings(controls: Controls | None, condition: str, row: str) -> list[Reading]:
+    """What the control says below a row of a condition; empty where it says nothing."""
+    control = (controls or {}).get(condition)
+    if control is None:
+        return []
+    if row == STOCK:
+        known = control.accuracy is not None and control.paired is not None
+        return [Reading(NAME, control.accuracy, control.paired.difference)] if known else []  # type: ignore[arg-type,union-attr]
+    match = control.matches.get(row)
+    return [Reading(MATCHED, match.accuracy, match.difference)] if match else []
+
+
+def bias_of(controls: Controls | None, condition: str, row: str) -> float | None:
+    """The bias of a reading: the tuned one for the stock model, that of its yes-rate for a method; None without one."""
+    control = (controls or {}).get(condition)
+    if control is None or row == STOCK:
+        return control and control.bias
+    return control.matches[row].bias if row in control.matches else None
+
+
+def controls(outcome: Outcome, records: Records) -> dict[str, Control]:
     """The control of each condition with yes/no questions and a complete stock model, by the condition's words.
 
     Raises:
@@ -156,12 +193,19 @@ def controls(outcome: Outcome, records: Records, evidence: Sequence[Evidence]) -
         if trial.name == STOCK and trial.split == "tuning" and trial.status == COMPLETE
     }
     found = {}
-    for one in evidence:
-        if one.trial.name == STOCK and one.measures:
-            rows = [row.trial for row in evidence if row.condition == one.condition and row.trial is not one.trial]
-            chosen_on = tuning.get(spelled(one.trial.condition))
-            found[one.condition] = _control(outcome, records, one.trial, chosen_on, rows)
+    complete = [row for row in outcome.rows if row.status == COMPLETE]
+    for stock in complete:
+        if stock.name == STOCK and _measures(outcome, stock):
+            at = spelled(stock.condition)
+            rows = [row for row in complete if spelled(row.condition) == at and row.name != STOCK]
+            found[condition_name(outcome, stock.condition)] = _control(outcome, records, stock, tuning.get(at), rows)
     return found
+
+
+def _measures(outcome: Outcome, trial: Trial) -> Mapping[str, Measure]:
+    """The measures of yes/no questions; none of other ones."""
+    dataset = with_settings(outcome.config, dict(trial.condition))["dataset"]
+    return DATASETS[outcome.named(trial.condition, "dataset")].measures_of(str(dataset["rule"]))
 
 
 def _control(
@@ -200,8 +244,7 @@ def _control(
         return Control(missing, None, None, None, {}, matches, [missing, *notes])
     bias = tuned_bias(tuning)
     after = biased(held_out, bias)
-    dataset = with_settings(outcome.config, dict(stock.condition))["dataset"]
-    measures = DATASETS[outcome.named(stock.condition, "dataset")].measures_of(str(dataset["rule"]))
+    measures = _measures(outcome, stock)
     paired = compare_records(held_out, after, measures)
     said = f"{condition}: {NAME}: {bias:+.3f} nats on the log-odds of yes, chosen on n = {len(tuning)} tuning records"
     values = {name: measure.value(after) for name, measure in measures.items()}

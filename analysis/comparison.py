@@ -16,6 +16,7 @@ import matplotlib.figure
 from matplotlib.axes import Axes
 
 from tdrs import escape
+from tdrs.analysis.answer_bias import Controls, readings
 from tdrs.analysis.evidence import condition_name
 from tdrs.analysis.figure import STYLES, GivenAxes, axes_for, redraw, save, set_title
 from tdrs.analysis.samples import row_link
@@ -123,29 +124,46 @@ def _draw_condition(axis: Axes, condition: ConditionDifferences) -> None:
     axis.spines[["top", "right", "left"]].set_visible(False)
 
 
-def markdown(differences: list[ConditionDifferences]) -> str:
-    """All numbers as a table, a line for each condition and row."""
+def markdown(differences: list[ConditionDifferences], controls: Controls | None = None) -> str:
+    """All numbers as a table, a line for each condition and row, and for what `answer_bias` says below a row."""
     lines = ["| condition | method | n | accuracy | difference to stock [95 %] |", "|---|---|---|---|---|"]
     for condition in differences:
-        name = escape.markdown(condition.condition)
-        lines.append(f"| {name} | stock | {condition.n} | {condition.stock[0]:.3f} | |")
+
+        def line(name: str, accuracy: float, difference: str = "", head: str = "", n: int = condition.n) -> str:
+            shown = [escape.markdown(head), escape.markdown(name), str(n), f"{accuracy:.3f}", difference]
+            return f"| {' | '.join(shown)} |".replace("|  |", "| |").replace("|  |", "| |")
+
+        def below(row: str, at: str = condition.condition) -> list[str]:
+            found = readings(controls, at, row)
+            return [line(one.name, one.accuracy.value, _shown(*one.difference)) for one in found]
+
+        lines += [line("stock", condition.stock[0], head=condition.condition), *below(STOCK)]
         for row in condition.rows:
-            difference = f"{row.difference:+.3f} [{row.low:+.3f}, {row.high:+.3f}]"
-            lines.append(f"| | {escape.markdown(row.method)} | {condition.n} | {row.accuracy:.3f} | {difference} |")
+            lines.append(line(row.method, row.accuracy, _shown(row.difference, row.low, row.high)))
+            lines += below(row.method)
     return "\n".join(lines) + "\n"
 
 
+def _shown(value: float, low: float, high: float) -> str:
+    return f"{value:+.3f} [{low:+.3f}, {high:+.3f}]"
+
+
 def write_comparison(
-    differences: list[ConditionDifferences], folder: Path, warning: str = "", stamp: Mapping[str, str] | None = None
+    differences: list[ConditionDifferences],
+    folder: Path,
+    warning: str = "",
+    stamp: Mapping[str, str] | None = None,
+    controls: Controls | None = None,
 ) -> list[Path]:
     """Write `comparison.png`, `comparison.svg` and `comparison.md`; return their paths.
 
     Args:
         stamp: which study the figure belongs to, for the files' metadata.
+        controls: for yes/no questions; the table has them, the figure has not.
     """
     figure = draw_comparison(differences, warning=warning, study=(stamp or {}).get("Title", ""))
     table = folder / "comparison.md"
-    table.write_text(markdown(differences), encoding="utf-8")
+    table.write_text(markdown(differences, controls), encoding="utf-8")
     return [*save(figure, folder, "comparison", stamp), table]
 
 
@@ -154,7 +172,7 @@ def main(arguments: list[str]) -> int:
 
     def write(study: StudyResults) -> list[Path]:
         differences = paired_differences(study.outcome)
-        return write_comparison(differences, study.folder, study.warning, study.outcome.stamp)
+        return write_comparison(differences, study.folder, study.warning, study.outcome.stamp, study.controls)
 
     return redraw(arguments, write)
 

@@ -24,7 +24,8 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
 from tdrs import escape
-from tdrs.analysis.evidence import condition_names
+from tdrs.analysis.answer_bias import NAME, Controls, readings
+from tdrs.analysis.evidence import condition_name, condition_names
 from tdrs.analysis.figure import STYLES, GivenAxes, axes_for, redraw, save, set_title, span
 from tdrs.analysis.study_results import StudyResults
 from tdrs.benchmarks import DATASETS
@@ -36,17 +37,19 @@ from tdrs.sweeps.trial import STOCK, Outcome
 TRAINED = 32  # tokens: the longest text the embedded models were trained with
 TEXT_SETTINGS = ("dataset.gap", "dataset.filler", "dataset.blank")  # what tells the points of one panel apart
 POSITIONS = {"between": "text between {} and question", "before_image": "the same text before the {}"}
+BESIDE = "minus the stock model at this yes-rate"
 LINES: dict[str, Literal["-", "--"]] = {"between": "-", "before_image": "--"}
 
 
 class Point(NamedTuple):
-    """Accuracy with its 95 % limits at a gap, in tokens, and the number of samples."""
+    """Accuracy with its 95 % limits at a gap, in tokens, the number of samples, and the condition in words."""
 
     gap: int
     accuracy: float
     low: float
     high: float
     n: int
+    condition: str = ""
 
 
 class DistanceCurves(NamedTuple):
@@ -85,7 +88,7 @@ def distance_curves(outcome: Outcome) -> list[DistanceCurves]:
                 found[names] = curves._replace(blank=row.score)
             continue
         value, low, high = row.accuracy
-        point = Point(gap, value, low, high, row.n)
+        point = Point(gap, value, low, high, row.n, condition_name(outcome, row.condition))
         for position in POSITIONS if gap == 0 else [dataset["filler"]]:
             curves.lines.setdefault((row.name, position), []).append(point)
     for curves in found.values():
@@ -195,8 +198,12 @@ def _draw_panel(axis: Axes, panel: DistanceCurves) -> None:
     axis.spines[["top", "right"]].set_visible(False)
 
 
-def markdown(curves: list[DistanceCurves], backbone: str) -> str:
-    """A backbone's numbers as a table: a line for each benchmark, method and position of the text, a column a gap."""
+def markdown(curves: list[DistanceCurves], backbone: str, controls: Controls | None = None) -> str:
+    """A backbone's numbers as a table: a line for each benchmark, method and position of the text, a column a gap.
+
+    Below a line stands what `answer_bias` says of it: the tuned bias's accuracy, or a method minus the stock model at
+    the method's yes-rate.
+    """
     curves = [panel for panel in curves if panel.backbone == backbone]
     gaps = sorted({p.gap for panel in curves for line in panel.lines.values() for p in line})
     lines = [
@@ -215,21 +222,43 @@ def markdown(curves: list[DistanceCurves], backbone: str) -> str:
                 point = found.get(gap) if first or gap else None
                 shown.append(f"{point.accuracy:.3f} [{point.low:.3f}, {point.high:.3f}]" if point else "")
             lines.append(f"| {name} | {' | '.join(shown)} |")
+            lines += _below(method, {gap: found[gap] for gap in found if first or gap}, gaps, controls)
     return "\n".join(lines)
 
 
+def _below(method: str, points: Mapping[int, Point], gaps: list[int], controls: Controls | None) -> list[str]:
+    """The lines of a table below a method's; none where the control says nothing."""
+    found = {gap: one for gap, point in points.items() for one in readings(controls, point.condition, method)}
+    shown = [""]
+    for gap in gaps:
+        one = found.get(gap)
+        if one is None:
+            shown.append("")
+        elif method == STOCK:
+            shown.append("{:.3f} [{:.3f}, {:.3f}]".format(*one.accuracy))
+        else:
+            shown.append("{:+.3f} [{:+.3f}, {:+.3f}]".format(*one.difference))
+    name = NAME if method == STOCK else BESIDE
+    return [f"| — {name} | {' | '.join(shown)} |"] if found else []
+
+
 def write_distance(
-    curves: list[DistanceCurves], folder: Path, warning: str = "", stamp: Mapping[str, str] | None = None
+    curves: list[DistanceCurves],
+    folder: Path,
+    warning: str = "",
+    stamp: Mapping[str, str] | None = None,
+    controls: Controls | None = None,
 ) -> list[Path]:
     """Write `distance.png`, `distance.svg` and `distance.md`; return their paths.
 
     Args:
         stamp: which study the figure belongs to, for the files' metadata.
+        controls: for yes/no questions; the tables have them, the figure has not.
     """
     figure = draw_distance(curves, warning=warning, study=(stamp or {}).get("Title", ""))
     backbones = dict.fromkeys(panel.backbone for panel in curves)
     tables = folder / "distance.md"
-    parts = [f"## {escape.markdown(name)}\n\n{markdown(curves, name)}\n" for name in backbones]
+    parts = [f"## {escape.markdown(name)}\n\n{markdown(curves, name, controls)}\n" for name in backbones]
     tables.write_text("\n".join(parts), encoding="utf-8")
     return [*save(figure, folder, "distance", stamp), tables]
 
@@ -238,7 +267,8 @@ def main(arguments: list[str]) -> int:
     """The command."""
 
     def write(study: StudyResults) -> list[Path]:
-        return write_distance(distance_curves(study.outcome), study.folder, study.warning, study.outcome.stamp)
+        curves = distance_curves(study.outcome)
+        return write_distance(curves, study.folder, study.warning, study.outcome.stamp, study.controls)
 
     return redraw(arguments, write)
 

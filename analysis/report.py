@@ -66,6 +66,7 @@ class Report:
         elsewhere: how that differs from where the page was made, and between two rows that are compared.
         exports: the commands that show the trials and export them.
         stamp: which study the page belongs to.
+        controls: for yes/no questions.
         importance: what matters, by condition, in a study that searched a space.
     """
 
@@ -93,6 +94,7 @@ class Report:
     stamp: dict[str, str]
     notes: list[str] = field(default_factory=list)
     answers: list[str] = field(default_factory=list)
+    controls: answer_bias.Controls = field(default_factory=dict)
     importance: list[ImportanceSection] = field(default_factory=list)
 
 
@@ -160,6 +162,7 @@ def study_report(
     figures: Sequence[tuple[str, Path]] = (),
     answers: Sequence[str] = (),
     matters: Sequence[ImportanceSection] = (),
+    controls: answer_bias.Controls | None = None,
 ) -> Report:
     """All that the page says, from stored records.
 
@@ -168,9 +171,10 @@ def study_report(
         figures: what `write_figures` and `write_answers` wrote.
         answers: what `write_answers` says.
         matters: what `sections_of` wrote.
+        controls: for yes/no questions; None computes them.
     """
     found = compare_rows(outcome, records)
-    controls = answer_bias.controls(outcome, records, found)
+    controls = answer_bias.controls(outcome, records) if controls is None else controls
     compared = published_comparisons(outcome, records)
     findings: dict[str, list[tuple[str, str]]] = {}
     for one in found:
@@ -231,12 +235,19 @@ def study_report(
             *(note for control in controls.values() for note in control.notes),
         ],
         answers=list(answers),
+        controls=controls,
         importance=list(matters),
     )
 
 
-def write_figures(outcome: Outcome, folder: Path) -> list[tuple[str, Path]]:
-    """Write the figures that fit the study; return what each shows, and its SVG file."""
+def write_figures(
+    outcome: Outcome, folder: Path, controls: answer_bias.Controls | None = None
+) -> list[tuple[str, Path]]:
+    """Write the figures that fit the study; return what each shows, and its SVG file.
+
+    Args:
+        controls: for yes/no questions; the tables beside the figures have them.
+    """
     written: list[tuple[str, list[Path]]] = []
     settings = sensitivity.sensitivity_curves(outcome)
     if any(condition.settings for condition in settings):
@@ -247,12 +258,12 @@ def write_figures(outcome: Outcome, folder: Path) -> list[tuple[str, Path]]:
     elif len({row.condition.get("dataset.gap") for row in outcome.rows}) > 1:
         curves = distance.distance_curves(outcome)
         if curves:
-            paths = distance.write_distance(curves, folder, outcome.warning, outcome.stamp)
+            paths = distance.write_distance(curves, folder, outcome.warning, outcome.stamp, controls)
             written.append(("Accuracy against distance", paths))
     else:
         differences = [condition for condition in comparison.paired_differences(outcome) if condition.rows]
         if differences:
-            paths = comparison.write_comparison(differences, folder, outcome.warning, outcome.stamp)
+            paths = comparison.write_comparison(differences, folder, outcome.warning, outcome.stamp, controls)
             written.append(("Paired differences to the stock model", paths))
     # these two only if they were measured: python -m analysis.decay, python -m analysis.attention
     if values := stored_measurement(folder / "decay.json", outcome):
@@ -264,18 +275,24 @@ def write_figures(outcome: Outcome, folder: Path) -> list[tuple[str, Path]]:
     return [(title, next(path for path in paths if path.suffix == ".svg")) for title, paths in written]
 
 
-def write_answers(outcome: Outcome, records: Records, folder: Path) -> tuple[list[tuple[str, Path]], list[str]]:
+def write_answers(
+    outcome: Outcome, records: Records, folder: Path, controls: answer_bias.Controls | None = None
+) -> tuple[list[tuple[str, Path]], list[str]]:
     """Write the figure of a study whose conditions were measured together; return what it shows with its SVG file, and
-    what it says, in sentences. Both are empty for other studies, and if no row was measured whole."""
+    what it says, in sentences. Both are empty for other studies, and if no row was measured whole.
+
+    Args:
+        controls: for yes/no questions; the tables beside the figures have them.
+    """
     if all(row.status != COMPLETE for row in outcome.rows if row.name != STOCK):
         return [], []
     if outcome.protocol == "tradeoff":
-        found = tradeoff.fronts(outcome, records)
+        found = tradeoff.fronts(outcome, records, controls)
         paths = tradeoff.write_tradeoff(found, folder, outcome.warning, outcome.stamp)
         return [("What a gain costs: fronts, the temperature's beneath", paths[1])], tradeoff.sentences(found)
     if outcome.protocol == "transfer":
         cells = transfer.matrices(outcome, records)
-        paths = transfer.write_transfer(cells, folder, outcome.warning, outcome.stamp)
+        paths = transfer.write_transfer(cells, folder, outcome.warning, outcome.stamp, controls)
         return [("Tuned on × reported on", paths[1])], transfer.sentences(cells)
     return [], []
 
@@ -361,9 +378,10 @@ def _inlined(figures: Sequence[tuple[str, Path]]) -> list[tuple[str, str]]:
 
 def report_study(outcome: Outcome, records: Records, folder: Path) -> tuple[Report, list[Path]]:
     """Write a study's figures, pages and tables; return what the page says, and the paths of pages and tables."""
-    figures, answers = write_answers(outcome, records, folder)
-    figures = [*figures, *write_figures(outcome, folder)]
-    report = study_report(outcome, records, folder, figures, answers, sections_of(outcome, records, folder))
+    controls = answer_bias.controls(outcome, records)
+    figures, answers = write_answers(outcome, records, folder, controls)
+    figures = [*figures, *write_figures(outcome, folder, controls)]
+    report = study_report(outcome, records, folder, figures, answers, sections_of(outcome, records, folder), controls)
     return report, [*write_report(report, folder), samples.write_samples(outcome, records, folder)]
 
 

@@ -55,6 +55,13 @@ class StudyResults:
         return "\n".join([f"study {self.name}", *summary.table(self.outcome), *self.notes])
 
     @property
+    def controls(self) -> dict[str, answer_bias.Control]:
+        """The control for yes/no questions of each condition, by the condition's words; see `analysis.answer_bias`."""
+        if self._controls is None:
+            self._controls = answer_bias.controls(self.outcome, self.records)
+        return self._controls
+
+    @property
     def notes(self) -> list[str]:
         """What a reader of the numbers should know: clamped settings, and how the samples were read and drawn."""
         notes = dict.fromkeys(note for row in self.outcome.rows for note in row.notes)
@@ -156,9 +163,7 @@ class StudyResults:
         if baseline not in self._evidence:
             self._evidence[baseline] = compare_rows(self.outcome, self.records, baseline)
         found = {id(one.trial): one for one in self._evidence[baseline]}
-        if baseline == STOCK and self._controls is None:
-            self._controls = answer_bias.controls(self.outcome, self.records, list(found.values()))
-        controls = (self._controls or {}) if baseline == STOCK else {}
+        controls = self.controls if baseline == STOCK else {}
         comparisons = sum(one.difference is not None for one in found.values())
         lines: list[dict[str, Any]] = []
         for row in self.outcome.rows:
@@ -179,8 +184,8 @@ class StudyResults:
             lines.append(about | measure_columns("accuracy", one.accuracy, one.difference) | tests)
             for measure, value in one.measures.items():
                 lines.append(about | measure_columns(measure, value, one.differences.get(measure)))
-            if control and (match := control.matches.get(row.name)):
-                lines.append(about | measure_columns(answer_bias.MATCHED, match.accuracy, match.difference))
+            for read in answer_bias.readings(controls, condition, row.name):
+                lines.append(about | measure_columns(read.name, read.accuracy, read.difference))
         return self._labelled(pd.DataFrame(lines))
 
     @property

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from tdrs import escape
-from tdrs.analysis.answer_bias import MATCHED, NAME, Control, controls
+from tdrs.analysis.answer_bias import MATCHED, NAME, Control, Controls, controls, readings
 from tdrs.analysis.evidence import Evidence, compare_rows, show_p
 from tdrs.analysis.figure import redraw
 from tdrs.analysis.study_results import StudyResults
@@ -67,9 +67,7 @@ def _percent(interval: Interval) -> tuple[float, float, float]:
     return 100 * interval.value, 100 * interval.low, 100 * interval.high
 
 
-def table_rows(
-    outcome: Outcome, evidence: Sequence[Evidence], controls: Mapping[str, Control] | None = None
-) -> list[TableRow]:
+def table_rows(outcome: Outcome, evidence: Sequence[Evidence], controls: Controls | None = None) -> list[TableRow]:
     """A table row for each item of evidence, and one for each other measure. The paper reports F1 of POPE.
 
     Args:
@@ -103,8 +101,9 @@ def table_rows(
         control = (controls or {}).get(one.condition)
         if control and one.trial.name == STOCK:
             rows += _bias_rows(row, control)
-        elif control and (match := control.matches.get(one.trial.name)):
-            matched: dict[str, Any] = {"value": _percent(match.accuracy), "difference": _percent(match.difference)}
+            continue
+        for read in readings(controls, one.condition, one.trial.name):
+            matched: dict[str, Any] = {"value": _percent(read.accuracy), "difference": _percent(read.difference)}
             rows.append(row._replace(measure=MATCHED, reported=None, **matched, **_NO_TEST))
     return rows
 
@@ -220,7 +219,7 @@ def main(arguments: list[str]) -> int:
 
     def write(study: StudyResults) -> list[Path]:
         found = compare_rows(study.outcome, study.records)
-        rows = table_rows(study.outcome, found, controls(study.outcome, study.records, found))
+        rows = table_rows(study.outcome, found, controls(study.outcome, study.records))
         return write_tables(rows, study.folder, study.warning, study.outcome.stamp)
 
     return redraw(arguments, write)

@@ -20,7 +20,9 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from tdrs import escape
-from tdrs.analysis.evidence import LEVEL, show_p, verdict
+from tdrs.analysis import answer_bias
+from tdrs.analysis.answer_bias import Controls
+from tdrs.analysis.evidence import LEVEL, condition_name, show_p, verdict
 from tdrs.analysis.figure import STYLES, GivenAxes, axes_for, redraw, save, set_title, span
 from tdrs.analysis.study_results import StudyResults
 from tdrs.benchmarks import Record
@@ -52,6 +54,8 @@ class FrontPoint(NamedTuple):
         name: of its row.
         settings: in words.
         values: of each measure, with its 95 % limits; see `Fronts.measures`.
+        at_yes_rate: of each measure, that of this row minus the stock model's at this row's yes-rate, paired; None
+            unless it is an accuracy of yes/no questions; see `answer_bias`.
         beside: the row that it is compared with: see `_beside`; "" for the temperature itself.
         gain: the first measure, minus that of `beside`, paired.
         p_holm: of the sign-flip test of this difference, corrected for all points that are compared.
@@ -64,6 +68,7 @@ class FrontPoint(NamedTuple):
     beside: str
     gain: Interval
     p_holm: float
+    at_yes_rate: list[Interval | None]
 
     @property
     def verdict(self) -> str:
@@ -79,16 +84,21 @@ class Fronts(NamedTuple):
         methods: the points of each method, the least costly first; the temperature's methods first.
         sharpening: the methods that are a temperature.
         n: the number of samples of each condition.
+        bias: of each measure, that of the tuned answer bias; None as for `at_yes_rate`, or if no bias was tuned.
     """
 
     measures: list[Objective]
     methods: dict[str, list[FrontPoint]]
     sharpening: list[str]
     n: list[int]
+    bias: list[Interval | None]
 
 
-def fronts(outcome: Outcome, records: Records) -> Fronts:
+def fronts(outcome: Outcome, records: Records, controls: Controls | None = None) -> Fronts:
     """The fronts of a finished study, from its stored records.
+
+    Args:
+        controls: for yes/no questions; None computes them.
 
     Raises:
         SettingError: the study's protocol is not `tradeoff`, no row was measured whole, or rows have other samples.
@@ -104,6 +114,17 @@ def fronts(outcome: Outcome, records: Records) -> Fronts:
 
     def samples(name: str, one: Objective) -> "_Samples | None":
         return _samples([rows.get((name, spelled(at))) for at in search.conditions if one.holds(at)], records, read)
+
+    controls = answer_bias.controls(outcome, records) if controls is None else controls
+
+    def biased(name: str, one: Objective) -> "_Samples | None":
+        """The stock model with the control's bias: the tuned one, or that of a row's yes-rate."""
+        conditions = [at for at in search.conditions if one.holds(at)]
+        biases = [answer_bias.bias_of(controls, condition_name(outcome, at), name) for at in conditions]
+        known = [bias for bias in biases if bias is not None]
+        if one.metric != "accuracy" or len(known) < len(biases):
+            return None
+        return _samples([rows.get((STOCK, spelled(at))) for at in conditions], records, read, known)
 
     base = [samples(STOCK, one) for one in measures]
     found: dict[str, list[FrontPoint]] = {}
@@ -123,7 +144,11 @@ def fronts(outcome: Outcome, records: Records) -> Fronts:
                 check_same_samples(before.records, after.records, name)
             values = [_measured(one.metric, *pair) for one, pair in zip(measures, both, strict=True)]
             beside = "" if method in sharpening else _beside(name, tuned, sharpening, search)
-            point = FrontPoint(method, name, settings[name], values, beside, Interval(*[math.nan] * 3), 1.0)
+            rates = [
+                _difference("accuracy", before, after) if before else None
+                for before, (_, after) in zip((biased(name, one) for one in measures), both, strict=True)
+            ]
+            point = FrontPoint(method, name, settings[name], values, beside, Interval(*[math.nan] * 3), 1.0, rates)
             rival = samples(beside, measures[0]) if beside else None
             p = math.nan
             if rival and each[0]:
@@ -137,7 +162,9 @@ def fronts(outcome: Outcome, records: Records) -> Fronts:
         found.setdefault(point.method, []).append(point)
     if not found:
         raise SettingError("study", outcome.name, "has no point that was measured whole")
-    return Fronts(measures, found, sharpening, [row.n for row in rows.values()])
+    shifted = [(first, biased(STOCK, one)) for first, one in zip(base, measures, strict=True)]
+    bias = [_difference("accuracy", first, after) if first and after else None for first, after in shifted]
+    return Fronts(measures, found, sharpening, [row.n for row in rows.values()], bias)
 
 
 class _Samples(NamedTuple):
@@ -149,15 +176,21 @@ class _Samples(NamedTuple):
     seconds: float
 
 
-def _samples(rows: Sequence[Trial | None], records: Records, read: dict[str, list[Record]]) -> _Samples | None:
-    """The samples of rows; None if one was not measured whole."""
+def _samples(
+    rows: Sequence[Trial | None],
+    records: Records,
+    read: dict[str, list[Record]],
+    biases: Sequence[float] | None = None,
+) -> _Samples | None:
+    """The samples of rows, with a bias of each; None if one was not measured whole."""
     found, size = _Samples([], [], [], 0.0), 0.0
-    for row in rows:
+    for number, row in enumerate(rows):
         if row is None:
             return None
         if row.cache_key not in read:
             read[row.cache_key] = records.read(row.cache_key).records
         some = read[row.cache_key]
+        some = some if biases is None else answer_bias.biased(some, biases[number])
         total = sum(record.weight for record in some)
         size = size or total  # weights of one condition stay as they are, so that the test of 0/1 scores is exact
         dataset = row.condition.get("dataset", "")  # one picture at several distances is one cluster
@@ -317,14 +350,24 @@ def _cell(one: Objective, value: Interval) -> str:
 
 
 def markdown(found: Fronts) -> str:
-    """All numbers as a table, a line for each point."""
-    names = [escape.markdown(_label(one)) for one in found.measures]
-    heads = ["point", "settings", *names, "gain beside", "p, Holm"]
+    """All numbers as a table, a line for each point; where answers are yes or no, with columns and a line of the
+    answer bias."""
+    shown = [escape.markdown(_label(one)) for one in found.measures]
+    rated = [
+        at for at in range(len(shown)) if any(one.at_yes_rate[at] for some in found.methods.values() for one in some)
+    ]
+    more = [f"{shown[at].replace('to stock', 'to stock at this yes-rate')}" for at in rated]
+    heads = ["point", "settings", *shown, *more, "gain beside", "p, Holm"]
     lines = [heads, ["---"] * len(heads)]
+    if any(found.bias):
+        cells = [_cell(measure, one) if one else "" for measure, one in zip(found.measures, found.bias, strict=True)]
+        lines.append([answer_bias.NAME, "", *cells, *[""] * (len(more) + 2)])
     for points in found.methods.values():
         for one in points:
             cells = [escape.markdown(one.name), escape.markdown(one.settings)]
             cells += [_cell(measure, value) for measure, value in zip(found.measures, one.values, strict=True)]
+            beneath = [(found.measures[at], one.at_yes_rate[at]) for at in rated]
+            cells += [_cell(measure, value) if value else "" for measure, value in beneath]
             cells += [f"{_cell(found.measures[0], one.gain)} {escape.markdown(one.beside)}" if one.beside else ""]
             cells += [show_p(one.p_holm) if one.beside else ""]
             lines.append(cells)

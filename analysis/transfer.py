@@ -18,6 +18,7 @@ from matplotlib.axes import Axes
 from matplotlib.patches import Rectangle
 
 from tdrs import escape
+from tdrs.analysis.answer_bias import Controls, readings
 from tdrs.analysis.evidence import compare_records, compare_rows, show_p, verdict
 from tdrs.analysis.figure import GivenAxes, axes_for, redraw, save, set_title, span
 from tdrs.analysis.study_results import StudyResults
@@ -27,7 +28,7 @@ from tdrs.settings import SettingError
 from tdrs.statistics import Interval, holm
 from tdrs.sweeps import protocol
 from tdrs.sweeps.transfer import ALL, Transfer, source_name
-from tdrs.sweeps.trial import Outcome, check_pair, shown, spelled
+from tdrs.sweeps.trial import STOCK, Outcome, check_pair, shown, spelled
 
 
 class Cell(NamedTuple):
@@ -38,6 +39,7 @@ class Cell(NamedTuple):
         p_stock: of the sign-flip test, after Holm's correction over all rows of the study, as in the report.
         to_own: the paired difference to the cell that was tuned on this condition; None for that cell itself.
         p_own: after Holm's correction over all such comparisons of the study; 1 for that cell itself.
+        condition: the target, in the words of reports.
         same: whether both have the same settings, so that their difference is 0 by itself.
     """
 
@@ -50,6 +52,7 @@ class Cell(NamedTuple):
     to_own: Interval | None
     p_own: float
     same: bool
+    condition: str = ""
 
 
 class Matrix(NamedTuple):
@@ -94,8 +97,9 @@ def matrices(outcome: Outcome, records: Records) -> list[Matrix]:
                     continue
                 matrix.settings.setdefault(source, shown(one.trial.settings, digits=3))
                 cell = Cell(
-                    source, target, one.accuracy.value, one.trial.n, one.difference, one.p_holm, None, 1.0, False
-                )
+                    source, target, one.accuracy.value, one.trial.n, one.difference, one.p_holm, None, 1.0, False,
+                    one.condition,
+                )  # fmt: skip
                 if source != target and own is not None:
                     before, after = (records.read(each.trial.cache_key).records for each in (own, one))
                     check_pair(own.trial, one.trial, before, after)
@@ -184,19 +188,31 @@ def _points(value: Interval) -> str:
     return "{:+.1f} [{:+.1f}, {:+.1f}]".format(*(100 * number for number in value)).replace("-", "−")
 
 
-def markdown(found: list[Matrix]) -> str:
-    """All numbers as a table, a line for each cell."""
+def markdown(found: list[Matrix], controls: Controls | None = None) -> str:
+    """All numbers as a table, a line for each cell.
+
+    Where answers are yes or no, the last column compares a cell with the stock model at the cell's yes-rate, and a line
+    for each such condition has the tuned bias; see `answer_bias`.
+    """
     heads = "method | tuned on | settings | reported on | accuracy | to stock | p, Holm | to its own | p, Holm".split(
         " | "
     )
-    lines = [heads, ["---"] * len(heads)]
+    conditions = {cell.target: cell.condition for matrix in found for cell in matrix.cells.values()}
+    more = ["to stock at this yes-rate"] if any(one in (controls or {}) for one in conditions.values()) else []
+    lines = [[*heads, *more], ["---"] * (len(heads) + len(more))]
     for matrix in found:
         for cell in matrix.cells.values():
             own = "the same settings" if cell.same else _points(cell.to_own) if cell.to_own else "—"
             names = (matrix.method, cell.source, matrix.settings[cell.source], cell.target)
             p = show_p(cell.p_own) if cell.to_own and not cell.same else ""
             numbers = [f"{100 * cell.accuracy:.1f}", _points(cell.to_stock), show_p(cell.p_stock), own, p]
+            read = readings(controls, cell.condition, source_name(matrix.method, cell.source))
+            numbers += [_points(read[0].difference) if read else ""] if more else []
             lines.append([*map(escape.markdown, names), *numbers])
+    for target, condition in conditions.items():
+        for one in readings(controls, condition, STOCK):
+            numbers = [f"{100 * one.accuracy.value:.1f}", _points(one.difference), *[""] * (3 + len(more))]
+            lines.append([one.name, "", "", escape.markdown(target), *numbers])
     return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
 
 
@@ -224,18 +240,23 @@ def sentences(found: list[Matrix]) -> list[str]:
 
 
 def write_transfer(
-    found: list[Matrix], folder: Path, warning: str = "", stamp: Mapping[str, str] | None = None
+    found: list[Matrix],
+    folder: Path,
+    warning: str = "",
+    stamp: Mapping[str, str] | None = None,
+    controls: Controls | None = None,
 ) -> list[Path]:
     """Write `transfer.png`, `transfer.svg` and `transfer.md`; return their paths.
 
     Args:
         stamp: which study the figure belongs to, for the files' metadata.
+        controls: for yes/no questions; the table has them, the figure has not.
     """
     figure = draw_transfer(found, warning=warning, study=(stamp or {}).get("Title", ""))
     table = folder / "transfer.md"
     head = f"**{escape.markdown(warning)}**\n\n" if warning else ""
     listed = "".join(f"- {escape.markdown(line)}\n" for line in sentences(found))
-    table.write_text(f"{head}{markdown(found)}\n{listed}", encoding="utf-8")
+    table.write_text(f"{head}{markdown(found, controls)}\n{listed}", encoding="utf-8")
     return [*save(figure, folder, "transfer", stamp), table]
 
 
@@ -244,7 +265,7 @@ def main(arguments: list[str]) -> int:
 
     def write(study: StudyResults) -> list[Path]:
         found = matrices(study.outcome, study.records)
-        return write_transfer(found, study.folder, study.warning, study.outcome.stamp)
+        return write_transfer(found, study.folder, study.warning, study.outcome.stamp, study.controls)
 
     return redraw(arguments, write)
 

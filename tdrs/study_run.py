@@ -27,7 +27,7 @@ def run_and_report(study: Study) -> tuple[Outcome, Report, list[Path]]:
     """
     outcome = study.run()
     page, written = report.report_study(outcome, study.records, study.folder)
-    study.attach(summary.description(outcome, study.records))
+    study.attach(summary.description(outcome, study.records, page.controls))
     return outcome, page, written
 
 

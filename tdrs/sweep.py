@@ -42,7 +42,7 @@ def main_sweep(config: DictConfig) -> int:
         print()
         print("".join(f"{line}\n" for line in page.off), end="")
         print(f"{page.verified[0]} (see the report)")
-        print("\n".join(summary.table(outcome)))
+        print("\n".join(summary.table(outcome, page.controls)))
         print("".join(f"{line}\n" for line in page.clamped), end="")
         print("".join(f"{note}\n" for note in study.jobs.notes), end="")
         seconds = time.perf_counter() - start
