@@ -10,17 +10,13 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from tdrs.attention.directions import unit
 from tdrs.attention.rope import unrotate
 
 if TYPE_CHECKING:
     from tdrs.attention.call import Call
 
 SYSTEM, IMAGE, TEXT = 0, 1, 2  # the role of a token: before the first image token, an image token, any other
-
-
-def unit(x: torch.Tensor) -> torch.Tensor:
-    """Vectors along the last axis scaled to length 1; 0 stays 0."""
-    return x / x.norm(dim=-1, keepdim=True).clamp_min(1e-20)
 
 
 @dataclass
@@ -46,11 +42,7 @@ class Block:
     def logits(self) -> torch.Tensor:
         """A, (B, H, R, K), float32."""
         if self.computed_logits is None:
-            query = self.call.query[:, :, self.start : self.stop].float() * self.call.scaling
-            logits = self.call.product(query, self.call.float_key[:, :, : self.keys])
-            if self.call.softcap is not None:
-                logits = logits.div_(self.call.softcap).tanh_().mul_(self.call.softcap)
-            self.computed_logits = logits
+            self.computed_logits = self.call.logits(self.start, self.stop, self.keys)
         return self.computed_logits
 
     def with_logits(self, logits: torch.Tensor) -> "Block":

@@ -16,7 +16,8 @@ from typing import Any
 
 import torch
 
-from tdrs.attention.block import Block, unit
+from tdrs.attention.block import Block
+from tdrs.attention.directions import PADDING, Directions, probe, unit
 from tdrs.attention.mask import Structure, structure
 from tdrs.attention.rope import Frequencies, unrotate
 from tdrs.attention.tally import Tally
@@ -24,6 +25,8 @@ from tdrs.attention.tally import Tally
 # How many logits a pass over the map may cache for the next pass, less the space that copies of padded keys and values
 # take. On the CPU this is enough for the whole map at 1300 tokens and 8 heads.
 CACHED_LOGITS = {"cpu": 13 << 19, "cuda": 1 << 26}
+
+ORDINARY = 1e9  # padding whose numbers are at most this gives logits that can be hidden, and values that 0 takes away
 
 
 @dataclass
@@ -56,6 +59,7 @@ class Call:
         tally: what the method counts, see `Tally`. Copies of a call made with `dataclasses.replace` share it.
         memory: what a method keeps for later layers of the same forward pass.
         kept: what a method keeps for later forward passes with the same cache.
+        directions: those of the keys of earlier calls, by kind of feature. They are used if the keys are the same.
     """
 
     query: torch.Tensor
@@ -79,6 +83,7 @@ class Call:
     tally: Tally = field(default_factory=Tally)
     memory: dict[Any, Any] = field(default_factory=dict)
     kept: dict[Any, Any] = field(default_factory=dict)
+    directions: dict[str, Directions] = field(default_factory=dict)
     # Results that are computed once: unit keys by kind of feature; for each kind, how many unit keys are summed and
     # their sum; the logits of blocks, by first row.
     _directions: dict[str, torch.Tensor] = field(default_factory=dict, init=False, repr=False)
@@ -136,13 +141,16 @@ class Call:
         return self._structure.among if self.plain and self._structure else slice(0, 0)
 
     def without_padding(self, x: torch.Tensor) -> torch.Tensor:
-        """Set padding to 0 in keys or values, (B, Hₖ, K, D), of a plain call, whatever was there. Returns the result.
+        """Keys or values, (B, Hₖ, K, D), of a plain call, whose padding cannot reach any other number.
 
-        `x` is changed in place, unless it is the call's own key or value.
+        Padding that holds NaN or huge numbers is set to 0. In place, unless `x` is the call's own key or value.
         """
         if self.padded_keys is None:
             return x
-        x = x.clone() if x is self.key or x is self.value else x
+        if x is self.key or x is self.value:
+            if bool((x[:, :, self.padding].abs() <= ORDINARY).all()):  # NaN is not
+                return x
+            x = x.clone()
         x[:, :, self.padding].masked_fill_(self.padded_keys[..., self.padding].transpose(-1, -2), 0)
         return x
 
@@ -180,15 +188,45 @@ class Call:
 
     @property
     def unrotated_key(self) -> torch.Tensor:
-        """Keys before rotation, float32, (B, Hₖ, K, D)."""
-        assert self.rotation is not None, "the method must list 'rotation' in its needs"
-        return self.without_padding(unrotate(self.key, *self.rotation, self.layout))
+        """Keys before rotation, float32, (B, Hₖ, K, D); 0 in padding."""
+        return self._features("pre_rope", 0)
+
+    def _features(self, features: str, first: int) -> torch.Tensor:
+        """The keys from `first` on before (`pre_rope`) or after (`post_rope`) rotation, float32, 0 in padding."""
+        key = self.key[:, :, first:]
+        if features == "pre_rope":
+            assert self.rotation is not None, "the method must list 'rotation' in its needs"
+            cos, sin = self.rotation
+            key = unrotate(key, cos[:, first:], sin[:, first:], self.layout)
+        else:
+            key = key.float()
+        if self.padded_keys is None or self.padding.stop <= first:
+            return key
+        return key.masked_fill(self.padded_keys[..., first:].transpose(-1, -2), 0)
 
     def key_directions(self, features: str) -> torch.Tensor:
         """Keys scaled to length 1 (0 stays 0), before (`pre_rope`) or after (`post_rope`) rotation, (B, Hₖ, K, D)."""
         if features not in self._directions:
-            self._directions[features] = unit(self.unrotated_key if features == "pre_rope" else self.float_key)
+            if self.plain and not self.key.requires_grad:
+                known = self._extended_directions(features)
+                self.directions[features] = known
+                self._directions[features], self._sums[features] = known.vectors, known.before
+            else:
+                self._directions[features] = unit(self._features(features, 0))
         return self._directions[features]
+
+    def _extended_directions(self, features: str) -> Directions:
+        """The directions of earlier calls, extended by the new keys; or all of them anew."""
+        known = self.directions.get(features)
+        if known is None or not known.begin(self._marks):
+            return Directions.of(self._features(features, 0), self._marks)
+        return known.extended(self._features(features, known.marks.shape[2]), self._marks)
+
+    @cached_property
+    def _marks(self) -> torch.Tensor:
+        """The mark of each key, (B, Hₖ, K); see `Directions`."""
+        marks = self.float_key @ self._probe if self._only_row is None else self._only_row[1]
+        return marks if self.padded_keys is None else marks.masked_fill(self.padded_keys.squeeze(1), PADDING)
 
     def direction_sums(self, features: str, start: int, stop: int) -> torch.Tensor:
         """For keys `start` to `stop`: the sum of the directions of all keys up to that key, (B, Hₖ, stop − start, D).
@@ -207,6 +245,33 @@ class Call:
     def index(self) -> torch.Tensor:
         """0, 1, … K − 1."""
         return torch.arange(self.key.shape[2], device=self.query.device)
+
+    @property
+    def _probe(self) -> torch.Tensor:
+        return probe(self.key.shape[3], self.key.device)
+
+    @cached_property
+    def _only_row(self) -> tuple[torch.Tensor, torch.Tensor] | None:
+        """If a token is decoded and marks are needed: its q·k, (B, H, 1, K), and the keys' marks, in one product."""
+        if self.query.shape[2] > 1 or not self.directions:
+            return None
+        batch, heads, _, width = self.query.shape
+        groups = self.key.shape[1]
+        rows = (self.query.float() * self.scaling).reshape(batch, groups, -1, width)
+        rows = torch.cat((rows, self._probe.expand(batch, groups, 1, width)), dim=2)
+        found = rows @ self.float_key.transpose(-1, -2)
+        return found[:, :, :-1].reshape(batch, heads, 1, -1), found[:, :, -1]
+
+    def logits(self, start: int, stop: int, keys: int) -> torch.Tensor:
+        """A of query rows `start` to `stop` against the first `keys` keys, (B, H, R, K), float32."""
+        if self._only_row is not None and keys == self.key.shape[2]:
+            return self.capped(self._only_row[0])
+        query = self.query[:, :, start:stop].float() * self.scaling
+        return self.capped(self.product(query, self.float_key[:, :, :keys]))
+
+    def capped(self, logits: torch.Tensor) -> torch.Tensor:
+        """Logits within the model's bound, if it has one."""
+        return logits if self.softcap is None else (logits / self.softcap).tanh_().mul_(self.softcap)
 
     def product(self, query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
         """Products of each query head with its group's key head: (B, H, R, D) × (B, Hₖ, K, D) → (B, H, R, K)."""

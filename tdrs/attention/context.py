@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import torch
 
 from tdrs.attention.block import IMAGE, SYSTEM, TEXT
+from tdrs.attention.directions import Directions
 from tdrs.attention.method import Method
 from tdrs.attention.rope import Frequencies, find_layout
 from tdrs.attention.rotaries import Rotaries
@@ -43,6 +44,7 @@ class Context:
         marks: which tokens of the prompts take the part of image tokens, (B, L) boolean; None reads input_ids.
         memory: what is kept from one layer to the next ones of the current forward pass.
         kept: what methods keep as long as the cache is filled.
+        directions: directions of cached keys, for each part of the batch and layer.
         rotaries: the calls of the rotary modules in the current forward pass.
     """
 
@@ -50,6 +52,7 @@ class Context:
         self.past = 0
         self.memory: dict[Any, Any] = {}
         self.kept: dict[Any, Any] = {}
+        self.directions: dict[tuple[int, int], dict[str, Directions]] = {}
         self.rotaries = Rotaries()
         self.roles: torch.Tensor | None = None
         self.marks: torch.Tensor | None = None
@@ -114,7 +117,7 @@ class Context:
             )
         self.past = cache.get_seq_length() if cache is not None else 0
         if self.past == 0:
-            self._tokens, self._known, self.kept = {}, 0, {}
+            self._tokens, self._known, self.kept, self.directions = {}, 0, {}, {}
         needs = self._needs
         self.memory = {}
         self.rotaries.clear()
@@ -179,6 +182,7 @@ class Context:
             self._tokens[name] = past.take_along_dim(index.clamp_min(0), dim=1)
             if name == "image":
                 self._tokens[name] &= index >= 0
+        self.directions = {}
         self._remember(cache)
 
     def enter_attention(self, module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:

@@ -218,6 +218,7 @@ class Session:
             call = self._call(module, heads, half, parts, layer=layer, wanted=wanted, **given)
             call.memory = self.context.memory.setdefault(number, {})
             call.kept = self.context.kept.setdefault((number, layer), {})
+            call.directions = self.context.directions.setdefault((number, layer), {})
             outputs.append(self.execute(call, method).transpose(1, 2))
         return (outputs[0] if len(outputs) == 1 else torch.cat(outputs)).contiguous(), None
 

@@ -30,10 +30,7 @@ class Turned:
         rows = slice(call.past + block.start, call.past + block.stop)
         angles = self.frequencies.angles(self.queries[:, :, rows])
         query = rotate(block.unrotated_query * call.scaling, angles, self.frequencies.scaling, call.layout)
-        logits = call.product(query, self.key[:, :, : block.keys])
-        if call.softcap is not None:
-            logits = logits.div_(call.softcap).tanh_().mul_(call.softcap)
-        return logits
+        return call.capped(call.product(query, self.key[:, :, : block.keys]))
 
 
 def turn(
