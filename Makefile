@@ -57,4 +57,6 @@ $(VENV)/installed-dev: $(VENV)/installed
 	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt --no-deps lmms-eval
 	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[ray]' \
 		|| echo "ray is not available here: its tests are skipped"
+	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[triton]' \
+		|| echo "triton is not available here: its tests are skipped"
 	touch $@

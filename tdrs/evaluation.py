@@ -20,6 +20,7 @@ import torch
 
 from tdrs import __version__, backbones, benchmarks, interventions
 from tdrs.attention.core import EXECUTIONS
+from tdrs.attention.fused import check_fused
 from tdrs.attention.second_pass import check_second_pass
 from tdrs.attention.selection import heads_by_layer, names_numbers, normal_form
 from tdrs.backbones import Backbone, BackboneSettings
@@ -94,6 +95,8 @@ def plan(config: Mapping[str, Any]) -> Plan:
     if config["limit"] is not None:
         check_number("limit", config["limit"], 1, whole=True)
     backbone = backbones.from_settings(config["backbone"])
+    if config["attention"]["execution"] == "triton":
+        check_fused(backbone.resolved_device, "attention.execution")
     intervention = interventions.from_settings(config["intervention"])
     for name, method in interventions.named(config["intervention"], intervention).items():
         if names_numbers(method.layers) or names_numbers(method.heads):

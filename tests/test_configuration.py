@@ -136,7 +136,7 @@ def test_unknown_names(override: str, said: str, capsys: pytest.CaptureFixture[s
             "intervention.dc.w_min_as=absolute",
             "intervention.dc.w_min = 3.0: must be above 0 and below 1 with w_min_as=absolute",
         ),
-        ("attention.execution=flash", "attention.execution = 'flash': must be one of auto, blocked, reference"),
+        ("attention.execution=flash", "attention.execution = 'flash': must be one of auto, blocked, reference, triton"),
         ("dataset.gap=1.5", "dataset.gap = 1.5: must be a whole number"),
         ("dataset.gap=-1", "dataset.gap = -1: must be a whole number from 0 to 2048"),
         ("batch_size=0", "batch_size = 0: must be a whole number of at least 1"),

@@ -140,6 +140,18 @@ class Call:
         """In a plain call, a range of keys that contains all padding."""
         return self._structure.among if self.plain and self._structure else slice(0, 0)
 
+    @property
+    def regular(self) -> bool:
+        """Whether the mask hides only the future and padding at the ends of samples, in any execution."""
+        found = self._structure
+        return found is None or (found.plain and (found.padding is None or found.bounds is not None))
+
+    @property
+    def bounds(self) -> torch.Tensor | None:
+        """In a regular call, the first key of each sample that is not padding, and the last one + 1, (B, 2) int32; None
+        if no key is padding."""
+        return None if self._structure is None else self._structure.bounds
+
     def without_padding(self, x: torch.Tensor) -> torch.Tensor:
         """Keys or values, (B, Hₖ, K, D), of a plain call, whose padding cannot reach any other number.
 

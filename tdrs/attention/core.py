@@ -1,12 +1,13 @@
-"""The attention core: two ways to execute a method's edit of one attention call.
+"""The attention core: three ways to execute a method's edit of one attention call.
 
 A method edits logits, or the weights after the softmax, one block of query rows at a time. `reference` gives it the
 whole map as one block: it is the specification. `blocked` gives it small blocks of rows, each with the keys up to its
-last visible one, so that the extra memory is that of one block. Logits, edits and softmax are float32, whatever the
-model's dtype.
+last visible one, so that the extra memory is that of one block. `fused` runs kernels for a GPU, for the methods that
+have them. Logits, edits and softmax are float32, whatever the model's dtype.
 """
 
 import math
+import warnings
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -14,6 +15,7 @@ import torch
 
 from tdrs.attention.block import Block
 from tdrs.attention.call import Call
+from tdrs.attention.fused import serves, unfit
 from tdrs.attention.method import Method
 
 # The smallest and the largest block, in logits. Between these limits a block has 64 rows: few enough for the
@@ -93,9 +95,40 @@ def blocked(call: Call, method: Method) -> torch.Tensor:
     return _attend(call if call.block_elements else replace(call, block_elements=size), method)
 
 
-# `auto` is the fastest execution that is exact on every device.
+def _run_fused(call: Call, method: Method) -> torch.Tensor | str:
+    """The output of the fused kernels; or why they do not serve the call."""
+    edit = method.fused
+    reason = unfit(call, edit)
+    if edit is None or reason is not None:
+        return reason or ""
+    from tdrs.attention.triton.run import run  # imports triton, which is optional
+
+    return run(call, edit)
+
+
+def fused(call: Call, method: Method) -> torch.Tensor:
+    """In fused kernels; in blocks where these do not serve, and a warning says so once. One row runs in blocks."""
+    if call.query.shape[2] > 1:
+        output = _run_fused(call, method)
+        if isinstance(output, torch.Tensor):
+            return output
+        name = type(method).__name__
+        warnings.warn(f"execution=triton runs {name} as blocked: {output}", stacklevel=2)
+    return blocked(call, method)
+
+
+def fastest(call: Call, method: Method) -> torch.Tensor:
+    """In fused kernels on a GPU, if they serve the call; else in blocks."""
+    if call.query.is_cuda and call.query.shape[2] > 1 and serves(call.query.device):
+        output = _run_fused(call, method)
+        if isinstance(output, torch.Tensor):
+            return output
+    return blocked(call, method)
+
+
 EXECUTIONS: dict[str, Callable[[Call, Method], torch.Tensor]] = {
-    "auto": blocked,
+    "auto": fastest,
     "blocked": blocked,
     "reference": reference,
+    "triton": fused,
 }

@@ -17,6 +17,7 @@ from transformers.masking_utils import eager_mask, sdpa_mask
 
 from tdrs.attention.context import Context
 from tdrs.attention.core import EXECUTIONS
+from tdrs.attention.fused import check_fused
 from tdrs.attention.method import Method, check_method
 from tdrs.attention.rotaries import rotary_modules
 from tdrs.attention.second_pass import second_pass_of
@@ -92,7 +93,8 @@ def intervene(
     Args:
         model: any RoPE model of transformers that dispatches through `AttentionInterface`, with sdpa or eager.
         method: the method, such as `tdrs.TDRS(...)`.
-        execution: `blocked`: in blocks of query rows; `reference`: over the whole map at once; `auto`: the fastest.
+        execution: `blocked`: in blocks of query rows; `reference`: over the whole map at once; `triton`:
+            in fused kernels on a GPU; `auto`: the fastest.
         marked: the caller says before each prompt which tokens take the part of image tokens, with `session.mark`.
         two_passes: the caller runs the second pass of a method that has one, in `session.two_passes`.
         tile_side: the rows of the square of image tokens of a picture, or of each tile that it is cut into; 0: they
@@ -107,6 +109,8 @@ def intervene(
     """
     check_choice("execution", execution, list(EXECUTIONS))
     check_method(method)
+    if execution == "triton":
+        check_fused(model.device.type)
     if second_pass_of(method) and not two_passes:
         advice = f", or {method.advice['second_pass']}" if "second_pass" in method.advice else ""
         reason = f"combines two forward passes, and intervene edits one: use tdrs.evaluate(…) or its command{advice}"

@@ -17,12 +17,15 @@ class Structure(NamedTuple):
         padding: which keys are padding, (B, 1, 1, K) boolean; None if no key is.
         among: a range of keys that contains all padding.
         forward: whether some row sees a key after its own.
+        bounds: in a plain mask with padding, the first key of each sample that is not padding, and the last one + 1,
+            (B, 2) int32; None if there is no padding, or padding between them.
     """
 
     plain: bool
     padding: torch.Tensor | None
     among: slice
     forward: bool
+    bounds: torch.Tensor | None
 
 
 # Of the last few masks: the layers of a forward pass share one mask, or one for each of their types, and each of two
@@ -50,6 +53,17 @@ def structure(mask: torch.Tensor, past: int) -> Structure:
         forward = forward or (not plain and bool((part & (index > own)).any()))
     padded = (~real).flatten(0, 2).any(dim=0).nonzero()
     among = slice(int(padded[0]), int(padded[-1]) + 1) if len(padded) else slice(0, 0)
-    found = Structure(plain, ~real if len(padded) else None, among, forward)
+    bounds = _bounds(real[:, 0, 0]) if plain and len(padded) else None
+    found = Structure(plain, ~real if len(padded) else None, among, forward, bounds)
     _LAST[:] = [(weakref.ref(mask), past, found), *_LAST[: _KEPT - 1]]
     return found
+
+
+def _bounds(real: torch.Tensor) -> torch.Tensor | None:
+    """The first true value of each row and the last one + 1, (B, K) → (B, 2) int32; None if false ones are between."""
+    count = real.sum(dim=-1)
+    first = real.int().argmax(dim=-1)
+    last = real.shape[-1] - real.flip(-1).int().argmax(dim=-1)
+    if not bool(((last - first == count) | (count == 0)).all()):
+        return None
+    return torch.stack([first, torch.where(count == 0, first, last)], dim=-1).int()

@@ -8,6 +8,7 @@ import torch
 
 from tdrs.attention.block import Block
 from tdrs.attention.call import Call
+from tdrs.attention.fused import FusedEdit
 from tdrs.attention.second_pass import SecondPass
 from tdrs.attention.selection import HeadSelection, Selection, check_heads, check_selection
 from tdrs.settings import SettingError, check_choice
@@ -100,6 +101,12 @@ class Method:
     def row_local(self) -> bool:
         """Whether a row's edit depends only on that row's past. Prompts can then share the work for their beginning."""
         return not self.reads_whole_map and not self.last_row_only
+
+    @property
+    def fused(self) -> FusedEdit | None:
+        """These settings for the fused kernels of a GPU; None if these do not serve them. It describes the same edit as
+        `edit`."""
+        return None
 
     @property
     def effective(self) -> dict[str, Any]:

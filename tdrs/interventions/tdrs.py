@@ -28,7 +28,9 @@ import torch
 
 from tdrs.attention.block import IMAGE, Block
 from tdrs.attention.call import Call
+from tdrs.attention.fused import FusedEdit
 from tdrs.attention.method import Method
+from tdrs.interventions.tdrs_fused import fused_edit
 from tdrs.settings import SettingError, check_choice, check_number
 
 W_MIN_AS = ("multiple", "absolute")
@@ -214,6 +216,10 @@ class TDRS(Method):
     @property
     def reads_whole_map(self) -> bool:
         return self.stats_scope == "call" and bool(self._stages)
+
+    @property
+    def fused(self) -> FusedEdit | None:
+        return fused_edit(self)
 
     @property
     def effective(self) -> dict[str, Any]:

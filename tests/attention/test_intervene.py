@@ -282,7 +282,7 @@ def test_another_architecture() -> None:
 
 def test_refusals_leave_the_model_as_it_was(llama: LlamaForCausalLM) -> None:
     with (
-        pytest.raises(SettingError, match="execution = 'fast': must be one of auto, blocked, reference"),
+        pytest.raises(SettingError, match="execution = 'fast': must be one of auto, blocked, reference, triton"),
         tdrs.intervene(llama, STRONG, "fast"),
     ):
         pass

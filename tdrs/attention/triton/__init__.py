@@ -1,0 +1,11 @@
+"""Attention edits as fused kernels, in Triton. `run` is the execution; only it is called from outside.
+
+    directions.py   one kernel: the directions of the keys, and their sums over chunks
+    smallest.py     one kernel: |A|_min
+    attend.py       one kernel: logits, the method's edit, softmax, values
+    arithmetic.py   products, reciprocals and logarithms, which the kernels share
+    tiles.py        the sizes of the tiles
+    run.py          from a call to the output
+
+Nothing outside of this package imports it before a call is executed here, because triton is optional.
+"""

@@ -1,0 +1,198 @@
+"""The fused kernels in Triton's interpreter: python -m tests.attention.interpreted, with TRITON_INTERPRET=1.
+
+Prints, for each case, the largest |output − reference| and what is counted, as JSON. The interpreter has to be on
+before Triton is imported, so this is a process of its own. Outputs are means of standard normal values.
+"""
+
+import json
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from tdrs import TDRS
+from tdrs.attention.block import IMAGE, SYSTEM, TEXT
+from tdrs.attention.call import Call
+from tdrs.attention.core import fused, reference
+from tdrs.attention.fused import FusedEdit, unfit
+from tdrs.attention.method import Method
+from tdrs.attention.rope import rotate
+from tdrs.attention.tally import Tally
+from tests.interventions.calls import rotation
+from tests.interventions.deviations import READINGS, strong
+
+
+def make(
+    rows: int,
+    past: int = 0,
+    width: int = 16,
+    padding: tuple[tuple[int, int], ...] = ((0, 0),),
+    heads: int = 2,
+    groups: int = 1,
+    layout: str = "halves",
+    turned: int | None = None,
+    factor: float = 1.0,
+) -> Call:
+    """A random call.
+
+    Args:
+        padding: for each sample, how many keys are padding on the left and on the right.
+        layout, turned, factor: of the rotation: its layout, how many coordinates it turns, the factor of cos and sin.
+    """
+    generator = torch.Generator().manual_seed(rows * 1000 + past * 10 + width)
+    keys, batch = past + rows, len(padding)
+    turned = width if turned is None else turned
+    query = torch.randn(batch, heads, rows, width, generator=generator)
+    key, value = (torch.randn(batch, groups, keys, width, generator=generator) for _ in range(2))
+    real = torch.ones(batch, keys, dtype=torch.bool)
+    for sample, (left, right) in enumerate(padding):
+        real[sample, :left] = False
+        real[sample, keys - right :] = False
+    positions = (real.long().cumsum(-1) - 1).clamp_min(0)
+    cos, sin = (x * factor for x in rotation(positions, turned))
+    angles = torch.atan2(sin, cos)[:, None, :, : turned // 2]
+    if layout == "pairs":
+        cos, sin = (x[..., : turned // 2].repeat_interleave(2, dim=-1) for x in (cos, sin))
+    query = rotate(query, angles[:, :, past:], factor, layout)
+    key = rotate(key, angles, factor, layout)
+    mask = None
+    if any(any(sides) for sides in padding):
+        mask = (torch.ones(rows, keys, dtype=torch.bool).tril(past) & real[:, None])[:, None]
+    roles = torch.full((batch, keys), TEXT)
+    roles[:, : keys // 2] = IMAGE
+    roles[:, : keys // 5] = SYSTEM
+    return Call(query, key, value, width**-0.5, mask, (cos, sin), None, roles, layout=layout)
+
+
+def edit_of(method: Method) -> FusedEdit:
+    edit = method.fused
+    assert edit is not None
+    return edit
+
+
+def deviation(call: Call, method: Method, own: bool = False, dtype: torch.dtype = torch.float32) -> float:
+    """The largest |output − reference|, which is float32. Both must count alike.
+
+    Args:
+        own: the kernels find |A|_min themselves, through the execution; else they are given that of the reference.
+        dtype: of the inputs of both.
+    """
+    from tdrs.attention.triton.run import Launches
+
+    low = replace(call, **{name: getattr(call, name).to(dtype) for name in ("query", "key", "value")}, tally=Tally())
+    exact = replace(low, **{name: getattr(low, name).float() for name in ("query", "key", "value")}, tally=Tally())
+    expected = reference(exact, method)
+    expected[:, :, : call.wanted] = 0
+    edit = edit_of(method)
+    assert unfit(low, edit) is None
+    if own:
+        found = fused(low, method)
+    else:
+        launches = Launches(low, edit)
+        smallest = None
+        if edit.smallest:
+            statistics: Any = method.statistics(replace(exact, tally=Tally()))
+            smallest = statistics.smallest[..., 0].expand(-1, call.query.shape[1], launches.blocks).contiguous()
+        found = launches.attend(smallest)
+    assert found.dtype == dtype
+    assert exact.tally.read() == low.tally.read(), (exact.tally.read(), low.tally.read())
+    return float((found.float() - expected).abs().max().nan_to_num(math.inf))
+
+
+def poisoned(call: Call) -> float:
+    """How much NaN in padding, and huge numbers beside it, change the output."""
+    other = replace(call, query=call.query.clone(), key=call.key.clone(), value=call.value.clone(), tally=Tally())
+    assert call.mask is not None
+    keys = call.key.shape[2]
+    padded = ~call.mask.any(dim=2)[:, 0]
+    padded |= ~torch.nn.functional.pad(call.mask.diagonal(call.past, -2, -1)[:, 0], (call.past, 0), value=True)
+    assert padded.any()
+    for vectors in (other.key, other.value):
+        vectors.masked_fill_(padded[:, None, :, None], math.nan)
+    other.query.masked_fill_(padded[:, None, keys - call.query.shape[2] :, None], math.nan)
+    clean, dirty = (fused(one, TDRS()) for one in (call, other))
+    return float((clean - dirty).abs().max().nan_to_num(math.inf))
+
+
+def smallest_error(call: Call) -> float:
+    """The error of |A|_min against float64, as a share of what the core allows: 8 ε d max‖q‖‖k‖ / √d."""
+    from tdrs.attention.triton.run import Launches
+
+    found = Launches(call, edit_of(TDRS())).smallest().amin(dim=-1)
+    q, k = call.query.double(), call.key.double().repeat_interleave(call.query.shape[1] // call.key.shape[1], dim=1)
+    exact = (q @ k.transpose(-1, -2) * call.scaling).abs()
+    visible = call.seen(0, q.shape[2], k.shape[2]) & call.real if call.mask is not None else None
+    visible = torch.ones_like(exact, dtype=torch.bool).tril(call.past) if visible is None else visible
+    exact = exact.masked_fill(~visible, math.inf).amin(dim=(-1, -2))
+    width = q.shape[-1]
+    allowed = 8 * torch.finfo(torch.float32).eps * width**0.5 * q.norm(dim=-1).amax() * k.norm(dim=-1).amax()
+    return float((found - exact).abs().max() / allowed)
+
+
+LEFT = ((5, 0), (0, 0))
+BOTH = ((7, 0), (0, 4), (0, 0))
+EXTREME = ((36, 0), (37, 0), (0, 36))  # one real token; none; one
+WEIGHTS = strong(gain="weights")
+
+
+def transposed(call: Call) -> Call:
+    """The same call with heads behind rows, keys not dense, and angles of one sample for all."""
+    query = call.query.transpose(1, 2).contiguous().transpose(1, 2)
+    key = call.key.transpose(-1, -2).contiguous().transpose(-1, -2)
+    value = call.value.repeat(1, 1, 1, 2)[..., : call.value.shape[-1]]
+    assert call.rotation is not None
+    cos, sin = (x.repeat(1, 1, 2)[..., : x.shape[-1]] for x in call.rotation)
+    return replace(call, query=query, key=key, value=value, rotation=(cos, sin))
+
+
+SHAPES: dict[str, Callable[[], float]] = {
+    "63 rows": lambda: deviation(make(63), strong()),
+    "257 rows": lambda: deviation(make(257, heads=1), strong()),
+    "257 rows, weights": lambda: deviation(make(257, heads=1), WEIGHTS),
+    "a cache of 65": lambda: deviation(make(33, past=65, padding=LEFT), strong()),
+    "own |A|_min": lambda: deviation(make(65, padding=LEFT), strong(), own=True),
+    "padding at both ends": lambda: deviation(make(37, padding=BOTH), strong()),
+    "scale=max, padding at both ends": lambda: deviation(make(37, padding=BOTH), strong(scale="max")),
+    "rows with one visible key, and none": lambda: deviation(make(37, padding=EXTREME), strong()),
+    "grouped queries": lambda: deviation(make(33, heads=6, groups=2), strong()),
+    "head size 80": lambda: deviation(make(33, width=80), strong()),
+    "head size 256": lambda: deviation(make(33, width=256), strong()),
+    "layout pairs": lambda: deviation(make(33, layout="pairs"), strong()),
+    "layout pairs of halves": lambda: deviation(make(33, layout="pairs_of_halves"), strong()),
+    "layout none": lambda: deviation(make(33, layout="none"), strong()),
+    "half of the coordinates": lambda: deviation(make(33, width=32, turned=16), strong()),
+    "YaRN": lambda: deviation(make(33, width=32, turned=16, factor=1.3), strong()),
+    "other strides": lambda: deviation(transposed(make(33, groups=2)), strong()),
+    "rows that are not wanted": lambda: deviation(replace(make(70, padding=LEFT), wanted=66), strong()),
+}
+OTHERS: dict[str, Callable[[], float]] = {
+    "float16": lambda: deviation(make(65, width=64), strong(), dtype=torch.float16),
+    "bfloat16": lambda: deviation(make(65, width=64), strong(), dtype=torch.bfloat16),
+    "|A|_min": lambda: smallest_error(make(65, padding=BOTH, width=64)),
+    "|A|_min, cache": lambda: smallest_error(make(33, past=32, width=64)),
+    "NaN in padding": lambda: poisoned(make(37, padding=BOTH)),
+    "NaN in padding, cache": lambda: poisoned(make(5, past=35, padding=((33, 0), (0, 3)))),
+}
+
+
+def _readings() -> Iterator[tuple[str, Callable[[], float]]]:
+    call = make(33, past=32, padding=((5, 0),))
+    for name, method in READINGS.items():
+        if method.fused is not None:
+            heads = torch.tensor([False, True])[None, :, None, None] if name.startswith("heads") else None
+            yield name, lambda method=method, heads=heads: deviation(replace(call, heads=heads), method)  # type: ignore
+
+
+if __name__ == "__main__":
+    import sys
+    import time
+
+    torch.set_num_threads(1)
+    found: dict[str, float] = {}
+    for name, case in [*_readings(), *SHAPES.items(), *OTHERS.items()]:
+        start = time.perf_counter()
+        found[name] = case()
+        print(f"{name:45} {found[name]:.1e} {time.perf_counter() - start:.2f} s", file=sys.stderr)
+    print(json.dumps(found))

@@ -1,0 +1,134 @@
+"""Which calls the fused kernels serve, and what happens to the others. Nothing here needs Triton."""
+
+import subprocess
+import sys
+import warnings
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+
+import tdrs
+from tdrs import TDRS
+from tdrs.attention import core, fused
+from tdrs.attention.call import Call
+from tdrs.attention.tally import Tally
+from tdrs.configuration import compose, plain
+from tdrs.evaluation import plan
+from tdrs.interventions import METHODS
+from tdrs.settings import SettingError
+from tests.conftest import tiny_llama
+from tests.interventions.calls import make
+
+
+def without_some_keys() -> Call:
+    """A call whose mask hides distant keys, as a sliding window does."""
+    call = make(12).call
+    return replace(call, mask=torch.ones(12, 12, dtype=torch.bool).tril().triu(-4)[None, None])
+
+
+def with_a_hole() -> Call:
+    """A call with padding between tokens of a sample."""
+    call = make(12, padding="left").call
+    assert call.mask is not None
+    call.mask[0, :, :, 8] = call.mask[0, :, 8] = False
+    return call
+
+
+UNFIT: dict[str, tuple[Call, Any]] = {
+    "the method has no fused kernel for these settings": (make(12).call, METHODS["pai"]()),
+    "the mask hides more than the future and padding": (without_some_keys(), TDRS()),
+    "logits are capped": (replace(make(12).call, softcap=20.0), TDRS()),
+    "values have another head size than keys": (replace(make(12).call, value=torch.zeros(2, 2, 12, 8)), TDRS()),
+    "must all be float32": (replace(make(12).call, value=torch.zeros(2, 2, 12, 16).half()), TDRS()),
+    "the head size is 8, not 16 to 256": (
+        replace(make(12).call, **{name: torch.zeros(2, 2, 12, 8) for name in ("query", "key", "value")}),
+        TDRS(),
+    ),
+    "gradients are recorded": (replace(make(12).call, query=make(12).call.query.requires_grad_()), TDRS()),
+}
+
+
+@pytest.mark.parametrize("reason", UNFIT)
+def test_what_does_not_fit_is_named(monkeypatch: pytest.MonkeyPatch, reason: str) -> None:
+    monkeypatch.setattr(fused, "serves", lambda device: True)
+    call, method = UNFIT[reason]
+    found = fused.unfit(call, method.fused)
+    assert found is not None
+    assert reason in found
+
+
+@pytest.mark.parametrize("sample", [make(12), make(12, padding="left"), make(12, padding="right"), make(3, past=12)])
+def test_what_fits(monkeypatch: pytest.MonkeyPatch, sample: Any) -> None:
+    monkeypatch.setattr(fused, "serves", lambda device: True)
+    assert fused.unfit(sample.call, TDRS().fused) is None
+
+
+def test_padding_between_tokens_does_not_fit() -> None:
+    assert not with_a_hole().regular
+    assert with_a_hole().mask is not None
+
+
+def test_bounds_of_padding() -> None:
+    left, right = make(12, padding="left").call, make(12, padding="right").call
+    assert left.bounds is not None
+    assert right.bounds is not None
+    assert left.bounds.tolist() == [[4, 12], [0, 12]]
+    assert right.bounds.tolist() == [[0, 8], [0, 12]]
+    assert make(12).call.bounds is None
+
+
+def test_a_call_that_does_not_fit_runs_in_blocks_and_says_so() -> None:
+    call = make(12).call
+    with pytest.warns(UserWarning, match="execution=triton runs TDRS as blocked: Triton does not run on this device"):
+        found = core.fused(replace(call, tally=Tally()), TDRS())
+    assert torch.equal(found, core.blocked(call, TDRS()))
+
+
+def test_one_row_and_auto_run_in_blocks_without_a_word() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        one = make(1, past=12).call
+        assert torch.equal(core.fused(one, TDRS()), core.blocked(one, TDRS()))
+        assert torch.equal(core.fastest(make(12).call, TDRS()), core.blocked(make(12).call, TDRS()))
+
+
+def test_without_triton_it_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fused, "installed", lambda: False)
+    with (
+        pytest.raises(SettingError, match=r"^execution = 'triton': needs the package triton, which is for Linux: pip"),
+        tdrs.intervene(tiny_llama(), TDRS(), "triton"),
+    ):
+        pass
+
+
+def test_on_a_cpu_it_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fused, "installed", lambda: True)
+    reason = "execution = 'triton': needs a CUDA device, and this is a CPU: use auto"
+    with pytest.raises(SettingError, match=f"^{reason}"), tdrs.intervene(tiny_llama(), TDRS(), "triton"):
+        pass
+    config = plain(compose("evaluate", ["attention.execution=triton", "backbone.device=cpu"]))
+    with pytest.raises(SettingError, match=f"^attention.{reason}"):
+        plan(config)
+
+
+def test_counts_of_a_kernel_are_added_to_the_others() -> None:
+    tally = Tally()
+    tally.add("clamped", "dc.w_min", torch.tensor([True, False]))
+    tally.counters("clamped", ("dc.w_min", "re.w_min"), torch.device("cpu"))[:] = torch.tensor([[3, 4], [0, 5]])
+    assert tally.read() == {"clamped": {"dc.w_min": (4, 6), "re.w_min": (0, 5)}}
+    assert tally.take() == {"clamped": {"dc.w_min": (4, 6), "re.w_min": (0, 5)}}
+    assert tally.read() == {}
+
+
+def test_nothing_of_ours_imports_triton_without_a_gpu() -> None:
+    """transformers may import it; the kernels' modules would."""
+    code = (
+        "import sys, torch, tdrs; from tdrs.attention.core import EXECUTIONS\n"
+        "from tests.interventions.calls import make\n"
+        "[execute(make(9).call, tdrs.TDRS()) for execute in EXECUTIONS.values()]\n"
+        "print([name for name in sys.modules if name.startswith('tdrs.attention.triton')])"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout.strip() == "[]"

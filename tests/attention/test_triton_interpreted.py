@@ -1,0 +1,59 @@
+"""The fused kernels against the specification, in Triton's interpreter; the cases are in `interpreted.py`."""
+
+import json
+import os
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+from tests.attention.interpreted import OTHERS, READINGS, SHAPES
+
+pytestmark = pytest.mark.skipif(find_spec("triton") is None, reason="triton is not installed")
+
+# Outputs are means of standard normal values. |A|_min is given, unless the name says otherwise.
+CLOSE = 4e-6
+LIMITS = {
+    "float16": 4e-3,
+    "bfloat16": 4e-2,
+    "|A|_min": 0.01,  # of what the core allows
+    "|A|_min, cache": 0.01,
+    "NaN in padding": 0.0,
+    "NaN in padding, cache": 0.0,
+}
+FITTING = [name for name, method in READINGS.items() if method.fused is not None]
+
+
+@pytest.fixture(scope="module")
+def found() -> dict[str, float]:
+    """What each case found. The interpreter has to be on before Triton is imported."""
+    run = subprocess.run(
+        [sys.executable, "-W", "error::RuntimeWarning", "-m", "tests.attention.interpreted"],
+        env={**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"},
+        cwd=Path(__file__).parents[2],
+        capture_output=True,
+        text=True,
+    )
+    assert run.returncode == 0, run.stderr
+    return json.loads(run.stdout)
+
+
+@pytest.mark.parametrize("name", [*FITTING, *SHAPES, *OTHERS])
+def test_the_kernels_agree_with_the_reference(found: dict[str, float], name: str) -> None:
+    assert found[name] <= LIMITS.get(name, CLOSE)
+
+
+def test_no_case_is_left_out(found: dict[str, float]) -> None:
+    assert set(found) == {*FITTING, *SHAPES, *OTHERS}
+
+
+def test_which_readings_have_no_kernel() -> None:
+    assert set(READINGS).difference(FITTING) == {
+        "a_min_of=weights",
+        "stats_scope=row",
+        "stats_scope=row, a_min_of=weights",
+        "distance=position",
+        "distance=position, stats_scope=row",
+    }
