@@ -18,6 +18,7 @@ from tdrs.attention.method import Method
 from tdrs.attention.second_pass import SecondPass
 from tdrs.interventions.ad_hh import ADHH
 from tdrs.interventions.cca import CCA
+from tdrs.interventions.heads_off import HeadsOff
 from tdrs.interventions.icd import ICD
 from tdrs.interventions.key_bias import KeyBias
 from tdrs.interventions.m3id import M3ID
@@ -58,6 +59,7 @@ __all__ = [
     "VAF",
     "VAR",
     "VCD",
+    "HeadsOff",
     "KeyBias",
     "Method",
     "MiddleLayers",

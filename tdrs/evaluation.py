@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from tdrs import __version__, backbones, benchmarks, interventions
+from tdrs import __version__, backbones, benchmarks, heads_file, interventions
 from tdrs.attention.core import EXECUTIONS
 from tdrs.attention.fused import check_fused
 from tdrs.attention.second_pass import check_second_pass
@@ -47,6 +47,7 @@ class Plan:
     limit: int | None
     batch_size: int
     config: Mapping[str, Any]
+    notes: tuple[str, ...] = ()
 
     def load(self, limit_name: str = "limit") -> Samples:
         """Load the samples. Raises the errors of `benchmarks.load`, and SettingError if they do not fit the method."""
@@ -83,6 +84,12 @@ class Plan:
         return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()[:16]
 
 
+def weights_of(backbone: BackboneSettings) -> str:
+    """A hash of a model's weights as they are used: with its adapter, and quantised."""
+    decides = {name: value for name, value in backbone.decisive.items() if name in ("weights", "adapter", "bits")}
+    return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:16]
+
+
 def plan(config: Mapping[str, Any]) -> Plan:
     """Check a plain configuration before anything is loaded.
 
@@ -101,6 +108,10 @@ def plan(config: Mapping[str, Any]) -> Plan:
     for name, method in interventions.named(config["intervention"], intervention).items():
         if names_numbers(method.layers) or names_numbers(method.heads):
             heads_by_layer(method.layers, method.heads, backbone.shape, f"{name}.")
+    notes = []
+    for name, given in interventions.settings_of(config["intervention"]).items():
+        if heads_file.is_file_name(given.get("heads")):
+            notes.append(heads_file.check_weights(given, weights_of(backbone), backbone.name, f"{name}.heads"))
     dataset = benchmarks.from_settings(config["dataset"]).asked_by(backbone.prompt_style)
     # what a model of the hub reads is known when it is there; asking it about pictures is refused then
     if (not dataset.pictures or backbone.folder.is_dir()) and dataset.pictures != backbone.reads_pictures:
@@ -116,6 +127,7 @@ def plan(config: Mapping[str, Any]) -> Plan:
         limit=config["limit"],
         batch_size=config["batch_size"],
         config=config,
+        notes=tuple(notes),
     )
 
 
@@ -341,7 +353,7 @@ def complete(
     if sum(len(batch.records) for batch in batches) < len(samples):
         return None
     evaluation = summary(planned.dataset, samples, batches, planned.batch_size)
-    notes = [*planned.backbone.notes, *evaluation.notes]
+    notes = [*planned.backbone.notes, *planned.notes, *evaluation.notes]
     evaluation = replace(evaluation, environment=environment(), notes=notes)
     records.finish(cache_key, evaluation, planned.config)
     return evaluation

@@ -39,6 +39,11 @@ def _read(text: str) -> tuple[dict[int, float], float]:
     return dict(zip(tokens, logs, strict=True)), -math.inf if rest is None else rest
 
 
+def probabilities(text: str) -> dict[int, float]:
+    """The probabilities of the kept tokens, of a distribution in short form; empty if it was not kept ("")."""
+    return {token: math.exp(log) for token, log in _read(text)[0].items()} if text else {}
+
+
 def divergence(stock: str, edited: str) -> float:
     """KL(stock ‖ edited) in nats, of two distributions in short form; nan if one was not kept ("").
 

@@ -240,6 +240,31 @@ class Sweep(Common):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Calibrate(Common):
+    """`python -m tdrs.calibrate`.
+
+    Args:
+        score: by what heads are chosen: `influence`, `text_weight` or `image_logits`; None is the method's own.
+        keep: how many heads are chosen; None is 2 % of all, as AD-HH's 20 of 1024, at least one.
+        limit: the most samples of the tuning split, a fair draw; None is all.
+        file: where the choice is written, a name that ends with .yaml; None is in `heads` in the output folder.
+    """
+
+    score: str | None = None
+    keep: int | None = None
+    limit: int | None = None
+    file: str | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("keep", "limit"):
+            if getattr(self, name) is not None:
+                check_number(name, getattr(self, name), 1, whole=True)
+        if self.file is not None and not self.file.endswith(".yaml"):
+            raise SettingError("file", self.file, "must end with .yaml")
+
+
+@dataclass(frozen=True, kw_only=True)
 class Doctor(Common):
     """`python -m tdrs.doctor`.
 
@@ -308,6 +333,7 @@ class Train:
 COMMANDS: dict[str, type[Any]] = {
     "evaluate": Evaluate,
     "sweep": Sweep,
+    "calibrate": Calibrate,
     "doctor": Doctor,
     "gallery": Gallery,
     "train": Train,

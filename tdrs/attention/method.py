@@ -24,7 +24,7 @@ class Method:
         layers: the decoder layers that are edited: `all`, a list of numbers from 0, a range such as "4-17" (both ends
             included), or a share of the depth such as "28%-46%" (the layers whose middle lies in it, at least one).
         heads: the query heads that are edited, in the same forms, or a list of heads of single layers: [L3H1, L5H0].
-            The other heads are left as they are.
+            The other heads are left as they are. In a configuration also the file that `tdrs.calibrate` wrote.
         phase: `prefill`: only while the prompt is read; `decode`: only in calls that add one token to a filled cache;
             `both`.
 
@@ -39,6 +39,8 @@ class Method:
     # What a user can do if the model cannot provide a need, if a prompt in `pieces` changes the result, or where no
     # `second_pass` can be run. The text becomes the end of the message.
     advice: ClassVar[Mapping[str, str]] = {}
+    # The score by which heads of single layers are chosen for this method; see `tdrs/head_scores.py`. "" for none.
+    head_score: ClassVar[str] = ""
 
     def __post_init__(self) -> None:
         check_choice("phase", self.phase, PHASES)

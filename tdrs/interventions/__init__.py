@@ -3,10 +3,12 @@
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from tdrs import heads_file
 from tdrs.attention.in_order import Together
 from tdrs.attention.method import Method
 from tdrs.interventions.ad_hh import ADHH
 from tdrs.interventions.cca import CCA
+from tdrs.interventions.heads_off import HeadsOff
 from tdrs.interventions.icd import ICD
 from tdrs.interventions.key_bias import KeyBias
 from tdrs.interventions.m3id import M3ID
@@ -46,6 +48,7 @@ METHODS: dict[str, type[Method]] = {
     "cca": CCA,
     "spin": SPIN,
     "ad_hh": ADHH,
+    "heads_off": HeadsOff,
     "var": VAR,
     "vcd": VCD,
     "icd": ICD,
@@ -57,13 +60,19 @@ METHODS: dict[str, type[Method]] = {
 def from_settings(values: Mapping[str, Any]) -> Method:
     """The method that `values["name"]` names, with the other values as its settings.
 
-    `together` has `methods`, a list of names, and the settings of each under its name.
+    `together` has `methods`, a list of names, and the settings of each under its name. `heads` may name a file of
+    `tdrs.calibrate`, which is read.
 
     Raises:
         SettingError: the method or a setting is unknown, or a value is out of range.
     """
-    if not isinstance(values, Mapping) or values.get("name") != TOGETHER:
-        return build_named("intervention", METHODS, values)
+    if not isinstance(values, Mapping):
+        raise SettingError("intervention", values, "must be a group of settings")
+    if values.get("name") != TOGETHER:
+        try:
+            return build_named("intervention", METHODS, heads_file.resolved(values))
+        except SettingError as error:
+            raise error if error.name.startswith("intervention") else error.under("intervention") from None
     names = values.get("methods")
     others = {key: value for key, value in values.items() if key not in ("name", "methods")}
     if not isinstance(names, list | tuple) or len(names) < 2 or set(names) != set(others):
@@ -80,6 +89,10 @@ def _part(name: str, values: Any) -> Method:
     if not isinstance(values, Mapping):
         raise SettingError(f"intervention.{name}", values, "must be a group of settings")
     settings = {key: value for key, value in values.items() if key != "name"}
+    try:
+        settings = heads_file.resolved(settings)
+    except SettingError as error:
+        raise error.under(f"intervention.{name}") from None
     return build(METHODS[name], settings, f"intervention.{name}")
 
 
@@ -103,6 +116,13 @@ def together(names: Sequence[str], settings: Callable[[str], Mapping[str, Any]])
 def label(values: Mapping[str, Any]) -> str:
     """The name of the settings' method for people; `tdrs+temperature` for several."""
     return "+".join(values["methods"]) if values["name"] == TOGETHER else str(values["name"])
+
+
+def settings_of(values: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+    """The settings of each method that settings choose, by where they are; see `named`."""
+    if values["name"] != TOGETHER:
+        return {"intervention": values}
+    return {f"intervention.{name}": values[name] for name in values["methods"]}
 
 
 def named(values: Mapping[str, Any], method: Method) -> dict[str, Method]:

@@ -9,8 +9,9 @@ W are the weights after the softmax; they are not scaled to sum to 1 again. Read
 itself, in LLaVA's Llama, was read in a copy of their code; that copy's own scripts have τ 0.4. The sum is over one
 prompt, the row that of the next token, while the prompt is read and at each answer token.
 
-The authors choose 10 to 20 heads of single layers for each model, by what a caption loses without a head. Name such
-heads with `heads`. The default, all heads, is not the paper's method.
+The authors choose 10 to 20 heads of single layers for each model, by zero ablation (`tdrs/head_scores.py`);
+`python -m tdrs.calibrate intervention=ad_hh` does so on a tuning split. The default, all heads, is not the paper's
+method.
 """
 
 from dataclasses import dataclass
@@ -34,6 +35,8 @@ class ADHH(Method):
     """
 
     threshold: float = 0.5
+
+    head_score = "influence"
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -35,6 +35,8 @@ class SPIN(Method):
     routed_heads: float = 0.95
     small_num_mask: float = 0.0
 
+    head_score = "image_logits"
+
     def __post_init__(self) -> None:
         super().__post_init__()
         check_number("routed_heads", self.routed_heads, 0, 1)

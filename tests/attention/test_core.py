@@ -65,7 +65,7 @@ def test_blocks_cover_all_rows_once(past: int, size: int) -> None:
 
 @pytest.mark.parametrize("past", [0, 7])
 @pytest.mark.parametrize("wanted", [1, 11, 28])
-@pytest.mark.parametrize("name", [*edits(), "none", "tdrs, row"])
+@pytest.mark.parametrize("name", [*(name for name in edits() if name != "heads_off"), "none", "tdrs, row"])  # all 0
 def test_rows_that_are_not_wanted_are_0_and_change_no_other(name: str, wanted: int, past: int) -> None:
     """The statistics still cover the whole map. Rows of padding, on the left, are always 0."""
     method = TDRS(stats_scope="row") if name == "tdrs, row" else {**edits(), "none": METHODS["none"]()}[name]

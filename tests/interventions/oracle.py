@@ -148,7 +148,7 @@ def reweighed(
     """
     heads, rows, keys = a.shape
     last = max((i for i in range(rows) if visible[i].any()), default=0)
-    result = weights.copy()
+    result = np.zeros_like(weights) if name == "heads_off" else weights.copy()
     sinks = set()
     for j in range(keys if name == "var" else 0):
         assert states is not None

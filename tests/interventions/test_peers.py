@@ -27,6 +27,7 @@ VARIANTS: list[tuple[str, dict[str, Any]]] = [
     ("scaling_vis", {"weight": 0.0}),
     ("ad_hh", {}),
     ("ad_hh", {"threshold": 0.4}),
+    ("heads_off", {}),
     ("var", {}),
     ("var", {"p": 0.0, "summ": 0.0, "rho": 0.9, "dimensions": (7, 3), "layers": "all"}),
     ("spin", {}),
