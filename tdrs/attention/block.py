@@ -82,10 +82,13 @@ class Block:
         return self.call.index[None, None, self.call.past + self.start : self.call.past + self.stop, None]
 
     @cached_property
-    def _future(self) -> tuple[int, torch.Tensor]:
-        """The first key that is in the future of some row; which keys from there on are in each row's, (1, 1, R, F)."""
+    def _future(self) -> tuple[int, torch.Tensor | None]:
+        """The first key that is in the future of some row; which keys from there on are in each row's, (1, 1, R, F).
+
+        None: no key is.
+        """
         first = self.call.past + self.start + 1
-        return first, self._rows < self.call.index[first : self.keys]
+        return first, self._rows < self.call.index[first : self.keys] if first < self.keys else None
 
     def distance(self, of: str) -> torch.Tensor:
         """The distance of i and j, (B or 1, 1, R, K), float32.
@@ -120,11 +123,12 @@ class Block:
         if not self.call.plain:
             return values.masked_fill_(self.hidden, fill)
         first, future = self._future
-        values[..., first:].masked_fill_(future, fill)  # slow, so not on all keys
-        if self.call.key_bounds is not None:
-            padding = slice(self.call.padding.start, min(self.call.padding.stop, self.keys))
-            among = values[..., padding]
-            upper, lower = (bound[..., padding] for bound in self.call.key_bounds)
+        if future is not None:
+            values[..., first:].masked_fill_(future, fill)  # slow, so not on all keys
+        if self.call.padding is not None:
+            columns = slice(self.call.padding.among.start, min(self.call.padding.among.stop, self.keys))
+            among = values[..., columns]
+            upper, lower = (bound[..., columns] for bound in self.call.padding.limits)
             if fill == 0:
                 among.mul_(upper > 0)
             elif fill > 0:
@@ -145,9 +149,7 @@ class Block:
         if not self.call.plain:
             return (~self.hidden).sum(dim=-1, keepdim=True).clamp_min(1).float()
         rows = slice(self.call.past + self.start, self.call.past + self.stop)
-        if self.call.padded_keys is None:
-            return self._rows.float() + 1
-        return (~self.call.padded_keys).cumsum(dim=-1)[..., rows].transpose(-1, -2).clamp_min(1).float()
+        return self._rows.float() + 1 if self.call.padding is None else self.call.padding.counts[:, :, rows]
 
     @cached_property
     def last(self) -> torch.Tensor:
@@ -192,8 +194,9 @@ class Block:
 
     def span(self, of: str) -> torch.Tensor:
         """d_max of each row: the largest distance of a visible key (0 if it has none), (B or 1, 1, R, 1)."""
-        if of == "index" and self.call.mask is None:  # then all rows see the first key
-            return self._rows.float()
+        if of == "index" and (self.call.plain or self.call.mask is None):
+            first = 0 if self.call.padding is None else self.call.padding.first
+            return self._in_real_rows(self._rows.float() - first, 0)
         distance = self.distance(of).expand(self.call.query.shape[0], -1, -1, -1)
         return self._in_real_rows(self.row_max(distance), 0)
 

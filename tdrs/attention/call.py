@@ -8,7 +8,6 @@ visible pairs: the model's mask shows the key to the query, and neither of the t
 hides the future alone; a sliding window hides distant keys, too; attention in both directions shows some of the future.
 """
 
-import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -18,7 +17,7 @@ import torch
 
 from tdrs.attention.block import Block
 from tdrs.attention.directions import PADDING, Directions, probe, unit
-from tdrs.attention.mask import Structure, structure
+from tdrs.attention.mask import Padding, Structure, structure
 from tdrs.attention.rope import Frequencies, unrotate
 from tdrs.attention.tally import Tally
 
@@ -130,40 +129,38 @@ class Call:
         """Whether the mask shows a query a key after its own."""
         return self._structure is not None and self._structure.forward
 
-    @property
-    def padded_keys(self) -> torch.Tensor | None:
-        """In a plain call, which keys are padding, (B, 1, 1, K) boolean; None if no key is."""
+    @cached_property
+    def padding(self) -> Padding | None:
+        """In a plain call, the keys that are padding; None if no key is."""
         return self._structure.padding if self.plain and self._structure else None
-
-    @property
-    def padding(self) -> slice:
-        """In a plain call, a range of keys that contains all padding."""
-        return self._structure.among if self.plain and self._structure else slice(0, 0)
 
     @property
     def regular(self) -> bool:
         """Whether the mask hides only the future and padding at the ends of samples, in any execution."""
         found = self._structure
-        return found is None or (found.plain and (found.padding is None or found.bounds is not None))
+        return found is None or (found.plain and (found.padding is None or found.padding.bounds is not None))
 
     @property
     def bounds(self) -> torch.Tensor | None:
         """In a regular call, the first key of each sample that is not padding, and the last one + 1, (B, 2) int32; None
         if no key is padding."""
-        return None if self._structure is None else self._structure.bounds
+        found = self._structure
+        return found.padding.bounds if found is not None and found.plain and found.padding is not None else None
 
     def without_padding(self, x: torch.Tensor) -> torch.Tensor:
         """Keys or values, (B, Hₖ, K, D), of a plain call, whose padding cannot reach any other number.
 
         Padding that holds NaN or huge numbers is set to 0. In place, unless `x` is the call's own key or value.
         """
-        if self.padded_keys is None:
+        if self.padding is None:
             return x
+        among = x[:, :, self.padding.among]
         if x is self.key or x is self.value:
-            if bool((x[:, :, self.padding].abs() <= ORDINARY).all()):  # NaN is not
+            if float(among.abs().amax()) <= ORDINARY:  # NaN is not
                 return x
             x = x.clone()
-        x[:, :, self.padding].masked_fill_(self.padded_keys[..., self.padding].transpose(-1, -2), 0)
+            among = x[:, :, self.padding.among]
+        among.masked_fill_(self.padding.keys[..., self.padding.among].transpose(-1, -2), 0)
         return x
 
     def without_padded_rows(self, x: torch.Tensor) -> torch.Tensor:
@@ -175,17 +172,11 @@ class Call:
             return x
         rows = slice(None)
         if self.plain:
-            rows = slice(max(0, self.padding.start - self.past), max(0, self.padding.stop - self.past))
+            if self.padding is None or self.padding.among.stop <= self.past:
+                return x
+            rows = slice(max(0, self.padding.among.start - self.past), self.padding.among.stop - self.past)
         x[:, :, rows].masked_fill_(~self.real[:, :, rows], 0)
         return x
-
-    @cached_property
-    def key_bounds(self) -> tuple[torch.Tensor, torch.Tensor] | None:
-        """+∞ and −∞, but −∞ and +∞ at padded keys, (B, 1, 1, K). A minimum or maximum with them hides padding."""
-        if self.padded_keys is None:
-            return None
-        upper = torch.where(self.padded_keys, -math.inf, math.inf)
-        return upper, -upper
 
     @cached_property
     def last_rows(self) -> torch.Tensor:
@@ -212,9 +203,9 @@ class Call:
             key = unrotate(key, cos[:, first:], sin[:, first:], self.layout)
         else:
             key = key.float()
-        if self.padded_keys is None or self.padding.stop <= first:
+        if self.padding is None or self.padding.among.stop <= first:
             return key
-        return key.masked_fill(self.padded_keys[..., first:].transpose(-1, -2), 0)
+        return key.masked_fill(self.padding.keys[..., first:].transpose(-1, -2), 0)
 
     def key_directions(self, features: str) -> torch.Tensor:
         """Keys scaled to length 1 (0 stays 0), before (`pre_rope`) or after (`post_rope`) rotation, (B, Hₖ, K, D)."""
@@ -238,7 +229,7 @@ class Call:
     def _marks(self) -> torch.Tensor:
         """The mark of each key, (B, Hₖ, K); see `Directions`."""
         marks = self.float_key @ self._probe if self._only_row is None else self._only_row[1]
-        return marks if self.padded_keys is None else marks.masked_fill(self.padded_keys.squeeze(1), PADDING)
+        return marks if self.padding is None else marks.masked_fill(self.padding.keys.squeeze(1), PADDING)
 
     def direction_sums(self, features: str, start: int, stop: int) -> torch.Tensor:
         """For keys `start` to `stop`: the sum of the directions of all keys up to that key, (B, Hₖ, stop − start, D).
@@ -249,7 +240,8 @@ class Call:
         known, total = self._sums.get(features, (0, torch.zeros_like(directions[:, :, :1])))
         if known > start:
             known, total = 0, torch.zeros_like(total)
-        total = total + directions[:, :, known:start].sum(dim=2, keepdim=True)  # blocks come in order
+        if known < start:
+            total = total + directions[:, :, known:start].sum(dim=2, keepdim=True)  # blocks come in order
         self._sums[features] = start, total
         return total + directions[:, :, start:stop].cumsum(dim=2)
 
@@ -322,7 +314,7 @@ class Call:
         """Keep a block's logits for the next pass, if they were computed, are needed again and there is room."""
         logits = block.computed_logits if block.start >= self.first_row else None
         room = CACHED_LOGITS.get(self.query.device.type, CACHED_LOGITS["cpu"])
-        if self.padded_keys is not None:
+        if self.padding is not None:
             room -= self.key.numel() + self.value.numel()
         if logits is not None and sum(x.numel() for x in self._cached_logits.values()) + logits.numel() <= room:
             self._cached_logits[block.start] = logits
@@ -333,15 +325,17 @@ class Call:
         Args:
             per_row: gives a value for each row of a block, (…, R, 1).
         """
-        return self._over_rows(per_row).amin(dim=2, keepdim=True)
+        found = self._over_rows(per_row)
+        return found if found.shape[2] == 1 else found.amin(dim=2, keepdim=True)
 
     def largest(self, per_row: Callable[[Block], torch.Tensor]) -> torch.Tensor:
         """The largest value over all rows; see `smallest`."""
-        return self._over_rows(per_row).amax(dim=2, keepdim=True)
+        found = self._over_rows(per_row)
+        return found if found.shape[2] == 1 else found.amax(dim=2, keepdim=True)
 
     def _over_rows(self, per_row: Callable[[Block], torch.Tensor]) -> torch.Tensor:
         found = []
         for block in self.blocks():
             found.append(per_row(block))
             self._cache_logits(block)
-        return torch.cat(found, dim=2)
+        return found[0] if len(found) == 1 else torch.cat(found, dim=2)
