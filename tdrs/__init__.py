@@ -17,6 +17,7 @@ from tdrs.attention.intervene import intervene
 from tdrs.attention.method import Method
 from tdrs.attention.second_pass import SecondPass
 from tdrs.interventions.ad_hh import ADHH
+from tdrs.interventions.adapt_vis import AdaptVis
 from tdrs.interventions.cca import CCA
 from tdrs.interventions.heads_off import HeadsOff
 from tdrs.interventions.icd import ICD
@@ -59,6 +60,7 @@ __all__ = [
     "VAF",
     "VAR",
     "VCD",
+    "AdaptVis",
     "HeadsOff",
     "KeyBias",
     "Method",

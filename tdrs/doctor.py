@@ -201,7 +201,9 @@ def _cost(backbone: Backbone, planned: Plan, batch: Sequence[Sample]) -> tuple[d
     lines = [f"a batch of {len(batch)}: stock {times['stock']:.2f} s, {name} {times['edited']:.2f} s, {ratio}"]
     second = second_pass_of(planned.intervention)
     if second:
-        lines.append(f"{name} combines two forward passes: {2 * len(batch)} rows at a time, and a cache of both")
+        count = 1 + len(second.others)
+        rows = f"{count * len(batch)} rows at a time, and a cache of {'both' if count == 2 else 'all'}"
+        lines.append(f"{name} combines {'two' if count == 2 else count} forward passes: {rows}")
     if second or not planned.intervention.row_local:
         ratio = f"{times['edited'] / times['whole']:.2f} ×"
         lines.append(f"each prompt read whole, as under {name}: stock {times['whole']:.2f} s, {ratio}")

@@ -73,6 +73,8 @@ class Together(Several):
         two = [type(method).__name__ for method in self.methods if method.second_pass]
         if len(two) > 1:
             raise SettingError("methods", two, "combine two passes each; only one of them can")
+        if any(method.second_pass and method.second_pass.alternative for method in self.methods):
+            raise SettingError("methods", two, "answers by its second or third pass, which no other method edits")
         for name in ("layers", "heads"):
             if getattr(self, name) != "all":
                 raise SettingError(name, getattr(self, name), f"each of several methods has {name} of its own")

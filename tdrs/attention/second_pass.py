@@ -1,6 +1,6 @@
-"""The second forward pass of a method that combines the next-token logits of two.
+"""The second forward pass of a method that combines the next-token logits of two, or of three.
 
-Both passes run as one batch: the rows of the second pass follow those of the first, and both take the same tokens.
+The passes run as one batch: the rows of the second pass follow those of the first, and all take the same tokens.
 `tdrs.backbones` does that for every model. A method only says what the second pass sees and how the logits are
 combined.
 """
@@ -16,9 +16,9 @@ from tdrs.settings import SettingError
 if TYPE_CHECKING:
     from tdrs.attention.method import Method
 
-# The logits of the first and of the second pass, (B, vocabulary) float32, and the number of the answer token, from 0,
-# → the combined logits, of the same shape.
-Combine = Callable[[torch.Tensor, torch.Tensor, int], torch.Tensor]
+# The logits of the first and of the second pass, and of the third if there is one, (B, vocabulary) float32, and the
+# number of the answer token, from 0, → the combined logits, of the same shape.
+Combine = Callable[..., torch.Tensor]
 
 
 @dataclass(frozen=True)
@@ -46,6 +46,7 @@ class SecondPass:
         system: its system prompt; None is that of the first pass.
         preface: text in front of the question; "" is none.
         attention: the edit of its attention; None is the stock model's. The method's own edit acts in the first pass.
+        alternative: the edit of attention of a third pass, which sees what the second one does; None is no third pass.
         plausibility: β: only tokens whose probability in the first pass is at least β times the largest one can be
             chosen (X. L. Li et al., "Contrastive Decoding", ACL 2023, arXiv 2210.15097); 0 excludes no token.
     """
@@ -56,6 +57,7 @@ class SecondPass:
     system: str | None = None
     preface: str = ""
     attention: "Method | None" = None
+    alternative: "Method | None" = None
     plausibility: float = 0.0
 
     @property
@@ -64,19 +66,27 @@ class SecondPass:
         decides = self.picture, self.system, self.preface
         return () if decides == (True, None, "") else decides
 
-    def combined(self, first: torch.Tensor, second: torch.Tensor, step: int) -> torch.Tensor:
+    @property
+    def others(self) -> "list[Method | None]":
+        """The edit of attention of the second pass, and of the third if there is one."""
+        return [self.attention] if self.alternative is None else [self.attention, self.alternative]
+
+    def combined(self, first: torch.Tensor, *others: torch.Tensor, step: int) -> torch.Tensor:
         """The combined logits, (B, vocabulary). −∞ in the first pass stays. A failed calculation gives NaN in its row.
+
+        Args:
+            first, others: the logits of each pass.
 
         Raises:
             ValueError: `combine` returned something else than logits.
         """
         excluded = first == -torch.inf
-        found: Any = self.combine(first, second, step)
+        found: Any = self.combine(first, *others, step)
         if not isinstance(found, torch.Tensor) or (found.shape, found.dtype) != (first.shape, first.dtype):
             shown = f"{found.dtype} {tuple(found.shape)}" if isinstance(found, torch.Tensor) else type(found).__name__
             raise ValueError(f"combine returned {shown}, not {first.dtype} {tuple(first.shape)}")
-        failed = [~(logits.isfinite() | excluded).all(dim=-1, keepdim=True) for logits in (first, second)]
-        return found.masked_fill(excluded, -torch.inf).masked_fill(failed[0] | failed[1], torch.nan)
+        failed = [~(logits.isfinite() | excluded).all(dim=-1, keepdim=True) for logits in (first, *others)]
+        return found.masked_fill(excluded, -torch.inf).masked_fill(torch.stack(failed).any(dim=0), torch.nan)
 
     def implausible(self, first: torch.Tensor) -> torch.Tensor:
         """Which tokens cannot be chosen, from the logits of the first pass, (B, vocabulary) boolean."""

@@ -93,10 +93,10 @@ class Session:
         self.layers = {layer.self_attn: number for number, layer in enumerate(layers)}
         self.second_pass = second_pass_of(method)
         self.tile_side = tile_side
-        second = self.second_pass.attention if self.second_pass else None
-        passes = [method.parts, () if second is None else second.parts]
+        others = self.second_pass.others if self.second_pass else []
+        passes = [method.parts, *(() if one is None else one.parts for one in others)]
         heads = decoder.config.num_attention_heads
-        # the edits of the first pass, and those of the second
+        # the edits of each pass
         self._edits = [[Edit.of(one, len(layers), heads) for one in methods] for methods in passes]
         self.image_token: int | None = getattr(model.config, "image_token_id", None)
         self.tally = Tally()
@@ -151,7 +151,7 @@ class Session:
 
     @contextmanager
     def two_passes(self, rows: int) -> Iterator[None]:
-        """A `with` block in which batches hold two passes: after the rows of the first, as many of the second.
+        """A `with` block in which batches hold all passes: after the rows of the first, as many of the second, ….
 
         Args:
             rows: the rows of the first pass.
@@ -187,10 +187,10 @@ class Session:
         past, rows = self.context.past, query.shape[2]
         phase = "decode" if past and rows == 1 else "prefill"
         wanted = rows - 1 if self._next_token_only and layer == len(self.layers) - 1 else 0
-        halves = [slice(None)]
-        if self._first_rows is not None:
-            halves = [slice(self._first_rows), slice(self._first_rows, None)]
-        edits = [[edit for edit in some if edit.acts(layer, phase)] for some in self._edits[: len(halves)]]
+        parts_of_batch = [slice(None)]
+        if (count := self._first_rows) is not None:
+            parts_of_batch = [slice(number * count, (number + 1) * count) for number in range(len(self._edits))]
+        edits = [[edit for edit in some if edit.acts(layer, phase)] for some in self._edits[: len(parts_of_batch)]]
         acting = [edit for some in edits for edit in some]
         given = {"scaling": scaling, **kwargs}
         if not acting:
@@ -209,7 +209,7 @@ class Session:
                     stacklevel=2,
                 )
         outputs = []
-        for number, (half, some) in enumerate(zip(halves, edits, strict=True)):
+        for number, (half, some) in enumerate(zip(parts_of_batch, edits, strict=True)):
             parts: list[Any] = [query[half], key[half], value[half], self._part(mask, half)]
             if not some:
                 outputs.append(self._unedited(module, *parts, wanted=wanted, given=given))

@@ -136,7 +136,7 @@ class Backbone:
             second: a second pass, whose rows follow those of the first; None is one pass.
         """
         given = dict(self._tokens(samples))
-        if second is not None:
+        for _ in second.others if second is not None else ():
             given = join(given, self._tokens(samples, second), self.processor.tokenizer.pad_token_id)
         if not self.reads_pictures:
             marks, session = given.pop("marks"), session_of(self.model)
@@ -146,7 +146,8 @@ class Backbone:
         pictures = [sample.picture for sample in samples]
         if second is not None and second.picture:
             change = second.change
-            pictures += pictures if change is None else [ChangedPicture.by(picture, change) for picture in pictures]
+            seen = [picture if change is None else ChangedPicture.by(picture, change) for picture in pictures]
+            pictures += seen * len(second.others)
         return {**given, "mm_encoder_outputs": self.images.model_inputs(pictures)}
 
     def _first_tokens(self, sample: Sample) -> FirstTokens:

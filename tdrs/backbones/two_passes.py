@@ -1,4 +1,4 @@
-"""Two forward passes as one batch: the rows of the second pass follow those of the first.
+"""Two forward passes as one batch, or three: the rows of the second pass follow those of the first.
 
 The two prompts of a sample may differ in length, in their picture, or in having one. Both are left-padded, share one
 cache, and take the same tokens, which are chosen by the combined logits.
@@ -67,7 +67,7 @@ def join(first: Mapping[str, Any], second: Mapping[str, Any], pad: int) -> dict[
 
 
 class Combined(LogitsProcessor):
-    """Gives the rows of both passes the combined logits.
+    """Gives the rows of all passes the combined logits.
 
     Args:
         second: how they are combined.
@@ -81,9 +81,10 @@ class Combined(LogitsProcessor):
         self._step = 0
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        first, second = scores.float().chunk(2)
-        combined = self._second.combined(first, second, self._step)
+        count = 1 + len(self._second.others)
+        first, *others = scores.float().chunk(count)
+        combined = self._second.combined(first, *others, step=self._step)
         self._step += 1
         chosen = self._reader(input_ids[: len(first)], combined)
         chosen = chosen.masked_fill(self._second.implausible(first), -torch.inf)
-        return torch.cat((chosen, chosen))
+        return torch.cat([chosen] * count)

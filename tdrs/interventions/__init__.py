@@ -7,6 +7,7 @@ from tdrs import heads_file
 from tdrs.attention.in_order import Together
 from tdrs.attention.method import Method
 from tdrs.interventions.ad_hh import ADHH
+from tdrs.interventions.adapt_vis import AdaptVis
 from tdrs.interventions.cca import CCA
 from tdrs.interventions.heads_off import HeadsOff
 from tdrs.interventions.icd import ICD
@@ -41,6 +42,7 @@ METHODS: dict[str, type[Method]] = {
     "middle_layers": MiddleLayers,
     "key_bias": KeyBias,
     "scaling_vis": ScalingVis,
+    "adapt_vis": AdaptVis,
     "self_extend": SelfExtend,
     "position_interpolation": PositionInterpolation,
     "ntk": NTK,

@@ -6,7 +6,7 @@ Areas", ICML 2025, arXiv 2503.01773.
 Read in the authors' code (shiqichen17/AdaptVis, modeling_llama_add_attn.py): the factor is on the logits before the
 mask, in all layers and heads, and only while the prompt is read. The README's example is w = 1.2, out of 0, 0.5, 0.8,
 1.2, 1.5 and 2. A factor on a logit raises a positive one and lowers a negative one. AdaptVis, which chooses between two
-factors by the confidence of a stock answer, is not here.
+factors by the confidence of a stock answer, is in `adapt_vis.py`.
 """
 
 from dataclasses import dataclass

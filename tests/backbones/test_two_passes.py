@@ -20,9 +20,11 @@ from tdrs.benchmarks import Sample
 from tdrs.benchmarks.prompts import answer_length
 from tdrs.configuration import choice
 from tdrs.evaluation import evaluate
+from tdrs.interventions.adapt_vis import AdaptVis
 from tdrs.interventions.icd import ICD
 from tdrs.interventions.m3id import M3ID
 from tdrs.interventions.pai import PAI
+from tdrs.interventions.scaling_vis import ScalingVis
 from tdrs.interventions.sid import SID
 from tdrs.interventions.vcd import VCD, signal
 from tdrs.settings import SettingError
@@ -121,6 +123,27 @@ def test_a_contrast_with_no_picture_is_that_of_two_separate_calls(
         right = tdrs.backbones.decoding.margin(sample, torch.tensor(logs), backbone.first_tokens)
         assert answer.margin == pytest.approx(right, abs=5e-3)
     assert len({answer.text for answer in found}) > 3
+
+
+def test_three_passes_are_those_of_separate_calls(backbone: Backbone) -> None:
+    """AdaptVis takes each sample's whole answer from the factor that the stock model's confidence chooses."""
+    samples = asked(backbone, 4)
+
+    def answers(method: Method) -> list[Any]:
+        with backbone.intervene(method):
+            return backbone.answer(samples, "gqa")
+
+    stock = replace(backbone, share_prefixes=False).answer(samples, "gqa")
+    confidence = [np.exp(json.loads(one.first_token)[1][0]) for one in stock]
+    threshold = float(np.median(confidence))
+    low, high = (answers(ScalingVis(weight=weight)) for weight in (0.0, 3.0))
+    expected = [a if sure < threshold else b for a, b, sure in zip(low, high, confidence, strict=True)]
+    assert {id(one) for one in expected} & {id(one) for one in low}
+    assert {id(one) for one in expected} & {id(one) for one in high}
+    assert [one.margin for one in low] != pytest.approx([one.margin for one in high], abs=0.05)
+    found = answers(AdaptVis(weight1=0.0, weight2=3.0, threshold=threshold))
+    assert [one.text for one in found] == [one.text for one in expected]
+    assert [one.margin for one in found] == pytest.approx([one.margin for one in expected], abs=5e-3)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -289,7 +312,7 @@ def test_excluded_tokens_stay_excluded() -> None:
 def test_a_combination_that_is_no_logits_is_named(returned: Any, shown: str) -> None:
     second = SecondPass(combine=lambda a, b, _: returned)
     with pytest.raises(ValueError, match=f"combine returned {shown}, not torch.float32"):
-        second.combined(torch.zeros(1, 3), torch.zeros(1, 3), 0)
+        second.combined(torch.zeros(1, 3), torch.zeros(1, 3), step=0)
 
 
 def test_passes_of_unlike_length_are_padded_on_the_left() -> None:

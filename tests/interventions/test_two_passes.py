@@ -39,7 +39,23 @@ COMBINED: list[tuple[dict[str, Any], int, list[float]]] = [
 def test_combined_logits_by_hand(values: dict[str, Any], step: int, expected: list[float]) -> None:
     second = from_settings(values).second_pass
     assert second is not None
-    assert second.combined(ONE, TWO, step)[0].tolist() == pytest.approx(expected, abs=1e-5)
+    assert second.combined(ONE, TWO, step=step)[0].tolist() == pytest.approx(expected, abs=1e-5)
+
+
+def test_adapt_vis_keeps_its_choice_for_the_whole_answer() -> None:
+    """Confidences of 1 / (1 + e^−1) = .73 and .5 at the first token; later ones do not count."""
+    second = from_settings({"name": "adapt_vis", "threshold": 0.6}).second_pass
+    assert second is not None
+    low, high = torch.tensor([[1.0, 1.0], [2.0, 2.0]]), torch.tensor([[3.0, 3.0], [4.0, 4.0]])
+    for step, stock in enumerate([[[2.0, 1.0], [2.0, 2.0]], [[0.0, 0.0], [9.0, 0.0]]]):
+        found = second.combined(torch.tensor(stock), low, high, step=step)
+        assert found.tolist() == [[3.0, 3.0], [2.0, 2.0]]
+    again = second.combined(torch.tensor([[0.0, 0.0]]), low[:1], high[:1], step=0)
+    assert again.tolist() == [[1.0, 1.0]]
+    assert second.others[0].weight == 0.5  # type: ignore[union-attr]
+    assert second.others[1].weight == 1.2  # type: ignore[union-attr]
+    with pytest.raises(SettingError, match="answers by its second or third pass, which no other method edits"):
+        from_settings({"name": "together", "methods": ["adapt_vis", "temperature"], "adapt_vis": {}, "temperature": {}})
 
 
 @pytest.mark.parametrize(
@@ -66,6 +82,7 @@ def test_the_edit_of_pai_alone_has_the_cache_key_that_it_had() -> None:
         ("icd", {"alpha": 2.0, "beta": 0.2, "instruction": "Be quick.", "place": "question"}),
         ("m3id", {"rate": 0.1, "beta": 0.2}),
         ("sid", {"alpha": 2.0, "beta": 0.2, "keep": 0.5, "layers": "all"}),
+        ("adapt_vis", {"weight1": 0.6, "weight2": 1.5, "threshold": 0.4, "layers": [0], "heads": [1], "phase": "both"}),
     ],
 )
 def test_every_setting_is_part_of_the_cache_key(name: str, changed: dict[str, Any]) -> None:
