@@ -5,9 +5,9 @@ Intervention", ICLR 2025 (adaptive deactivation of hallucination heads).
                         i the last query row, h a chosen head of a layer
 
 W are the weights after the softmax; they are not scaled to sum to 1 again. Read in the authors' code
-(TianyunYoung/Hallucination-Attribution): the command for their comparison and the script's default have τ 0.5. The edit
-itself, in LLaVA's Llama, was read in a copy of their code; that copy's own scripts have τ 0.4. The sum is over one
-prompt, the row that of the next token, while the prompt is read and at each answer token.
+(TianyunYoung/Hallucination-Attribution, baselines/minigpt4/models/modeling_llama.py and eval_scripts): the sum is over
+one prompt, the row that of the next token, while the prompt is read and at each answer token; the command for their
+comparison and the script's default have τ 0.5. Their folder LLaVA was read in copies alone; scripts there have τ 0.4.
 
 The authors choose 10 to 20 heads of single layers for each model, by zero ablation (`tdrs/head_scores.py`);
 `python -m tdrs.calibrate intervention=ad_hh` does so on a tuning split. The default, all heads, is not the paper's

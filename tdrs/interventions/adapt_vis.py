@@ -7,7 +7,7 @@ Areas", ICML 2025, arXiv 2503.01773.
 Read in the authors' code (shiqichen17/AdaptVis, model_zoo/llava15.py): the stock model answers first, and the whole
 answer comes from one more generation, with w₁ or w₂. The probability is that of the most likely token, rounded there to
 two digits, which it is not here. For yes/no questions, that code compares the largest logit, not a probability, with τ.
-The README's examples are w₁ 0.5, w₂ 1.2 and τ 0.3; τ is chosen for each data set and model.
+The README's examples are w₁ 0.5, w₂ 1.2 and τ 0.3; its script run.sh has 0.5, 1.5 and 0.4 for one data set.
 
 Here the stock model and both factors run as three passes of one batch, which take the tokens of the chosen one.
 """

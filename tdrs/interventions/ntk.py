@@ -1,10 +1,12 @@
 """NTK-aware scaling: bloc97, "NTK-Aware Scaled RoPE allows LLaMA models to have extended (8k+) context size without any
-fine-tuning and minimal perplexity degradation", 2023; described in B. Peng et al. (YaRN), ICLR 2024, arXiv 2309.00071.
+fine-tuning and minimal perplexity degradation", Reddit, r/LocalLLaMA, 2023; described in B. Peng et al. (YaRN), ICLR
+2024, arXiv 2309.00071.
 
     base' = base · α^(D / (D − 2))          D the number of rotated coordinates of a head
 
 Pair n = 0, 1, … D/2 − 1 turns by base^(−2n/D) a position, so its frequency is multiplied by α^(−2n / (D − 2)): the
-fastest pair stays as it is, and the slowest turns by 1/α.
+fastest pair stays as it is, and the slowest turns by 1/α. The author's three lines of code, read in copies, have α 8
+for Llama at 16384 instead of 2048 tokens.
 """
 
 from dataclasses import dataclass
@@ -22,7 +24,7 @@ class NTK(Positions):
     """A larger base of the rotation.
 
     Args:
-        alpha: α, at least 1; 1 is the stock model. The author's example has 8.
+        alpha: α, at least 1; 1 is the stock model. The author's code has 8.
     """
 
     alpha: float = 8.0

@@ -7,9 +7,10 @@ Attention Sink in Large Multimodal Models", ICLR 2025, arXiv 2503.03321.
                                             i a text row: a token after the image
 
 in heads and rows with a weight of at least `summ` on the image, of which sinks have at most the share ρ, and if some
-image token is a sink. The authors' repository (seilk/VisAttnSink) could not be read; copies of its logic.py by others
-were. There: τ 20, ρ 0.5, summ 0.2, p 0.6; layers 2 to the last but one; sinks outside the image lose weight, too; d is
-one of two dimensions of each language model: 1415 and 2533 for Llama 2 7B, 2100 and 4743 for 13B.
+image token is a sink. The authors' repositories (seilk/VisAttnSink, MICV-yonsei/VisAttnSink) could not be read; copies
+of its logic.py by others were. There: τ 20, ρ 0.5, summ 0.2, p 0.6; layers 2 to the last but one; sinks outside the
+image lose weight, too; d is one of two dimensions of each language model: 1415 and 2533 for Llama 2 7B, 2100 and 4743
+for 13B.
 
 The default here, all dimensions, serves any model: a state whose largest coordinate is that large is a sink, whichever
 it is. It finds at least the sinks of chosen dimensions. No coordinate of a state of D numbers is above √D times its

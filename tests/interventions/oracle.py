@@ -158,7 +158,8 @@ def reweighed(
             sinks.add(j)
     for i in range(rows):
         image = [j for j in range(keys) if visible[i, j] and roles[j] == IMAGE]
-        if name == "spin" and i == last and image:
+        text_row = roles[keys - rows + i] == TEXT
+        if name == "spin" and image and (i == last if method.rows == "last" else text_row and visible[i].any()):
             sums = [sum(a[h, i, j] for j in image) for h in range(heads)]
             ranked = sorted(range(heads), key=lambda h: -sums[h])
             for h in ranked[math.floor(method.routed_heads * heads) :]:
