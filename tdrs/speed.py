@@ -3,6 +3,7 @@
     python -m tdrs.speed attention                    # each method's attention beside PyTorch's; a model end to end
     python -m tdrs.speed sweep experiment=search      # a study beside the plain loop over the same trials
     python -m tdrs.speed neighbours                   # an evaluation alone, and two on the same cores
+    python -m tdrs.speed kernels                      # kernels and bytes of real models' attention, counted
 
 Options are `lengths=512,2048`, `rounds=9`, `backbone=mini_llava`, `preset=smoke` and `output=FOLDER`. Each command
 writes a JSON file into OUTPUT/benchmark; `attention` and `sweep` also write a figure.
@@ -42,6 +43,7 @@ from tdrs.entry_point import run_command
 from tdrs.environment import environment, keep_memory
 from tdrs.evaluation import evaluate
 from tdrs.interventions import METHODS, Method
+from tdrs.kernel_count import kernels
 from tdrs.schema import check_output
 from tdrs.settings import SettingError, check_choice, first_line, folder_named
 from tdrs.side_by_side import neighbours
@@ -119,10 +121,12 @@ def _calls(length: int, dtype: torch.dtype, device: str) -> tuple[Call, Callable
     angles = torch.arange(length)[:, None] * turns
     angles = torch.cat((angles, angles), dim=-1)[None].to(device)
     roles = torch.full((1, length), TEXT, device=device)
-    roles[:, 5 : 5 + math.isqrt(length // 3) ** 2] = IMAGE  # a square picture
+    side = math.isqrt(length // 3)
+    roles[:, 5 : 5 + side**2] = IMAGE  # a square picture
     positions = torch.arange(length, device=device)[None, :, None]
     frequencies = Frequencies(turns[None].to(device), 1.0)
     call = Call(q, k, v, WIDTH**-0.5, None, (angles.cos(), angles.sin()), positions, roles, frequencies)
+    call.tile_side = side
     call.states = torch.randn(1, length, HEADS * WIDTH, generator=generator).to(device, dtype)
     future = torch.ones(length, length, dtype=torch.bool, device=device).triu(1)
     hidden = torch.zeros(length, length, dtype=dtype, device=device).masked_fill(future, -torch.inf)
@@ -332,6 +336,7 @@ VERBS: dict[str, tuple[Callable[[Mapping[str, str], Path], None], tuple[str, ...
     "attention": (attention, ("lengths", "rounds", "backbone", "output")),
     "sweep": (sweep, ("experiment", "preset", "output")),
     "neighbours": (neighbours, ("rounds", "output")),
+    "kernels": (kernels, ("output",)),
 }
 
 

@@ -23,7 +23,7 @@ from tdrs.attention.tally import Tally
 
 # How many logits a pass over the map may cache for the next pass, less the space that copies of padded keys and values
 # take. On the CPU this is enough for the whole map at 1300 tokens and 8 heads.
-CACHED_LOGITS = {"cpu": 13 << 19, "cuda": 1 << 26}
+CACHED_LOGITS = {"cpu": 13 << 19, "cuda": 1 << 26, "meta": 1 << 26}
 
 ORDINARY = 1e9  # padding whose numbers are at most this gives logits that can be hidden, and values that 0 takes away
 

@@ -21,6 +21,7 @@ from tdrs.attention.method import Method
 # The smallest and the largest block, in logits. Between these limits a block has 64 rows: few enough for the
 # processor's cache, and enough for a fast matrix product.
 BLOCK_ELEMENTS = {"cpu": (1 << 18, 1 << 20), "cuda": (1 << 25, 1 << 25)}
+BLOCK_ELEMENTS["meta"] = BLOCK_ELEMENTS["cuda"]  # what runs there is counted, as on a GPU
 BLOCK_ROWS = 64
 
 
