@@ -14,10 +14,17 @@ from dataclasses import dataclass
 import torch
 
 from tdrs.attention.block import IMAGE, SYSTEM, TEXT, Block
+from tdrs.attention.fused import Functions, FusedEdit
 from tdrs.attention.method import Method
 from tdrs.settings import check_choice, check_number
 
 ROLES = {"system": SYSTEM, "image": IMAGE, "text": TEXT}
+
+
+def _functions() -> Functions:
+    from tdrs.interventions.pointwise_tile import KEY_BIAS  # imports triton
+
+    return KEY_BIAS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +51,10 @@ class KeyBias(Method):
     @property
     def active(self) -> bool:
         return self.weight != 1
+
+    @property
+    def fused(self) -> FusedEdit | None:
+        return FusedEdit(functions=_functions, flags=ROLES[self.keys], numbers=(math.log2(self.weight),), roles=True)
 
     def edit(self, block: Block, statistics: object) -> torch.Tensor:
         return block.logits + math.log(self.weight) * block.keys_of(ROLES[self.keys])

@@ -8,8 +8,15 @@ from dataclasses import dataclass
 import torch
 
 from tdrs.attention.block import Block
+from tdrs.attention.fused import Functions, FusedEdit
 from tdrs.attention.method import Method
 from tdrs.settings import check_number
+
+
+def _functions() -> Functions:
+    from tdrs.interventions.pointwise_tile import TEMPERATURE  # imports triton
+
+    return TEMPERATURE
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,6 +37,10 @@ class Temperature(Method):
     @property
     def active(self) -> bool:
         return self.tau != 1
+
+    @property
+    def fused(self) -> FusedEdit | None:
+        return FusedEdit(functions=_functions, numbers=(1 / self.tau,))
 
     def edit(self, block: Block, statistics: object) -> torch.Tensor:
         return block.logits / self.tau

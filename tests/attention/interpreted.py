@@ -20,6 +20,7 @@ from tdrs.attention.fused import FusedEdit, unfit
 from tdrs.attention.method import Method
 from tdrs.attention.rope import rotate
 from tdrs.attention.tally import Tally
+from tdrs.interventions import METHODS
 from tests.interventions.calls import rotation
 from tests.interventions.deviations import READINGS, strong
 
@@ -167,14 +168,27 @@ SHAPES: dict[str, Callable[[], float]] = {
     "other strides": lambda: deviation(transposed(make(33, groups=2)), strong()),
     "rows that are not wanted": lambda: deviation(replace(make(70, padding=LEFT), wanted=66), strong()),
 }
+POINTWISE: dict[str, Method] = {
+    "temperature": METHODS["temperature"](),
+    "vaf": METHODS["vaf"](image=1.5, system=0.4),
+    "key_bias": METHODS["key_bias"](weight=7.0),
+    "key_bias, system": METHODS["key_bias"](weight=0.2, keys="system"),
+}
 OTHERS: dict[str, Callable[[], float]] = {
     "float16": lambda: deviation(make(65, width=64), strong(), dtype=torch.float16),
     "bfloat16": lambda: deviation(make(65, width=64), strong(), dtype=torch.bfloat16),
     "|A|_min": lambda: smallest_error(make(65, padding=BOTH, width=64)),
     "|A|_min, cache": lambda: smallest_error(make(33, past=32, width=64)),
+    "temperature, 257 rows": lambda: deviation(make(257, heads=1), POINTWISE["temperature"], own=True),
     "NaN in padding": lambda: poisoned(make(37, padding=BOTH)),
     "NaN in padding, cache": lambda: poisoned(make(5, past=35, padding=((33, 0), (0, 3)))),
 }
+
+
+def _pointwise() -> Iterator[tuple[str, Callable[[], float]]]:
+    call = replace(make(33, past=32, padding=((5, 0),)), heads=torch.tensor([True, False])[None, :, None, None])
+    for name, method in POINTWISE.items():
+        yield name, lambda method=method: deviation(call, method, own=True)  # type: ignore
 
 
 def _readings() -> Iterator[tuple[str, Callable[[], float]]]:
@@ -191,7 +205,7 @@ if __name__ == "__main__":
 
     torch.set_num_threads(1)
     found: dict[str, float] = {}
-    for name, case in [*_readings(), *SHAPES.items(), *OTHERS.items()]:
+    for name, case in [*_readings(), *_pointwise(), *SHAPES.items(), *OTHERS.items()]:
         start = time.perf_counter()
         found[name] = case()
         print(f"{name:45} {found[name]:.1e} {time.perf_counter() - start:.2f} s", file=sys.stderr)

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.attention.interpreted import OTHERS, READINGS, SHAPES
+from tdrs.interventions import METHODS
+from tests.attention.interpreted import OTHERS, POINTWISE, READINGS, SHAPES
 
 pytestmark = pytest.mark.skipif(find_spec("triton") is None, reason="triton is not installed")
 
@@ -40,13 +41,17 @@ def found() -> dict[str, float]:
     return json.loads(run.stdout)
 
 
-@pytest.mark.parametrize("name", [*FITTING, *SHAPES, *OTHERS])
+@pytest.mark.parametrize("name", [*FITTING, *POINTWISE, *SHAPES, *OTHERS])
 def test_the_kernels_agree_with_the_reference(found: dict[str, float], name: str) -> None:
     assert found[name] <= LIMITS.get(name, CLOSE)
 
 
 def test_no_case_is_left_out(found: dict[str, float]) -> None:
-    assert set(found) == {*FITTING, *SHAPES, *OTHERS}
+    assert set(found) == {*FITTING, *POINTWISE, *SHAPES, *OTHERS}
+
+
+def test_which_methods_have_a_kernel() -> None:
+    assert {name for name, kind in METHODS.items() if kind().fused} == {"tdrs", "temperature", "vaf", "key_bias"}
 
 
 def test_which_readings_have_no_kernel() -> None:
