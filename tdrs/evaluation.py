@@ -252,7 +252,7 @@ def evaluate(
 
     Args:
         batch_size: how many samples are asked at a time; it changes rounding, and so, rarely, an answer.
-        execution: one of `EXECUTIONS`: `auto`, `blocked` or `reference`.
+        execution: one of `EXECUTIONS`: `auto`, `blocked`, `triton` or `reference`.
 
     Raises:
         FloatingPointError: the logits have a NaN.

@@ -160,7 +160,7 @@ def evaluate(
         prompt_style: `llava`, `lmms_eval`, `internvl` or `vlmevalkit`; None is that of the model's family.
         system: the system prompt; None is the chat template's own.
         max_new_tokens: the longest answer; None is what the prompt style's toolkit allows.
-        execution: `auto`, `blocked` or `reference`; see `tdrs.attention.core`.
+        execution: `auto`, `blocked`, `triton` or `reference`; see `tdrs.attention.core`.
 
     Raises:
         SettingError: an argument is not allowed, the data set is not available, or the processor is not the model's.

@@ -72,8 +72,8 @@ class AttentionSettings:
     """The `attention` group.
 
     Args:
-        execution: how edited attention is computed: `auto`; `blocked`, in blocks of query rows; `reference`, the whole
-            map at once, which is the specification and slow.
+        execution: how edited attention is computed: `auto`; `blocked`, in blocks of query rows; `triton`, in
+            fused kernels on a GPU; `reference`, the whole map at once, which is the specification and slow.
     """
 
     execution: str = "auto"

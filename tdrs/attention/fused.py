@@ -51,6 +51,7 @@ class FusedEdit:
         smallest: |A|_min of each query `head`, or of all heads of the `layer`; "" is none.
         factor: whether the edit has a factor of the weights beside the logits.
         roles: whether the edit uses the roles of queries and keys.
+        heavy: whether it needs more registers than most, so that its tiles have to be smaller.
         counted: the kind, and the names, of what is counted; see `Tally`.
     """
 
@@ -62,6 +63,7 @@ class FusedEdit:
     smallest: str = ""
     factor: bool = False
     roles: bool = False
+    heavy: bool = False
     counted: tuple[str, tuple[str, ...]] = ("", ())
 
 

@@ -79,5 +79,6 @@ def fused_edit(method: "TDRS") -> FusedEdit | None:
         smallest=method.a_min_per if counted else "",
         factor=bool(flags & Flag.WEIGHTS),
         roles=method.pairs != "all",
+        heavy=bool(flags & Flag.SIGMA) or method.pairs != "all",
         counted=("clamped", tuple(counted)),
     )

@@ -1,64 +1,124 @@
-"""Kernels compiled for GPUs that are not here, and what their machine code says."""
+"""The kernels that a call would launch, compiled for GPUs that are not here, and what their machine code says."""
 
 import re
 import subprocess
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import triton
-from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource
+import pytest
+import torch
 
-from tdrs.attention.triton.tiles import Tiles
+from tdrs.attention.call import Call
+from tdrs.attention.method import Method
+from tests.attention.interpreted import edit_of, make
 
-CUOBJDUMP = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
-SHARED_BYTES = {80: 163 << 10, 90: 227 << 10}  # the most that a program can have
-MUFU = re.compile(r"\bMUFU\.(?:EX2|LG2|RCP|RSQ|SQRT|SIN|COS|TANH)")
+TYPES = {
+    torch.bfloat16: "*bf16",
+    torch.float16: "*fp16",
+    torch.float32: "*fp32",
+    torch.int32: "*i32",
+    torch.int64: "*i64",
+}
+KERNELS = ("key_directions", "smallest_logits", "attend")
+
+
+@dataclass
+class Launch:
+    """One launch of a kernel that did not happen."""
+
+    kernel: Any
+    args: tuple[Any, ...] = ()
+    constants: dict[str, Any] | None = None
+
+    def __getitem__(self, grid: object) -> Any:
+        def record(*args: Any, **constants: Any) -> None:
+            self.args, self.constants = args, constants
+
+        return record
 
 
 @dataclass
 class Compiled:
-    """The machine code of a kernel, and the shared memory of a program in bytes."""
+    """The machine code of a kernel, what it uses, the shared memory of a program in bytes, and its pairs a thread."""
 
     code: str
     usage: str
     shared: int
+    pairs: int
 
     def count(self, pattern: str) -> int:
         """How many instructions match."""
-        return len(re.findall(pattern, self.code))
+        return len(re.findall(rf"\b{pattern}\b", self.code))
 
     @property
     def spilled(self) -> int:
-        """Bytes of a thread's stack and local memory."""
-        return sum(int(n) for n in re.findall(r"(?:STACK|LOCAL):(\d+)", self.usage))
+        """Bytes of a thread's stack and local memory, and instructions that use them."""
+        found = sum(int(n) for n in re.findall(r"(?:STACK|LOCAL):(\d+)", self.usage))
+        return found + self.count("(?:STL|LDL)")
 
 
-def compile_for(kernel: Any, arch: int, types: dict[str, str], constants: dict[str, Any], tiles: Tiles) -> Compiled:
-    """Compile a kernel for a GPU such as sm_90.
+def call_of(width: int, dtype: torch.dtype = torch.bfloat16, **given: Any) -> Call:
+    """A call of 256 rows with rotation and roles in one dtype."""
+    call = make(256, width=width, **given)
+    assert call.rotation is not None
+    cos, sin = call.rotation
+    vectors = {name: getattr(call, name).to(dtype) for name in ("query", "key", "value")}
+    return replace(call, rotation=(cos.to(dtype), sin.to(dtype)), **vectors)
 
-    Args:
-        types: of the arguments that are not constants; an integer is i32 if it is not named.
-    """
-    names = kernel.arg_names
-    signature = {n: "constexpr" if n in constants else types.get(n, "i32") for n in names}
-    # as at run time: pointers, and distances between rows, are multiples of 16
-    even = [i for i, n in enumerate(names) if signature[n].startswith("*") or (n not in constants and "_" in n)]
+
+def launches(call: Call, method: Method, capability: tuple[int, int]) -> list[Launch]:
+    """The kernels that a call launches on a GPU of this capability."""
+    from tdrs.attention.triton import run
+    from tdrs.attention.triton.tiles import tiles
+
+    found = [Launch(getattr(run, name)) for name in KERNELS]
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        for name, launch in zip(KERNELS, found, strict=True):
+            monkeypatch.setattr(run, name, launch)
+        wide = 1 << (call.query.shape[-1] - 1).bit_length()
+        edit = edit_of(method)
+        made = run.Launches(call, edit, tiles(wide, call.query.element_size(), capability, edit.heavy))
+        made.attend(made.smallest() if edit.smallest else None)
+    return [launch for launch in found if launch.constants is not None]
+
+
+def compile_for(launch: Launch, capability: tuple[int, int]) -> Compiled:
+    """Compile a launch as Triton would at run time."""
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    assert launch.constants is not None
+    names = launch.kernel.arg_names
+    constants = {name: value for name, value in launch.constants.items() if name in names}
+    options = {name: value for name, value in launch.constants.items() if name not in names}
+    signature, attrs = dict.fromkeys(constants, "constexpr"), {}
+    for number, (name, value) in enumerate(zip(names, launch.args, strict=False)):
+        signature[name] = _type(value)
+        if not isinstance(value, float) and (isinstance(value, torch.Tensor) or value % 16 == 0):
+            attrs[number,] = [["tt.divisibility", 16]]
     source = ASTSource(
-        fn=kernel,
-        signature=signature,
-        constexprs={(names.index(n),): value for n, value in constants.items()},
-        attrs={(i,): [["tt.divisibility", 16]] for i in even},
+        fn=launch.kernel,
+        signature={name: signature[name] for name in names},
+        constexprs={(names.index(name),): value for name, value in constants.items()},
+        attrs=attrs,
     )
-    options = {"num_warps": tiles.warps, "num_stages": tiles.stages, "enable_fp_fusion": True}
-    made = triton.compile(source, target=GPUTarget("cuda", arch, 32), options=options)
+    made = triton.compile(source, target=GPUTarget("cuda", 10 * capability[0] + capability[1], 32), options=options)
+    cuobjdump = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(made.asm["cubin"])
         file.flush()
         code, usage = (
-            subprocess.run([CUOBJDUMP, option, file.name], capture_output=True, text=True, check=True).stdout
+            subprocess.run([cuobjdump, option, file.name], capture_output=True, text=True, check=True).stdout
             for option in ("-sass", "--dump-resource-usage")
         )
-    return Compiled(code, usage, made.metadata.shared)
+    pairs = constants.get("M", 0) * constants.get("N", 0) // (32 * options["num_warps"])
+    return Compiled(code, usage, made.metadata.shared, pairs)
+
+
+def _type(value: object) -> str:
+    if isinstance(value, torch.Tensor):
+        return TYPES[value.dtype]
+    return "fp32" if isinstance(value, float) else "i32"

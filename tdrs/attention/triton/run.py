@@ -63,7 +63,7 @@ class Launches:
         if given is None:
             here = interpreted()
             capability = (0, 0) if here else torch.cuda.get_device_capability(self.device)
-            given = INTERPRETED if here else tiles(wide, self.query.element_size(), capability)
+            given = INTERPRETED if here else tiles(wide, self.query.element_size(), capability, edit.heavy)
         self.blocks, self.chunks = triton.cdiv(self.rows, given.rows), triton.cdiv(self.keys, CHUNK)
         self.padded = call.bounds is not None
         # what all kernels take, and what those with products take
@@ -73,7 +73,7 @@ class Launches:
             "GROUP": self.heads // self.groups,
             "M": given.rows,
             "N": given.keys,
-            "PRECISION": "ieee" if self.exact else "tf32",  # the latter says nothing about 16 bits
+            "PRECISION": "tf32x3" if self.exact else "tf32",  # with 16 bits, products are exact in any case
             "INTERPRETED": interpreted(),
             "num_warps": given.warps,
             "num_stages": given.stages,
