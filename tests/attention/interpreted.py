@@ -20,7 +20,9 @@ from tdrs.attention.fused import FusedEdit, unfit
 from tdrs.attention.method import Method
 from tdrs.attention.rope import rotate
 from tdrs.attention.tally import Tally
-from tdrs.interventions import METHODS
+from tdrs.interventions.key_bias import KeyBias
+from tdrs.interventions.temperature import Temperature
+from tdrs.interventions.vaf import VAF
 from tests.interventions.calls import rotation
 from tests.interventions.deviations import READINGS, strong
 
@@ -169,10 +171,10 @@ SHAPES: dict[str, Callable[[], float]] = {
     "rows that are not wanted": lambda: deviation(replace(make(70, padding=LEFT), wanted=66), strong()),
 }
 POINTWISE: dict[str, Method] = {
-    "temperature": METHODS["temperature"](),
-    "vaf": METHODS["vaf"](image=1.5, system=0.4),
-    "key_bias": METHODS["key_bias"](weight=7.0),
-    "key_bias, system": METHODS["key_bias"](weight=0.2, keys="system"),
+    "temperature": Temperature(),
+    "vaf": VAF(image=1.5, system=0.4),
+    "key_bias": KeyBias(weight=7.0),
+    "key_bias, system": KeyBias(weight=0.2, keys="system"),
 }
 OTHERS: dict[str, Callable[[], float]] = {
     "float16": lambda: deviation(make(65, width=64), strong(), dtype=torch.float16),

@@ -20,7 +20,7 @@ CHUNK = 64  # keys whose directions are summed together
 INTERPRETED = Tiles(32, 32, 1, 1)
 
 
-def tiles(wide: int, size: int, capability: tuple[int, int], heavy: bool) -> Tiles:
+def tiles(wide: int, size: int, capability: tuple[int, int], heavy: bool = False) -> Tiles:
     """The tiles of |A|_min and of attention.
 
     Args:
