@@ -14,7 +14,6 @@ from tdrs.benchmarks import Sample
 from tdrs.configuration import choice
 from tdrs.evaluation import evaluate
 from tdrs.interventions.none import Stock
-from tdrs.zoo.turns import GAP
 
 # For each data set: `samples`, their number; `blank`, the accuracy with blank pictures; `between` and `before_image`,
 # for each gap the accuracy and its limits; `answers`, for gaps up to the longest in training: how many answers have the
@@ -32,12 +31,13 @@ def known_scores() -> dict[str, Scores]:
     return dict(yaml.safe_load(_KEPT.read_text(encoding="utf-8")))
 
 
-def measure(name: str, folder: Path) -> Scores:
+def measure(name: str, folder: Path, longest: int) -> Scores:
     """Measure the scores of a model at each distance; a few minutes on a CPU.
 
     Args:
         name: the embedded model whose settings are used.
         folder: the folder of the measured model.
+        longest: the longest text in training, in tokens.
     """
     backbone = backbones.load(backbones.from_settings(choice("backbone", name) | {"source": str(folder)}))
     conditions: list[dict[str, Any]] = [{"gap": 0, "blank": True}]
@@ -56,7 +56,7 @@ def measure(name: str, folder: Path) -> Scores:
                 one["blank"] = value
                 continue
             one[condition["filler"]][condition["gap"]] = [value, low, high]
-            if condition["gap"] <= GAP:
+            if condition["gap"] <= longest:
                 pairs = zip(samples, evaluation.records, strict=True)
                 good = sum(has_form(record.prediction, sample) for sample, record in pairs)
                 one["answers"] = [one["answers"][0] + good, one["answers"][1] + len(samples)]
@@ -89,15 +89,16 @@ def _row(first: list[str], cells: Mapping[int, list[float]], gaps: list[int]) ->
     return f"| {' | '.join([*first, *shown])} |"
 
 
-def form_sentence(scores: Scores) -> str:
-    """The beginning of a card's sentence on how many answers have the form that was asked for."""
+def form_sentence(scores: Scores, longest: int) -> str:
+    """The beginning of a card's sentence on how many answers have the form that was asked for, up to the longest gap in
+    training."""
     good, count = (sum(one["answers"][part] for one in scores.values()) for part in (0, 1))
-    return f"At gaps up to {GAP}, {good} of {count} answers have the form that was asked for"
+    return f"At gaps up to {longest}, {good} of {count} answers have the form that was asked for"
 
 
 def with_scores(card: str, scores: Scores) -> str:
     """A card with its table, and its number of answers in the right form, made from scores."""
-    counted = re.search(r"\d+ of \d+", form_sentence(scores))
+    counted = re.search(r"\d+ of \d+", form_sentence(scores, 0))
     assert counted
     lines = re.sub(r"\d+ of \d+(?= answers)", counted[0], card).split("\n")
     first = next(number for number, line in enumerate(lines) if line.startswith("| | blank pictures"))
@@ -118,6 +119,6 @@ def write(name: str, recipe: Mapping[str, Any], folder: Path, scores: Scores) ->
         f"```yaml\n{yaml.safe_dump(dict(recipe), sort_keys=False)}```\n\n## Measured\n\n"
         f"Accuracy without an edit on at most {SAMPLES} held-out samples of each data set, in whole images, with 95 %\n"
         f"limits. A gap is unrelated text between image and question, in tokens.\n\n{table(scores)}\n\n"
-        f"{form_sentence(scores)}: a letter, a word, yes or no.\n"
+        f"{form_sentence(scores, recipe['gap'])}: a letter, a word, yes or no.\n"
     )
     (folder / "README.md").write_text(card, encoding="utf-8")

@@ -31,6 +31,7 @@ FAMILIES = {
     "mini_llava": _LLAVA,
     "mini_llava_seed1": _LLAVA,
     "mini_llava_seed2": _LLAVA,
+    "mini_llava_long": _LLAVA,
     "mini_internvl": Family(mini_internvl.untrained, mini_internvl.processor, "internvl"),
     "mini_qwen2_5_vl": Family(mini_qwen2_5_vl.untrained, mini_qwen2_5_vl.processor, "vlmevalkit", axes=3),
 }

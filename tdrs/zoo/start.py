@@ -1,4 +1,4 @@
-"""Start one embedded model's text decoder from another's."""
+"""Start one embedded model from another one: all of it, or its text decoder."""
 
 from pathlib import Path
 from typing import Any
@@ -13,9 +13,10 @@ from tdrs.settings import SettingError, first_line
 
 @torch.no_grad()
 def start_from(source: str, model: Any, tokenizer: Any) -> None:
-    """Copy a trained text decoder into `model`: every weight of the same name, and the embedding word by word.
+    """Copy a trained model into `model`: all of it if both are of one class, else the text decoder.
 
-    Weights that only the new decoder has (biases) are set to zero, words that only it knows stay as they are.
+    A decoder is copied weight by weight of the same name, and its embedding word by word. Weights that only the new
+    decoder has (biases) are set to zero, words that only it knows stay as they are.
 
     Args:
         source: the folder of the trained model, or `embedded:NAME`.
@@ -34,6 +35,12 @@ def start_from(source: str, model: Any, tokenizer: Any) -> None:
         old = AutoTokenizer.from_pretrained(folder, trust_remote_code=False).get_vocab()
     except (OSError, ValueError) as error:
         raise SettingError("recipe.start", source, first_line(error)) from error
+    if type(given) is type(model):
+        try:
+            model.load_state_dict(given.state_dict())
+        except RuntimeError as error:
+            raise SettingError("recipe.start", source, first_line(error)) from error
+        return
     theirs = given.model.language_model.state_dict()
     own = model.model.language_model.state_dict()
     for name, weight in own.items():

@@ -130,7 +130,7 @@ def train(name: str, recipe: Recipe, folder: Path) -> Path:
         name: one of `FAMILIES`.
 
     Raises:
-        SettingError: the folder's checkpoint belongs to another recipe, or the decoder to start from does not fit.
+        SettingError: the folder's checkpoint belongs to another recipe, or the model to start from does not fit.
     """
     device = "cuda" if torch.cuda.is_available() else "cpu"
     torch.manual_seed(recipe.seed)
@@ -238,7 +238,7 @@ def main_train(config: DictConfig) -> None:
     check_number("recipe.seed", recipe.seed, 0, LARGEST_SEED, whole=True)
     folder = Path(values["output"]) / "zoo" / (f"{name}-seed{recipe.seed}" if "seed" in given else name)
     model = train(name, recipe, folder)
-    cards.write(name, asdict(recipe), model, cards.measure(name, model))
+    cards.write(name, asdict(recipe), model, cards.measure(name, model, recipe.gap))
     print(f"model:   {model}")
     print(f"scores:  {folder / 'scores.yaml'}")
     words = [f"backbone={name}", f"backbone.source={commands.value(str(model.absolute()))}", "dataset.gap=0"]

@@ -41,7 +41,6 @@ HINTS = {"skills": 0.2, "all": 0.6}  # by stage: the share of turns with unrelat
 WORD = re.compile(r"\n|\w+|[^\w\s]")  # as the tokenizer splits
 CHARACTERS = sorted(GLYPHS)
 NOWHERE = GRID**2  # stands for the cell of an object that is not in the picture
-GAP = 32  # the longest text seen in training, in tokens
 BEFORE = 0.15  # the share of the pictures of the stage `all` with such a text in front of the image
 
 
@@ -50,8 +49,9 @@ class Recipe:
     """The settings of a training run; `conf/train.yaml` has the values. Equal recipes give equal batches.
 
     Args:
-        start: the folder of the model whose text decoder this one starts from, or `embedded:NAME`; `random` for random
-            weights.
+        start: the folder of the model that this one starts from, or `embedded:NAME`: the whole model if it is of the
+            same class, else its text decoder; `random` for random weights.
+        gap: the longest unrelated text, in tokens.
         align_steps, skills_steps, all_steps: steps of the three stages.
         batch_size: how many pictures a batch has.
         rows: how many rows of tokens a picture has.
@@ -62,6 +62,7 @@ class Recipe:
 
     seed: int
     start: str
+    gap: int
     align_steps: int
     skills_steps: int
     all_steps: int
@@ -74,7 +75,7 @@ class Recipe:
     def __post_init__(self) -> None:
         for name, value in asdict(self).items():
             if name != "start":
-                above = name in ("batch_size", "rows", "length", "learning_rate")
+                above = name in ("gap", "batch_size", "rows", "length", "learning_rate")
                 check_number(name, value, 0, whole=name != "learning_rate", above=above)
 
     @property
@@ -98,9 +99,15 @@ def _wave(done: int, steps: int, warmup: int) -> float:
     return min(1.0, (done + 1) / warmup) * 0.5 * (1 + float(np.cos(np.pi * done / steps)))
 
 
-def _hint(share: float, rng: np.random.Generator) -> str:
-    """In a `share` of the cases a text of 1 to GAP tokens, else ""."""
-    return filler(int(rng.integers(1, GAP + 1)), rng) if rng.random() < share else ""
+class Hints(NamedTuple):
+    """How often a turn has unrelated text, and the length of the longest, in tokens."""
+
+    share: float
+    longest: int
+
+    def text(self, rng: np.random.Generator) -> str:
+        """In a `share` of the cases a text of 1 to `longest` tokens, else ""."""
+        return filler(int(rng.integers(1, self.longest + 1)), rng) if rng.random() < self.share else ""
 
 
 class Turn(NamedTuple):
@@ -112,16 +119,16 @@ class Turn(NamedTuple):
     word: str = ""
 
 
-def _choose(objects: list[Object], style: str, hints: float, rng: np.random.Generator) -> Turn:
+def _choose(objects: list[Object], style: str, hints: Hints, rng: np.random.Generator) -> Turn:
     asked = ask(objects, str(rng.choice(TOPICS, p=(0.4, 0.4, 0.2))), rng)
-    prompt = prompts.scienceqa(style, asked["question"], asked["choices"], _hint(hints, rng))
+    prompt = prompts.scienceqa(style, asked["question"], asked["choices"], hints.text(rng))
     return Turn("choose", prompt, LETTERS[asked["answer"]], asked["choices"][asked["answer"]])
 
 
-def _look_up(objects: list[Object], style: str, hints: float, rng: np.random.Generator) -> Turn:
+def _look_up(objects: list[Object], style: str, hints: Hints, rng: np.random.Generator) -> Turn:
     asked = ask(objects, str(rng.choice(TOPICS)), rng)
     word = asked["choices"][asked["answer"]]
-    prompt = prompts.scienceqa(style, f"Which option is {word}?", asked["choices"], _hint(hints, rng))
+    prompt = prompts.scienceqa(style, f"Which option is {word}?", asked["choices"], hints.text(rng))
     return Turn("look_up", prompt, LETTERS[asked["answer"]], word)
 
 
@@ -133,13 +140,13 @@ def _match(objects: list[Object], rng: np.random.Generator) -> Turn:
     return Turn("match", f"{options}Name the letters.", " ".join(f"{choices[n]} {LETTERS[n]}" for n in order))
 
 
-def _word(objects: list[Object], style: str, hints: float, rng: np.random.Generator) -> Turn:
+def _word(objects: list[Object], style: str, hints: Hints, rng: np.random.Generator) -> Turn:
     asked = ask(objects, str(rng.choice(TOPICS[:2])), rng)
     word = asked["choices"][asked["answer"]]
-    return Turn("word", prompts.gqa(style, asked["question"], _hint(hints, rng)), word, word)
+    return Turn("word", prompts.gqa(style, asked["question"], hints.text(rng)), word, word)
 
 
-def _exist(present: list[int], style: str, hints: float, rng: np.random.Generator) -> Turn:
+def _exist(present: list[int], style: str, hints: Hints, rng: np.random.Generator) -> Turn:
     """Half of the questions are about a present object, half about an absent one, chosen in POPE's three ways."""
     chosen = [int(kind) for kind in rng.choice(present, mini_pope.ASKED, replace=False)]
     if rng.random() < 0.5:
@@ -147,7 +154,7 @@ def _exist(present: list[int], style: str, hints: float, rng: np.random.Generato
     else:
         absent = mini_pope.negatives(str(rng.choice(CATEGORIES)), present, chosen, 0, rng)
         kind, answer = absent[int(rng.integers(len(absent)))], "no"
-    prompt = prompts.pope(style, mini_pope.question(kind), _hint(hints, rng))
+    prompt = prompts.pope(style, mini_pope.question(kind), hints.text(rng))
     return Turn("exist", prompt, answer, answer)
 
 
@@ -203,12 +210,12 @@ class Scene:
             for cell, character in zip(sign.cells, sign.text, strict=True)
         }
 
-    def turn(self, stage: str, style: str, hints: float, rng: np.random.Generator) -> Turn:
+    def turn(self, stage: str, style: str, hints: Hints, rng: np.random.Generator) -> Turn:
         """A turn about the picture.
 
         Args:
             style: the style of the prompt; see `tdrs.benchmarks.prompts`.
-            hints: the share of the turns that have unrelated text.
+            hints: how often the turn has unrelated text, and of what length.
         """
         describe = Turn("describe", "Describe the picture.", self._description())
         if self.kind == "objects":
@@ -227,11 +234,11 @@ class Scene:
             return describe
         if self.kind == "crowd":
             question, answer = mini_gqa.ask(self.objects, rng)
-            return Turn("ask", prompts.gqa(style, question, _hint(hints, rng)), answer, answer)
+            return Turn("ask", prompts.gqa(style, question, hints.text(rng)), answer, answer)
         if self.kind == "kinds":
             return _exist(self.present, style, hints, rng)
         sign = self.signs[int(rng.integers(len(self.signs)))]
-        prompt = prompts.textvqa(style, mini_textvqa.ask(sign, rng), None, _hint(hints, rng))
+        prompt = prompts.textvqa(style, mini_textvqa.ask(sign, rng), None, hints.text(rng))
         return Turn("read", prompt, sign.text, sign.text[0])
 
     def places(self, prompt: Sequence[str]) -> dict[int, int]:
@@ -299,7 +306,7 @@ class Pictures(Dataset[dict[str, torch.Tensor]]):
         rng = np.random.default_rng([SEEDS["train"], self.recipe.seed, index, 3])
         kinds = PICTURES[stage]
         scene = Scene(str(rng.choice(list(kinds), p=list(kinds.values()))), rng)
-        before = _hint(BEFORE if stage == "all" else 0.0, rng)
+        before = Hints(BEFORE if stage == "all" else 0.0, self.recipe.gap).text(rng)
         in_front = f"Context: {before}\n" if before else ""
         text = f"{self._before[: self._place]}{in_front}{self._before[self._place :]}"
         inputs = self.processor(text=[text], images=[Image.fromarray(scene.pixels)], return_tensors="np")
@@ -309,7 +316,8 @@ class Pictures(Dataset[dict[str, torch.Tensor]]):
         item = {name: inputs[name] for name in ("pixel_values", "image_grid_thw") if name in inputs}
         item |= {"shown": shown}
         if stage != "align":
-            hints = 0.0 if before else HINTS[stage]  # the text stands in one place, as in the evaluation
+            # the text stands in one place, as in the evaluation
+            hints = Hints(0.0 if before else HINTS[stage], self.recipe.gap)
             item |= self._rows(scene, stage, hints, list(inputs["input_ids"][0]), rng)
         return {name: torch.from_numpy(np.ascontiguousarray(value)) for name, value in item.items()}
 
@@ -333,7 +341,7 @@ class Pictures(Dataset[dict[str, torch.Tensor]]):
         return ids
 
     def _rows(
-        self, scene: Scene, stage: str, hints: float, prefix: list[int], rng: np.random.Generator
+        self, scene: Scene, stage: str, hints: Hints, prefix: list[int], rng: np.random.Generator
     ) -> dict[str, np.ndarray]:
         shape = self.recipe.rows, self.recipe.length
         blank = {
