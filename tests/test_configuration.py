@@ -94,9 +94,9 @@ def test_every_experiment_says_how_to_run_it_and_what_to_expect() -> None:
             "backbone=lava",
             "backbone = 'lava': must be one of gemma3_4b, hf, idefics3_8b, internvl2_5_8b_mpo, internvl2_8b, "
             "internvl3_5_8b, internvl3_8b, language_model, llava_1_5_13b, llava_1_5_7b, llava_next_7b, "
-            "llava_onevision_7b, mini_internvl, mini_llava, mini_llava_seed1, mini_llava_seed2, mini_qwen2_5_vl, "
-            "mistral3_24b, paligemma2_3b, pixtral_12b, qwen2_5_vl_7b, qwen2_vl_7b, qwen3_vl_8b, smollm2, "
-            "smolvlm2_2b",
+            "llava_onevision_7b, mini_internvl, mini_llava, mini_llava_long, mini_llava_seed1, mini_llava_seed2, "
+            "mini_qwen2_5_vl, mistral3_24b, paligemma2_3b, pixtral_12b, qwen2_5_vl_7b, qwen2_vl_7b, qwen3_vl_8b, "
+            "smollm2, smolvlm2_2b",
         ),
         (
             "dataset=vqa",
@@ -148,7 +148,8 @@ def test_unknown_names(override: str, said: str, capsys: pytest.CaptureFixture[s
         (
             "backbone.source=embedded:x",
             "backbone.source = 'embedded:x': must be one of embedded:mini_internvl, embedded:mini_llava, "
-            "embedded:mini_llava_seed1, embedded:mini_llava_seed2, embedded:mini_qwen2_5_vl",
+            "embedded:mini_llava_long, embedded:mini_llava_seed1, embedded:mini_llava_seed2, "
+            "embedded:mini_qwen2_5_vl",
         ),
         ("split=test", "split = 'test': must be one of tuning, held_out"),
         ("limit=0", "limit = 0: must be a whole number of at least 1"),
