@@ -25,6 +25,7 @@ from tdrs.analysis import (
     comparison,
     decay,
     distance,
+    rivals,
     samples,
     sensitivity,
     tables,
@@ -294,6 +295,10 @@ def write_answers(
         cells = transfer.matrices(outcome, records)
         paths = transfer.write_transfer(cells, folder, outcome.warning, outcome.stamp, controls)
         return [("Tuned on × reported on", paths[1])], transfer.sentences(cells)
+    if outcome.protocol == "compare" and outcome.config["search"].get("rivals"):
+        places = rivals.places(outcome, records, controls)
+        paths = rivals.write_rivals(places, folder, outcome.warning, outcome.stamp)
+        return [("Gains beside their rivals, and what they cost", paths[1])], rivals.sentences(places)
     return [], []
 
 
