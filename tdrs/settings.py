@@ -16,7 +16,7 @@ T = TypeVar("T")
 LARGEST_SEED = 2**32 - 1  # what numpy's and Optuna's generators take
 _KINDS: dict[Any, str] = {
     type(None): "null", str: "text", int: "a whole number", float: "a number", bool: "true or false",
-    dict: "a group of settings", list: "a list", tuple: "a list",
+    dict: "a group of settings", list: "a list", tuple: "a list", Sequence: "a list",
 }  # fmt: skip
 
 
@@ -180,5 +180,5 @@ def _convert(name: str, value: Any, hint: Any) -> Any:
             return float(value)
         if isinstance(origin, type) and isinstance(value, origin) and (option is bool or not isinstance(value, bool)):
             return value
-    names = " or ".join(_KINDS.get(typing.get_origin(one) or one, str(one)) for one in options)
-    raise SettingError(name, value, f"must be {names}")
+    names = dict.fromkeys(_KINDS.get(typing.get_origin(one) or one, str(one)) for one in options)
+    raise SettingError(name, value, f"must be {' or '.join(names)}")

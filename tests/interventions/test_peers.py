@@ -147,6 +147,7 @@ def test_default_layers_are_the_papers_on_32(name: str, layers: range) -> None:
         ({"name": "ms_poe", "r_max": 1.1}, "intervention.r_max = 1.1: must be at least r_min, 1.2"),
         ({"name": "ms_poe", "ranking": "best"}, "intervention.ranking = 'best': must be one of rank, code, none"),
         ({"name": "cca", "form": "spiral"}, "intervention.form = 'spiral': must be one of rings, folded"),
+        ({"name": "ad_hh", "heads": 5}, "intervention.heads = 5: must be text or a list"),
         ({"name": "cca", "side": 0}, "intervention.side = 0: must be a whole number"),
         ({"name": "pasta"}, "intervention.name = 'pasta': must be one of none, tdrs, temperature"),
     ],
