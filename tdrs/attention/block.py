@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 import torch
 
 from tdrs.attention.directions import unit
-from tdrs.attention.rope import unrotate
 
 if TYPE_CHECKING:
     from tdrs.attention.call import Call
@@ -54,11 +53,9 @@ class Block:
     @property
     def unrotated_query(self) -> torch.Tensor:
         """The queries of these rows before rotation, float32, (B, H, R, D)."""
-        assert self.call.rotation is not None, "the method must list 'rotation' in its needs"
-        rows = slice(self.call.past + self.start, self.call.past + self.stop)
-        cos, sin = self.call.rotation
-        query = self.call.query[:, :, self.start : self.stop]
-        return unrotate(query, cos[:, rows], sin[:, rows], self.call.layout)
+        if self.call.query.shape[2] == 1:
+            return self.call.unrotated_token[0]
+        return self.call.unrotated(self.call.query[:, :, self.start : self.stop], self.call.past + self.start)
 
     def cosine(self, features: str, factor: float = 1.0) -> torch.Tensor:
         """q·k / (‖q‖‖k‖) times a factor, (B, H, R, K), newly allocated.

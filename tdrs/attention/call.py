@@ -196,16 +196,29 @@ class Call:
 
     def _features(self, features: str, first: int) -> torch.Tensor:
         """The keys from `first` on before (`pre_rope`) or after (`post_rope`) rotation, float32, 0 in padding."""
-        key = self.key[:, :, first:]
-        if features == "pre_rope":
-            assert self.rotation is not None, "the method must list 'rotation' in its needs"
-            cos, sin = self.rotation
-            key = unrotate(key, cos[:, first:], sin[:, first:], self.layout)
+        if features == "post_rope":
+            key = self.key[:, :, first:].float()
+        elif self.query.shape[2] == 1 and first + 1 == self.key.shape[2]:
+            key = self.unrotated_token[1]
         else:
-            key = key.float()
+            key = self.unrotated(self.key[:, :, first:], first)
         if self.padding is None or self.padding.among.stop <= first:
             return key
         return key.masked_fill(self.padding.keys[..., first:].transpose(-1, -2), 0)
+
+    def unrotated(self, x: torch.Tensor, first: int) -> torch.Tensor:
+        """Queries or keys, (B, H or Hₖ, N, D), of the tokens from `first` on before rotation, float32."""
+        assert self.rotation is not None, "the method must list 'rotation' in its needs"
+        cos, sin = (part[:, first : first + x.shape[2]] for part in self.rotation)
+        return unrotate(x, cos, sin, self.layout)
+
+    @cached_property
+    def unrotated_token(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """In a call with one row, the query and the last key before rotation, at once, (B, H or Hₖ, 1, D), float32."""
+        both = torch.cat((self.query, self.key[:, :, -1:]), dim=1)
+        heads = self.query.shape[1]
+        both = self.unrotated(both, self.past)
+        return both[:, :heads], both[:, heads:]
 
     def key_directions(self, features: str) -> torch.Tensor:
         """Keys scaled to length 1 (0 stays 0), before (`pre_rope`) or after (`post_rope`) rotation, (B, Hₖ, K, D)."""
@@ -237,13 +250,14 @@ class Call:
         Only for a plain call.
         """
         directions = self.key_directions(features)
-        known, total = self._sums.get(features, (0, torch.zeros_like(directions[:, :, :1])))
+        known, total = self._sums.get(features, (start + 1, directions[:, :, :1]))
         if known > start:
             known, total = 0, torch.zeros_like(total)
         if known < start:
             total = total + directions[:, :, known:start].sum(dim=2, keepdim=True)  # blocks come in order
         self._sums[features] = start, total
-        return total + directions[:, :, start:stop].cumsum(dim=2)
+        rows = directions[:, :, start:stop]
+        return total + (rows if stop == start + 1 else rows.cumsum(dim=2))
 
     @cached_property
     def index(self) -> torch.Tensor:

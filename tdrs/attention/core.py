@@ -57,7 +57,8 @@ def _attend(call: Call, method: Method) -> torch.Tensor:
         output[:, :, block.start : block.stop] = call.product(shares, value[..., : block.keys])
     if first > call.wanted:  # rows that are not edited: PyTorch's own attention is faster
         output[:, :, :first] = _unedited(call)
-    output[:, :, : call.wanted] = 0
+    if call.wanted:
+        output[:, :, : call.wanted] = 0
     return call.without_padded_rows(output)
 
 

@@ -148,7 +148,7 @@ SCRIPTS: dict[str, tuple[Callable[[Run], None], torch.Tensor, Method, int]] = {
     "steps, decode": (steps, PADDED, TDRS(**STAGES, phase="decode"), 1),
     "steps, distance": (steps, PADDED, TDRS(**STAGES, distance="position", gain="weights"), 1),
     "steps, after another method": (steps, PADDED, Together(methods=(Temperature(), TDRS(**STAGES))), 1),
-    "steps, two passes": (steps, PADDED, Twice(**STAGES), 2),
+    "steps, two passes": (steps, PADDED[:2], Twice(**STAGES), 2),
     "pieces": (pieces, PADDED, TDRS(**STAGES, stats_scope="row"), 1),
     "mask": (mask, PADDED, TDRS(**STAGES), 3),
     "in place": (in_place, PADDED, TDRS(**STAGES), 2),
@@ -166,7 +166,7 @@ def outputs(model: Any, method: Method, execution: str, mask: torch.Tensor) -> I
     with (
         torch.inference_mode(),
         tdrs.intervene(model, method, execution, two_passes=two) as session,
-        session.two_passes(1) if two else nullcontext(),  # the second one has two rows
+        session.two_passes(1) if two else nullcontext(),
     ):
         yield Run(model, mask)
 
