@@ -18,8 +18,9 @@ from optuna.samplers import BaseSampler, CmaEsSampler, GPSampler
 from optuna.trial import FrozenTrial, Trial, TrialState, create_trial
 
 from tdrs.analysis.search_table import Table
+from tdrs.sweeps.arms import Values
 from tdrs.sweeps.protocol import SAMPLERS, silent_optuna
-from tdrs.sweeps.race import Encoder, Race, Values
+from tdrs.sweeps.race import Encoder, Race
 from tdrs.sweeps.sampled import expected_difference
 
 Trajectory = list[tuple[int, int]]  # samples measured so far, and the number of the point that would be chosen
@@ -181,7 +182,7 @@ def race(table: Table, seed: int, samples: int) -> Trajectory:
     def values(row: int, upto: int) -> Values:
         return Values(table.scores[row, :upto], table.margins[row, :upto])
 
-    given: dict[str, Any] = {"seed": seed, "propose": lambda rng: table.points}
+    given: dict[str, Any] = {"seed": seed, "points": table.points}
     images, weights, stock = table.images.tolist(), table.weights.tolist(), values(0, len(table.images))
     found = Race(table.space, images, weights, stock, [], samples, **given)
     while asked := found.ask():

@@ -18,9 +18,10 @@ from tdrs.benchmarks import Record
 from tdrs.configuration import with_settings
 from tdrs.settings import SettingError, check_number
 
+from .arms import Values
 from .folder import read_outcome, study_folder
 from .protocol import Look, Steps, stock
-from .race import BUNDLE, Race, Values
+from .race import BUNDLE, Race
 from .sampled import Adaptive, configured, tune, values_of
 from .trial import COMPLETE, FAILED, STOCK, Outcome, Request, Settings, Trial
 

@@ -11,7 +11,8 @@ from tdrs.records import Records
 from tdrs.results import Batch
 from tdrs.settings import SettingError
 from tdrs.stopping import Stop
-from tdrs.sweeps.race import FINALISTS, Ask, Race, Values
+from tdrs.sweeps.arms import Values
+from tdrs.sweeps.race import FINALISTS, Ask, Race
 from tdrs.sweeps.space import Space
 from tdrs.sweeps.study import Study
 from tdrs.sweeps.trial import COMPLETE, PRUNED, Settings
@@ -94,6 +95,56 @@ def _of(scores: np.ndarray, points: list[Settings], one: Ask) -> Values | None:
     if one.settings not in points:
         return None
     return Values(scores[points.index(one.settings), : one.upto], np.full(one.upto, np.nan))
+
+
+def test_an_arm_has_the_luck_of_its_relative() -> None:
+    """Three arms are right on the first images: two are copies, and the one that saw more says that it was luck."""
+    weights = (0.1, 0.2, 0.3)
+    points: list[Settings] = [
+        {"intervention.gain": "logits", "intervention.dc.weight": one, "intervention.re.weight": 0.8} for one in weights
+    ]
+    found = Race(Space.of(SPACE, "space"), IMAGES, WEIGHTS, Values(np.zeros(256), np.zeros(256)), points, 4000)
+    rng = np.random.default_rng(0)
+    scores = (rng.random((3, 256)) < 0.5).astype(float)
+    scores[0, :64] = rng.random(64) < 0.8
+    scores[1] = scores[0]
+    scores[1, ::40] = 1 - scores[1, ::40]
+    scores[2, :64] = rng.permutation(scores[0, :64])
+    for number, upto in enumerate((256, 64, 64)):
+        found.tell([Ask(points[number], upto)], [_of(scores, points, Ask(points[number], upto))])
+    means, variances, relatives, shares = found.known.relatives
+    assert relatives.tolist()[:2] == [-1, 0]
+    assert shares[2] < 0.1
+    assert means[1] - means[0] == pytest.approx(scores[1, :64].mean() - scores[0, :64].mean())
+    assert variances[0] < variances[1] < variances[2]
+    assert shares[1] == pytest.approx(variances[0] / variances[1])  # the arm is its relative and a small difference
+    assert means[2] > means[1] + 0.1
+    noise = np.corrcoef(found.known.noise(rng, 2000).T)
+    assert noise[0, 1] == pytest.approx(np.sqrt(shares[1]), abs=0.05)
+    assert abs(noise[0, 2]) < 0.1
+
+
+def test_one_of_a_family_goes_on_at_a_time() -> None:
+    """Eight near copies are the best on the first images."""
+    rng = np.random.default_rng(1)
+    points: list[Settings] = [
+        {"intervention.gain": gain, "intervention.dc.weight": weight, "intervention.re.weight": 0.8}
+        for gain in ("logits", "weights")
+        for weight in np.linspace(0.1, 0.8, 8).tolist()
+    ]
+    scores = (rng.random((16, 256)) < 0.45).astype(float)
+    scores[8:] = scores[8]
+    scores[8:, :64] = np.arange(64) % 3 > 0
+    for number in range(8):  # copies differ in an answer that is equally often right
+        scores[8 + number, number] = 1 - scores[8 + number, number]
+    found = Race(Space.of(SPACE, "space"), IMAGES, WEIGHTS, Values(np.zeros(256), np.zeros(256)), points, 9000)
+    asked = [Ask(point, 64) for point in points]
+    found.tell(asked, [_of(scores, points, one) for one in asked])
+    assert len(found.arms) == 16
+    gone = [one.settings for one in found._going_on(10_000, exploring=True)]
+    assert sum(one["intervention.gain"] == "weights" for one in gone) == 1
+    assert len({found.known.family(number) for number in range(8, 16)}) == 1
+    assert len({found.known.family(number) for number in range(8)}) == 8
 
 
 @pytest.mark.parametrize("points", [2, None])
