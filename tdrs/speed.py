@@ -1,7 +1,7 @@
 """How fast is it? All numbers are ratios within one run, since machines are shared and noisy.
 
     python -m tdrs.speed attention                    # each method's attention beside PyTorch's; a model end to end
-    python -m tdrs.speed sweep experiment=search      # a study beside the plain loop over the same trials
+    python -m tdrs.speed sweep experiment=sqa_ablation      # a study beside the plain loop over the same trials
     python -m tdrs.speed neighbours                   # an evaluation alone, and two on the same cores
     python -m tdrs.speed kernels                      # kernels and bytes of real models' attention, counted
 
@@ -262,8 +262,9 @@ def sweep(given: Mapping[str, str], folder: Path) -> None:
 
     The plain loop runs every requested trial to its end. For each trial it loads the model, encodes every picture, and
     lets `generate` read each prompt by itself inside `intervene`. Its attention core and batch size are the study's.
+    Of a race it measures only the samples that the race measured: a plain loop would not measure all its points whole.
     """
-    experiment = given.get("experiment", "search")
+    experiment = given.get("experiment", "sqa_ablation")
     overrides = [f"+experiment={experiment}", f"preset={given.get('preset', 'default')}", "tracking=none"]
     with tempfile.TemporaryDirectory(prefix="tdrs-speed-") as output:
         values = plain(compose("sweep", [*overrides, f"output={output}"]))
@@ -280,7 +281,7 @@ def sweep(given: Mapping[str, str], folder: Path) -> None:
             plains[trial.cache_key] = _plain(study.jobs.of(request))
     loading = plain_seconds = whole = begun = kept = 0.0
     for trial in asked:
-        size = values["preset"][trial.split] or trial.n
+        size = trial.n if outcome.protocol == "raced" else values["preset"][trial.split] or trial.n
         load, all_rows, alone, shared = plains[trial.cache_key]
         once = unique[trial.cache_key]
         loading += load
