@@ -195,11 +195,12 @@ def draw_rivals(
     tuned = [[row for row in place.rows if row.tuned] for place in found]
     if not any(tuned):
         raise SettingError("study", study, "has no tuned row that was measured whole")
-    columns = min(3, len(found))
+    columns = min(4, len(found))
     cells = [divmod(number, columns) for number in range(len(found))]
     height = 0.27 * max(map(len, tuned)) + 1.1
     size = (2.2 + 3.0 * columns, height * (1 + cells[-1][0]) + 0.8)
-    figure, panels = axes_for(axes, cells, size, sharex=True)
+    alike = len({tuple(row.name for row in rows) for rows in tuned}) == 1
+    figure, panels = axes_for(axes, cells, size, sharex=True, sharey=alike)
     for axis, place, rows in zip(panels, found, tuned, strict=True):
         _draw_place(axis, place, rows)
     beside = found[0].beside
@@ -236,7 +237,7 @@ def _draw_place(axis: Axes, place: Place, rows: list[Row]) -> None:
     axis.set_yticks(range(len(rows)), names, fontsize=8)
     axis.set_ylim(len(rows) - 0.4, -0.6)
     beside = f", {place.stock_beside:.3f} at {place.beside}" if place.stock_beside is not None else ""
-    axis.set_title(f"{escape.label(place.condition)}\nstock {place.stock:.3f}{beside}, n = {place.n}", fontsize=8)
+    axis.set_title(f"{escape.label(place.condition)}\nstock {place.stock:.3f}{beside}, n = {place.n}", fontsize=7.5)
     axis.tick_params(axis="x", labelsize=8)
     axis.grid(axis="x", color="0.92", linewidth=0.6)
     axis.spines[["top", "right", "left"]].set_visible(False)
