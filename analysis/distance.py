@@ -34,7 +34,14 @@ from tdrs.entry_point import run_command
 from tdrs.settings import SettingError
 from tdrs.sweeps.trial import STOCK, Outcome
 
-TRAINED = 32  # tokens: the longest text the embedded models were trained with
+TRAINED = {  # the longest text that the embedded models were trained with, in tokens
+    "mini_llava": 32,
+    "mini_llava_seed1": 32,
+    "mini_llava_seed2": 32,
+    "mini_llava_long": 512,
+    "mini_internvl": 32,
+    "mini_qwen2_5_vl": 32,
+}
 TEXT_SETTINGS = ("dataset.gap", "dataset.filler", "dataset.blank")  # what tells the points of one panel apart
 POSITIONS = {"between": "text between {} and question", "before_image": "the same text before the {}"}
 BESIDE = "minus the stock model at this yes-rate"
@@ -159,8 +166,9 @@ def _legend(curves: list[DistanceCurves], methods: list[str]) -> list[Artist]:
         handles += [
             Line2D([], [], color="0.3", linestyle=LINES[position], label=said[position]) for position in positions
         ]
-    if any(panel.backbone.startswith("mini_") for panel in curves):
-        handles.append(Patch(color="0.93", label=f"distances seen in training (0 to {TRAINED})"))
+    if longest := sorted({_trained(panel) for panel in curves} - {0}):
+        ends = " or ".join(map(str, longest))
+        handles.append(Patch(color="0.93", label=f"distances seen in training (0 to {ends})"))
     if not all(math.isnan(panel.blank) for panel in curves):
         handles.append(
             Line2D([], [], color="0.4", linestyle=":", linewidth=1.2, label=f"blank {_blank(curves)}, no text")
@@ -173,9 +181,14 @@ def _blank(curves: list[DistanceCurves]) -> str:
     return " or ".join(dict.fromkeys({"image": "pictures", "passage": "passages"}[panel.media] for panel in curves))
 
 
+def _trained(panel: DistanceCurves) -> int:
+    """The longest text that a panel's model was trained with, in tokens; 0 if that is not known."""
+    return TRAINED.get(panel.backbone.split(", ")[0], 0)
+
+
 def _draw_panel(axis: Axes, panel: DistanceCurves) -> None:
-    if panel.backbone.startswith("mini_"):
-        axis.axvspan(-4, TRAINED, color="0.93", zorder=0)
+    if trained := _trained(panel):
+        axis.axvspan(-4, trained, color="0.93", zorder=0)
     if not math.isnan(panel.blank):
         axis.axhline(panel.blank, color="0.4", linestyle=":", linewidth=1.2)
     methods = list(dict.fromkeys(method for method, _ in panel.lines))

@@ -13,6 +13,7 @@ from PIL import Image
 from transformers import AutoModelForImageTextToText
 
 from tdrs import backbones, benchmarks
+from tdrs.analysis.distance import TRAINED
 from tdrs.backbones import Backbone, BackboneSettings
 from tdrs.backbones.backbone_settings import EMBEDDED
 from tdrs.benchmarks import prompts
@@ -263,7 +264,7 @@ def test_the_command_takes_the_backbones_own_recipe(monkeypatch: pytest.MonkeyPa
         assert yaml.safe_load(written.read_text()) == {name: cards.known_scores()[name]}
     assert [found[n].seed for n in range(3)] == [7, 7, 7]
     assert [shipped(name).seed for name in FAMILIES] == [0, 1, 2, 0, 0, 0]
-    assert [shipped(name).gap for name in FAMILIES] == [32, 32, 32, 512, 32, 32]
+    assert {name: shipped(name).gap for name in FAMILIES} == TRAINED
     with pytest.raises(SettingError, match="backbone = 'llava_1_5_7b': must be one of mini_llava, mini_llava_seed1"):
         train.main_train(compose("train", ["backbone=llava_1_5_7b"]))
     assert "choose" in SORTS
