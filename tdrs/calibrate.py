@@ -24,7 +24,7 @@ from tdrs.backbones import Backbone
 from tdrs.backbones.image_embeddings import EmbeddingStore
 from tdrs.benchmarks import Record, Samples
 from tdrs.commands import command, value
-from tdrs.configuration import plain, run
+from tdrs.configuration import plain, run, typed
 from tdrs.evaluation import Plan, complete, gib, plan, weights_of
 from tdrs.head_scores import SCORES
 from tdrs.heads_file import read_heads, write_heads
@@ -32,6 +32,10 @@ from tdrs.records import Records
 from tdrs.settings import SettingError, check_choice, folder_named
 from tdrs.stopping import Stop, stoppable
 
+DEFAULTS = {
+    "intervention": "ad_hh",
+    "dataset": "mini_pope",
+}  # those of conf/calibrate.yaml that evaluations do not have
 SHARE = 0.02  # of all heads, if the number to choose is not given
 
 
@@ -137,11 +141,12 @@ def _lines(found: Mapping[str, Any], path: Path) -> list[str]:
     weak = [head for head in found["heads"] if found["score"] == "influence" and found["scores"][head] <= 0]
     if weak:
         lines.append(f"{len(weak)} of the chosen heads have no influence above 0: {', '.join(weak)}")
-    return [
-        *lines,
-        f"heads:   {path}",
-        f"use it:  {command('tdrs.evaluate', f'intervention.heads={value(str(path))}')} …",
-    ]
+    own = ("score", "keep", "file", "intervention.heads")
+    given = [word for word in typed if word.partition("=")[0].lstrip("+") not in own]
+    chosen = {word.partition("=")[0] for word in given}
+    given = [f"{group}={choice}" for group, choice in DEFAULTS.items() if group not in chosen] + given
+    given.append(f"intervention.heads={value(str(path.absolute()))}")
+    return [*lines, f"heads:   {path}", f"use it:  {command('tdrs.evaluate', *given)}"]
 
 
 USAGE = """

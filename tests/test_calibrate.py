@@ -1,5 +1,6 @@
 """The choice of heads on the tuning split: scores by hand, the file, what it is refused for, and its use."""
 
+import shlex
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -96,9 +97,19 @@ def calibrated(tmp_path: Path, pretended: list[str], capsys: pytest.CaptureFixtu
 
 @pytest.mark.parametrize("name", ["mini_llava", "mini_internvl", "mini_qwen2_5_vl"])
 def test_heads_are_chosen_on_the_tuning_split_and_used(
-    calibrated: Calibrated, tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+    calibrated: Calibrated,
+    tmp_path: Path,
+    name: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     path = calibrated(f"backbone={name}", "keep=3")
+    (said,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("use it:")]
+    _, module, *words = shlex.split(said.removeprefix("use it:  python"))
+    assert module == "tdrs.evaluate"
+    pasted = plain(compose("evaluate", words))
+    assert (pasted["backbone"]["name"], pasted["intervention"]["heads"]) == (name, str(path))
+    assert (pasted["intervention"]["name"], pasted["dataset"]["name"]) == ("ad_hh", "mini_pope")
     found, content = read_heads(path), path.read_bytes()
     shape = (found["backbone"]["layers"], found["backbone"]["heads"])
     assert len(found["scores"]) == shape[0] * shape[1]

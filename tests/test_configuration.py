@@ -106,8 +106,8 @@ def test_every_experiment_says_how_to_run_it_and_what_to_expect() -> None:
         (
             "+experiment=nothing",
             "experiment = 'nothing': must be one of distance, figure3, main_table, peers, pope_ablation, readings, "
-            "search, search_table, sensitivity, smollm2, sqa_ablation, stage_ablation, table1, tradeoff, transfer, "
-            "two_passes, zoo_card, zoo_seeds",
+            "rivals, search, search_table, sensitivity, smollm2, sqa_ablation, stage_ablation, table1, tradeoff, "
+            "transfer, two_passes, zoo_card, zoo_long, zoo_seeds",
         ),
         ("intervention.dc.wmin=2", "intervention.dc.wmin = '2': no such setting; `--cfg` prints all of them"),
         ("bach_size=3", "bach_size = '3': no such setting; `--cfg` prints all of them"),
