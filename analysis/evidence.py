@@ -107,6 +107,11 @@ def show_p(p: float) -> str:
     return "< .001" if p < 0.001 else f"{p:.3f}".lstrip("0") if p < 1 else "1"
 
 
+def show_points(value: Interval) -> str:
+    """A difference in points with its limits, as tables show it."""
+    return "{:+.1f} [{:+.1f}, {:+.1f}]".format(*(100 * number for number in value)).replace("-", "−")
+
+
 TEXT = ("dataset.gap", "dataset.filler")  # the unrelated text, whose length is the distance axis
 PICTURES = "dataset.blank"
 

@@ -26,6 +26,7 @@ from tdrs.analysis.evidence import (
     compare_rows,
     condition_name,
     show_p,
+    show_points,
     verdict,
 )
 from tdrs.analysis.figure import STYLES, GivenAxes, axes_for, redraw, save, set_title
@@ -256,7 +257,7 @@ def markdown(found: list[Place]) -> str:
         for row in place.rows:
             cells = [escape.markdown(row.name), f"{100 * row.accuracy:.1f}", _cell(row.gain)]
             cells += [_cell(row.against[name]) if name in row.against else "" for name in place.rivals]
-            cells += [_points(row.yes_rate) if row.yes_rate else ""] if answers else []
+            cells += [show_points(row.yes_rate) if row.yes_rate else ""] if answers else []
             cells += [_cell(row.cost) if row.cost else "", "" if row.kl is None else f"{row.kl:.2g}"] if cost else []
             lines.append(cells)
         table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
@@ -266,12 +267,8 @@ def markdown(found: list[Place]) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def _points(value: Interval) -> str:
-    return "{:+.1f} [{:+.1f}, {:+.1f}]".format(*(100 * number for number in value)).replace("-", "−")
-
-
 def _cell(one: Against) -> str:
-    return _points(one.difference) + ("*" if one.p < 0.05 else "")
+    return show_points(one.difference) + ("*" if one.p < 0.05 else "")
 
 
 def sentences(found: list[Place]) -> list[str]:
@@ -309,7 +306,7 @@ def sentences(found: list[Place]) -> list[str]:
 
 
 def _named(pairs: Sequence[tuple[str, Against]]) -> str:
-    listed = [f"{name} {_points(one.difference)}, p {show_p(one.p)}" for name, one in pairs]
+    listed = [f"{name} {show_points(one.difference)}, p {show_p(one.p)}" for name, one in pairs]
     return f": {'; '.join(listed)}" if listed else ""
 
 

@@ -19,7 +19,7 @@ from matplotlib.patches import Rectangle
 
 from tdrs import escape
 from tdrs.analysis.answer_bias import Controls, readings
-from tdrs.analysis.evidence import compare_records, compare_rows, show_p, verdict
+from tdrs.analysis.evidence import compare_records, compare_rows, show_p, show_points, verdict
 from tdrs.analysis.figure import GivenAxes, axes_for, redraw, save, set_title, span
 from tdrs.analysis.study_results import StudyResults
 from tdrs.entry_point import run_command
@@ -176,16 +176,12 @@ def _draw_matrix(axis: Axes, matrix: Matrix, most: float) -> None:
 
 def _lines(cell: Cell) -> list[str]:
     """What a cell shows: the difference to the stock model, and to the cell that was tuned where it is reported."""
-    lines = [f"{_points(cell.to_stock)}{'*' if cell.p_stock < 0.05 else ''}"]
+    lines = [f"{show_points(cell.to_stock)}{'*' if cell.p_stock < 0.05 else ''}"]
     if cell.same:
         lines.append("=")
     elif cell.to_own is not None:
-        lines.append(f"({_points(cell.to_own)}{'*' if cell.p_own < 0.05 else ''})")
+        lines.append(f"({show_points(cell.to_own)}{'*' if cell.p_own < 0.05 else ''})")
     return lines
-
-
-def _points(value: Interval) -> str:
-    return "{:+.1f} [{:+.1f}, {:+.1f}]".format(*(100 * number for number in value)).replace("-", "−")
 
 
 def markdown(found: list[Matrix], controls: Controls | None = None) -> str:
@@ -202,16 +198,16 @@ def markdown(found: list[Matrix], controls: Controls | None = None) -> str:
     lines = [[*heads, *more], ["---"] * (len(heads) + len(more))]
     for matrix in found:
         for cell in matrix.cells.values():
-            own = "the same settings" if cell.same else _points(cell.to_own) if cell.to_own else "—"
+            own = "the same settings" if cell.same else show_points(cell.to_own) if cell.to_own else "—"
             names = (matrix.method, cell.source, matrix.settings[cell.source], cell.target)
             p = show_p(cell.p_own) if cell.to_own and not cell.same else ""
-            numbers = [f"{100 * cell.accuracy:.1f}", _points(cell.to_stock), show_p(cell.p_stock), own, p]
+            numbers = [f"{100 * cell.accuracy:.1f}", show_points(cell.to_stock), show_p(cell.p_stock), own, p]
             read = readings(controls, cell.condition, source_name(matrix.method, cell.source))
-            numbers += [_points(read[0].difference) if read else ""] if more else []
+            numbers += [show_points(read[0].difference) if read else ""] if more else []
             lines.append([*map(escape.markdown, names), *numbers])
     for target, condition in conditions.items():
         for one in readings(controls, condition, STOCK):
-            numbers = [f"{100 * one.accuracy.value:.1f}", _points(one.difference), *[""] * (3 + len(more))]
+            numbers = [f"{100 * one.accuracy.value:.1f}", show_points(one.difference), *[""] * (3 + len(more))]
             lines.append([one.name, "", "", escape.markdown(target), *numbers])
     return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
 
@@ -223,15 +219,17 @@ def sentences(found: list[Matrix]) -> list[str]:
         for target in matrix.targets:
             cell = matrix.cells.get((ALL, target))
             if cell is not None and cell.to_own is not None:
-                own = f"{verdict(cell.to_own, cell.p_own)}, {_points(cell.to_own)}"
+                own = f"{verdict(cell.to_own, cell.p_own)}, {show_points(cell.to_own)}"
                 said = "the same settings" if cell.same else own
-                stock = f"{verdict(cell.to_stock, cell.p_stock)}, {_points(cell.to_stock)}"
+                stock = f"{verdict(cell.to_stock, cell.p_stock)}, {show_points(cell.to_stock)}"
                 lines.append(
                     f"{matrix.method}, one setting for all, on {target}: to its own {said}; to the stock model {stock}."
                 )
         others = [cell for cell in matrix.cells.values() if cell.to_own is not None and cell.source != ALL]
         worse = [cell for cell in others if verdict(cell.to_own or cell.to_stock, cell.p_own) == "worse"]
-        names = "; ".join(f"{cell.source} on {cell.target} {_points(cell.to_own or cell.to_stock)}" for cell in worse)
+        names = "; ".join(
+            f"{cell.source} on {cell.target} {show_points(cell.to_own or cell.to_stock)}" for cell in worse
+        )
         lines.append(
             f"{matrix.method}: of {len(others)} settings tuned on another condition, {len(worse)} are worse than the "
             f"condition's own{f': {names}' if names else ''}."
