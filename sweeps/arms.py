@@ -31,10 +31,8 @@ STARTUP = 32  # arms before settings are modelled
 TREES = 50
 FAMILY = 0.5  # arms are of one family if more than this share of an arm's variance is its relative's
 ROUNDS = 8  # of the two effects' estimates in turn
-NEAR, SHOWN = (
-    0.1,
-    128,
-)  # arms whose soft scores differ less than this, on so many samples at most, count as parts of one
+NEAR = 0.1  # arms whose soft scores differ by less than this count as parts of one
+SHOWN = 128  # samples on which they are compared, at most
 WORST = -0.15  # a loss below this is taken as this: how bad bad points are says little of good ones
 LEAST = 0.03  # what the model does not explain of a difference is at least of this size
 SOFT = 0.3  # the width of a soft score, in root mean squares of the margin
@@ -124,7 +122,7 @@ class Arms:
 
     def changed(self) -> None:
         """To be called when arms have new values."""
-        for name in ("known", "forest", "relatives"):
+        for name in ("known", "forest", "relatives", "_soft", "_order"):
             self.__dict__.pop(name, None)
 
     def mean(self, scores: np.ndarray) -> float:
@@ -143,10 +141,20 @@ class Arms:
         spread = ((sums - means[..., None] * counts) ** 2).sum(axis=-1)
         return means, k / max(k - 1, 1) * spread / counts.sum() ** 2, k
 
+    @cached_property
+    def _soft(self) -> list[np.ndarray]:
+        """The soft scores of each arm."""
+        return [arm.values.soft for arm in self.all]
+
+    @cached_property
+    def _order(self) -> list[int]:
+        """The numbers of the arms, those that saw the most images first."""
+        return sorted(range(len(self.all)), key=lambda number: (-self.all[number].seen, number))
+
     @property
     def _baseline(self) -> np.ndarray:
         """Each sample's effect, (samples,), on a scale on which the stock model's own mean difference to it is 0."""
-        rows = [self._stock, *(arm.values.soft for arm in self.all)]
+        rows = [self._stock, *self._soft]
         seen = np.arange(len(self._stock)) < np.array([len(row) for row in rows])[:, None]
         scores, weights = np.zeros(seen.shape), seen * self._weights
         for row, values in zip(scores, rows, strict=True):
@@ -165,10 +173,9 @@ class Arms:
         more; its difference is taken from there if that makes its variance smaller."""
         means, variances = self._alone()
         relatives, shares = np.full(len(means), -1), np.zeros(len(means))
-        order = sorted(range(len(means)), key=lambda number: (-self.all[number].seen, number))
-        soft = [arm.values.soft for arm in self.all]
-        for place, number in enumerate(order[1:], start=1):
-            others = order[:place]
+        soft = self._soft
+        for place, number in enumerate(self._order[1:], start=1):
+            others = self._order[:place]
             theirs = np.array([soft[other][: len(soft[number])] for other in others])
             mean, found, k = self.mean_of(soft[number] - theirs)
             # the spread over few images is drawn towards that of the arm, as by four more images
@@ -186,8 +193,8 @@ class Arms:
         """Each arm's difference to the stock model and its variance, from its own samples."""
         means, variances, clusters = [], [], []
         baseline = self._baseline
-        for arm in self.all:
-            mean, variance, k = self.mean_of(arm.values.soft - baseline[: arm.seen])
+        for soft in self._soft:
+            mean, variance, k = self.mean_of(soft - baseline[: len(soft)])
             means.append(mean)
             variances.append(variance)
             clusters.append(k)
@@ -226,7 +233,7 @@ class Arms:
         """Standard normal draws, (draws, arms), with the correlation of each arm and its relative."""
         _, _, relatives, shares = self.relatives
         noise = rng.standard_normal((draws, len(relatives)))
-        for number in sorted(range(len(relatives)), key=lambda number: (-self.all[number].seen, number)):
+        for number in self._order:
             if relatives[number] >= 0:
                 share = shares[number]
                 noise[:, number] = (
