@@ -10,11 +10,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
-import optuna
-
 from tdrs.settings import check_choice, check_number
 
-from .protocol import SAMPLERS, UNBIASED, Look, Spaced, Steps, silent_optuna, stock
+from .protocol import UNBIASED, Look, Spaced, Steps, spread, stock
 from .sampled import check_start, tune
 from .trial import Outcome, Request, Settings
 
@@ -53,7 +51,7 @@ class Points(Spaced):
 
     def points(self) -> list[Settings]:
         """All points, in the order of asking."""
-        return [*self.first(), *spread(self)]
+        return [*self.first(), *spread(self.parsed, self.sampler, self.seed, self.trials)]
 
     def at(self, condition: Settings, outcome: Outcome, look: Look) -> Steps[None]:
         asked = [Request(self.point, "tuning", point, condition) for point in self.points()]
@@ -63,16 +61,3 @@ class Points(Spaced):
         rows = yield [stock("held_out", condition), *controls]
         outcome.trials.extend([*trials, *held_out, *tried])
         outcome.rows.extend(rows)
-
-
-def spread(search: Points) -> list[Settings]:
-    """As many points of a search's space as its `trials` says, chosen by its sampler."""
-    space = search.parsed
-    found = []
-    with silent_optuna():
-        study = optuna.create_study(sampler=SAMPLERS[search.sampler](search.seed))
-        for _ in range(search.trials):
-            trial = study.ask(space.distributions())
-            found.append(space.settings(trial.params))
-            study.tell(trial, 0.0)
-    return found

@@ -64,6 +64,21 @@ def silent_optuna() -> Iterator[None]:
         yield
 
 
+def spread(space: Space, sampler: str, seed: int, count: int, first: Mapping[str, Any] | None = None) -> list[Settings]:
+    """Points of a space that a sampler chooses without results, in its order; some may be equal.
+
+    Args:
+        sampler: one of `UNBIASED`.
+        count: how many.
+        first: Optuna's parameters of the first point; None lets the sampler choose it.
+    """
+    with silent_optuna():
+        study = optuna.create_study(sampler=SAMPLERS[sampler](seed))
+        if first is not None:
+            study.enqueue_trial(dict(first))
+        return [space.settings(study.ask(space.distributions()).params) for _ in range(count)]
+
+
 def from_settings(values: Mapping[str, Any]) -> "Protocol":
     """The protocol of a `search` group.
 

@@ -16,11 +16,10 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-import optuna
 from optuna.distributions import CategoricalDistribution
 
 from .arms import TREES, Arm, Arms, Values, alike
-from .protocol import SAMPLERS, silent_optuna
+from .protocol import spread
 from .space import Space
 from .trial import Settings
 
@@ -92,7 +91,8 @@ class Race:
         self._at_once = at_once
         self._bundle = bundle
         self._rng = np.random.default_rng(seed)
-        self._points = spread(space, POINTS, seed) if points is None else list(points)
+        points = spread(space, "qmc", seed, POINTS) if points is None else points
+        self._points = list({repr(one): one for one in points}.values())
         total = self._total = len(images)
         self._last = max(min(bundle, total), round(total * (1 - HELD_BACK) / bundle) * bundle)
         self._reserve = FINALISTS * (total - self._last)
@@ -215,14 +215,6 @@ class Race:
                 families.add(self.known.family(number))
                 left -= cost
         return [Ask(self.arms[n].settings, total) for n in self.finalists if self.arms[n].seen < total]
-
-
-def spread(space: Space, count: int, seed: int) -> list[Settings]:
-    """Different points that are spread evenly over a space (QMC), at most `count`."""
-    with silent_optuna():
-        study = optuna.create_study(sampler=SAMPLERS["qmc"](seed))
-        asked = [space.settings(study.ask(space.distributions()).params) for _ in range(count)]
-    return list({repr(one): one for one in asked}.values())
 
 
 class Encoder:

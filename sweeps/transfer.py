@@ -12,12 +12,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import optuna
-
 from tdrs.settings import SettingError
 
 from .joint import Joint, Point
-from .protocol import SAMPLERS, UNBIASED, Look, MethodRow, Steps, best, no_records, silent_optuna, stock
+from .protocol import UNBIASED, Look, MethodRow, Steps, best, no_records, spread, stock
 from .sampled import configured
 from .trial import Outcome, Settings
 
@@ -64,11 +62,8 @@ class Transfer(Joint):
         space = row.space
         assert space is not None
         first = self.request(row, "tuning", {}, self.conditions[0], config).merged
-        with silent_optuna():
-            study = optuna.create_study(sampler=SAMPLERS[self.sampler](self.seed))
-            if (start := space.params(configured(config, first, list(space.parts)))) is not None:
-                study.enqueue_trial(start)
-            return [space.settings(study.ask(space.distributions()).params) for _ in range(self.budget)]
+        start = space.params(configured(config, first, list(space.parts)))
+        return spread(space, self.sampler, self.seed, self.budget, start)
 
 
 def source_name(method: str, source: str) -> str:
