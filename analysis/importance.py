@@ -3,9 +3,9 @@
     python -m analysis.importance study=NAME            # in a checkout
     python -m tdrs.analysis.importance study=NAME       # where tdrs is installed
 
-writes the figures and `importance.md` of a study of the protocol `sampled` or `points`, from its stored trials and
-records, without a model. `objective=accuracy` or `objective=margin` asks of another metric than the study's own; it is
-then in the names of the files, such as `importance_margin.md`. The report of the study has the same sections. From
+writes the figures and `importance.md` of a study of the protocol `raced`, `sampled` or `points`, from its stored trials
+and records, without a model. `objective=accuracy` or `objective=margin` asks of another metric than the study's own; it
+is then in the names of the files, such as `importance_margin.md`. The report of the study has the same sections. From
 Python: `tdrs.plot.importance(study)`.
 """
 

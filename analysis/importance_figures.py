@@ -233,7 +233,7 @@ def draw_history(points: SearchPoints) -> matplotlib.figure.Figure:
     figure, (history, distribution) = axes_for(None, [(0, 0), (0, 1)], (9.5, 3.6))
     known = [(n, s, v) for n, (s, v) in enumerate(points.history, start=1) if math.isfinite(v)]
     for status, marker, color, label in (
-        (COMPLETE, "o", STYLES[0][0], "complete"), (PRUNED, "x", "0.5", "ended early, as expected"),
+        (COMPLETE, "o", STYLES[0][0], "complete"), (PRUNED, "x", "0.5", "ended early, estimated"),
     ):  # fmt: skip
         at = [(n, value) for n, s, value in known if s == status]
         if at:

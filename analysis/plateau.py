@@ -5,7 +5,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from tdrs.analysis.search_points import ImageSums, SearchPoints
+from tdrs.analysis.search_points import SearchPoints
+from tdrs.analysis.search_scores import Scores
 from tdrs.analysis.surrogate import Part
 from tdrs.statistics import Z95, Interval
 from tdrs.sweeps.space import Range
@@ -110,20 +111,18 @@ def _kept(part: Part, best: Any, lost: Sequence[bool]) -> list[Any]:
     return [state for state in without if state == off or low < state < high]
 
 
-def as_good(points: SearchPoints, sums: ImageSums | str) -> list[Mapping[str, Any]] | None:
+def as_good(points: SearchPoints, scores: Scores | str) -> list[Mapping[str, Any]] | None:
     """The settings of measured points that are not shown to be worse than the best, the best itself among them.
 
-    Each is paired with the best, image by image: its bootstrap interval of the difference has 0 in it. The intervals
-    are not corrected; and the best is the luckiest of many, which makes the others look worse than they are.
+    Each is paired with the best, image by image, on the samples that it saw: its bootstrap interval of the difference
+    has 0 in it. The intervals are not corrected; and the best is the luckiest of many, which makes the others look
+    worse than they are.
 
     Args:
-        sums: of the measured points; None is returned if these are words.
+        scores: of the measured points; None is returned if these are words.
     """
-    if isinstance(sums, str):
+    if isinstance(scores, str):
         return None
-    images = len(sums.counts)
-    times = np.random.default_rng(0).multinomial(images, np.full(images, 1 / images), size=DRAWS).T
-    best = points.measured.index(points.best)
-    differences = (sums.sums - sums.sums[best]) @ times / (sums.counts @ times)
-    highest = np.quantile(differences, 0.975, axis=1)
+    times = np.random.default_rng(0).multinomial(scores.images, np.full(scores.images, 1 / scores.images), size=DRAWS).T
+    highest = np.quantile(scores.differences(points.measured.index(points.best), times), 0.975, axis=1)
     return [one.settings for one, high in zip(points.measured, highest, strict=True) if high >= 0]

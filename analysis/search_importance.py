@@ -21,7 +21,8 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 
 from tdrs.analysis import surrogate
 from tdrs.analysis.plateau import SettingPlateau, as_good, plateaus, spread
-from tdrs.analysis.search_points import EARLY, SearchPoints, image_sums, search_points
+from tdrs.analysis.search_points import EARLY, SearchPoints, search_points
+from tdrs.analysis.search_scores import scores_of
 from tdrs.analysis.surrogate import RESAMPLE_TREES, TREES, Effects, Part
 from tdrs.environment import quiet
 from tdrs.records import Records
@@ -101,12 +102,13 @@ class Importance(NamedTuple):
 
 
 def importance(outcome: Outcome, records: Records, objective: str | None = None) -> list[Importance]:
-    """What matters in a finished study of the protocol `sampled` or `points`, one item for each condition.
+    """What matters in a finished study of the protocol `sampled`, `points` or `raced`, one item for each condition.
 
     It takes some 10 CPU seconds for 40 points of 15 settings, and a minute for 300.
 
     Args:
-        records: where the study's evaluations are stored; without them, images are not resampled.
+        records: where the study's evaluations are stored; without them, images are not resampled, and
+            nothing is said of a race.
         objective: `accuracy` or `margin`; None is the study's own.
 
     Raises:
@@ -123,11 +125,17 @@ def _importance_at(points: SearchPoints, records: Records) -> Importance:
     if number < max(FEWEST, settings + 1):
         needed = f"at least {max(FEWEST, settings + 1)} for {settings} settings"
         return Importance(points, f"{points.counted} No importance is computed from so few: it needs {needed}.")
+    scores = scores_of(points.measured, points.objective, records)
+    if points.raced:
+        if isinstance(scores, str):
+            return Importance(points, f"Points saw different samples, and cannot be compared: {scores}.")
+        if not points.complete:
+            return Importance(points, "No point was measured on all samples.")
+        points = points.estimated(scores)
     values = points.values
     if np.ptp(values) < 1e-12:
         return Importance(points, f"All {number} points have the same {points.objective}: no setting changes it.")
-    sums = image_sums(points.measured, points.objective, records)
-    notes, warned = _said(points, sums if isinstance(sums, str) else "")
+    notes, warned = _said(points, scores if isinstance(scores, str) else "")
     codes = surrogate.encode(parts, [trial.settings for trial in points.drawn])
     r2 = surrogate.cross_validated(codes, values)
     if r2.value < BELIEVABLE:
@@ -151,9 +159,9 @@ def _importance_at(points: SearchPoints, records: Records) -> Importance:
     for seed in range(1, RESAMPLES + 1):
         chosen = rng.choice(number, size=(number + 1) // 2, replace=False)
         again = values
-        if not isinstance(sums, str):
-            images = len(sums.counts)
-            again = sums.drawn(rng.multinomial(images, np.full(images, 1 / images)))[rows]
+        if not isinstance(scores, str):
+            images = scores.images
+            again = scores.drawn(rng.multinomial(images, np.full(images, 1 / images)))[rows]
         resampled = surrogate.fit(codes[chosen], again[chosen], RESAMPLE_TREES, seed)
         here = surrogate.effects(resampled, parts, rng)
         kept["shares"].append(_shares(points, chosen, again[chosen], rng, RESAMPLE_TREES))
@@ -206,7 +214,7 @@ def _importance_at(points: SearchPoints, records: Records) -> Importance:
         )
         if indices is not None
         else (),
-        plateaus=plateaus(fine, best, changes, kept["changes"], as_good(points, sums)),
+        plateaus=plateaus(fine, best, changes, kept["changes"], as_good(points, scores)),
     )
 
 
@@ -225,6 +233,13 @@ def _said(points: SearchPoints, unread: str) -> tuple[list[str], list[str]]:
         warned.append(
             f"Points were chosen by {points.sampler.upper()}: importance is of the region it looked at, not of the "
             "whole space. For the whole space: search.sampler=qmc search.prune=false."
+        )
+    if points.raced:
+        seen = [trial.n for trial in points.drawn]
+        notes.append(
+            f"These points saw {min(seen)} to {max(seen)} samples, half of them at most {int(np.median(seen))}. Their "
+            f"{points.objective} over all samples is estimated, with the effects of the samples taken out; R² is of "
+            "these estimates."
         )
     if early := points.left_out.get(EARLY):
         warned.append(

@@ -2,28 +2,35 @@
 
 Everything is read from a finished study's trials on the tuning split, at one condition at a time. Trials that are left
 out are counted, with the reason.
+
+A race measures the points of an evenly spread sequence, half of them in order and half of them because they look good.
+So the longest beginning of the sequence that it measured whole is what a sampler draws that looks at no results.
 """
 
+import json
 import math
 from collections import Counter
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from tdrs import interventions
 from tdrs.analysis.evidence import condition_name
-from tdrs.checked_file import Damaged
-from tdrs.records import Records
-from tdrs.results import alike, check_same_samples
+from tdrs.analysis.search_scores import Scores
+from tdrs.configuration import with_settings
 from tdrs.settings import SettingError, check_choice
 from tdrs.sweeps.protocol import UNBIASED, conditions
+from tdrs.sweeps.race import sequence
 from tdrs.sweeps.sampled import OBJECTIVES, configured
 from tdrs.sweeps.space import Space
 from tdrs.sweeps.trial import COMPLETE, PRUNED, STOCK, Outcome, Request, Settings, Trial
 
-POINTS = {"sampled": "search", "points": "point"}  # protocols whose points are analysed: protocol → name of its points
+# protocols whose points are analysed: protocol → name of its points
+POINTS = {"sampled": "search", "points": "point", "raced": "search"}
 EARLY, FAILURES, EQUAL = "ended early", "failed", "edit as an earlier point does"
 GIVEN, UNMEASURED, OUTSIDE = "were given in search.start", "have no value of the objective", "lie outside the space"
+CHOSEN = "were given, or chosen by looking at results"
 
 
 class SearchPoints(NamedTuple):
@@ -32,22 +39,51 @@ class SearchPoints(NamedTuple):
     Attributes:
         sampler: what drew the points.
         objective: `accuracy` or `margin`.
-        history: status and value of every trial, in the order of asking; the value is nan if there is none.
-        drawn: complete, different points that the sampler drew.
-        measured: all complete, different points, those that were given included.
+        trials: every trial, in the order of asking.
+        drawn: different points that the sampler drew, and that count: complete ones, or in a race all.
+        measured: all different points that count, those that were given included.
         left_out: how many trials are not in `drawn`, by reason.
         stock: the stock model's value on the tuning split; None if it was not measured.
+        raced: whether points saw the first samples only, some of them more than others.
+        chosen: the settings that a race chose; None if it is not known, or no race.
+        estimates: in a race, the value of each point over all samples, by cache key; see `estimated`.
     """
 
     condition: str
     space: Space
     sampler: str
     objective: str
-    history: list[tuple[str, float]]
+    trials: list[Trial]
     drawn: list[Trial]
     measured: list[Trial]
     left_out: dict[str, int]
     stock: float | None
+    raced: bool = False
+    chosen: Settings | None = None
+    estimates: Mapping[str, float] = {}
+
+    def value(self, trial: Trial) -> float:
+        """The objective of a trial over all samples; nan if it is not known."""
+        if trial.cache_key in self.estimates:
+            return self.estimates[trial.cache_key]
+        if trial.status == PRUNED and not self.raced:
+            return trial.value(self.objective)
+        return trial.metrics.get(self.objective, math.nan) if trial.status == COMPLETE else math.nan
+
+    def estimated(self, scores: Scores) -> "SearchPoints":
+        """The points of a race with their values estimated over all samples.
+
+        Args:
+            scores: of the points in `measured`.
+        """
+        means = scores.means.clip(0, 1) if self.objective == "accuracy" else scores.means
+        found = zip(self.measured, means, strict=True)
+        return self._replace(estimates={trial.cache_key: float(value) for trial, value in found})
+
+    @property
+    def history(self) -> list[tuple[str, float]]:
+        """Status and value of every trial, in the order of asking; the value is nan if there is none."""
+        return [(trial.status, self.value(trial)) for trial in self.trials]
 
     @property
     def unbiased(self) -> bool:
@@ -57,12 +93,18 @@ class SearchPoints(NamedTuple):
     @property
     def values(self) -> np.ndarray:
         """The objective of the points in `drawn`."""
-        return np.array([trial.metrics[self.objective] for trial in self.drawn])
+        return np.array([self.value(trial) for trial in self.drawn])
+
+    @property
+    def complete(self) -> list[Trial]:
+        """The points in `measured` that saw all samples."""
+        return [trial for trial in self.measured if trial.status == COMPLETE]
 
     @property
     def best(self) -> Trial:
-        """The measured point with the highest objective, the earliest among equals; there must be one."""
-        return max(self.measured, key=lambda trial: trial.metrics[self.objective])
+        """The point that a race chose, or the complete one with the highest objective, the earliest among equals."""
+        chosen = [trial for trial in self.complete if trial.settings == self.chosen]
+        return chosen[0] if chosen else max(self.complete, key=self.value)
 
     @property
     def counted(self) -> str:
@@ -108,21 +150,24 @@ def _points_at(outcome: Outcome, condition: Settings, space: Space, objective: s
     here = [trial for trial in outcome.trials if trial.split == "tuning" and trial.condition == condition]
     trials = [trial for trial in here if trial.name == POINTS[outcome.protocol]]
     stock = [trial.metrics[objective] for trial in here if trial.name == STOCK and objective in trial.metrics]
-    # points of a sampler that looks at results are biased as a whole, so those given beforehand are no worse
-    given = _given(outcome, condition, space) if search["sampler"] in UNBIASED else 0
-    history: list[tuple[str, float]] = []
+    raced = outcome.protocol == "raced"
+    sampler = "qmc" if raced else search["sampler"]  # a race's sampler is that of its controls
+    points = SearchPoints(
+        condition_name(outcome, condition), space, sampler, objective, trials,
+        [], [], {}, stock[0] if stock else None, raced, _chosen(outcome, condition) if raced else None,
+    )  # fmt: skip
     drawn: dict[str, Trial] = {}
     measured: dict[str, Trial] = {}
     left_out: Counter[str] = Counter()
+    # points of a sampler that looks at results are biased as a whole, so those given beforehand are no worse
+    given = _given(outcome, condition, space) if not raced and sampler in UNBIASED else 0
+    spread = _beginning(outcome, condition, space, trials) if raced else []
     for number, trial in enumerate(trials):
-        known = trial.status == PRUNED or objective in trial.metrics
-        value = trial.value(objective) if trial.status in (COMPLETE, PRUNED) and known else math.nan
-        history.append((trial.status, value))
-        if trial.status == PRUNED:
+        if trial.status == PRUNED and not raced:
             left_out[EARLY] += 1
-        elif trial.status != COMPLETE:
+        elif trial.status not in (COMPLETE, PRUNED):
             left_out[FAILURES] += 1
-        elif not math.isfinite(value):
+        elif not math.isfinite(trial.metrics.get(objective, math.nan)):
             left_out[UNMEASURED] += 1
         elif space.params(trial.settings) is None:
             left_out[OUTSIDE] += 1
@@ -130,12 +175,40 @@ def _points_at(outcome: Outcome, condition: Settings, space: Space, objective: s
             measured.setdefault(trial.cache_key, trial)
             if number < given:
                 left_out[GIVEN] += 1
+            elif raced and trial.settings not in spread:
+                left_out[CHOSEN] += 1
             elif drawn.setdefault(trial.cache_key, trial) is not trial:
                 left_out[EQUAL] += 1
-    return SearchPoints(
-        condition_name(outcome, condition), space, search["sampler"], objective, history,
-        [*drawn.values()], [*measured.values()], dict(left_out), stock[0] if stock else None,
-    )  # fmt: skip
+    return points._replace(drawn=[*drawn.values()], measured=[*measured.values()], left_out=dict(left_out))
+
+
+def _chosen(outcome: Outcome, condition: Settings) -> Settings | None:
+    """The settings that a race chose at a condition: those of the row that a budget was spent on."""
+    rows = [row for row in outcome.rows if row.condition == condition and row.name.startswith("best of ")]
+    return rows[0].settings if rows else None
+
+
+def _beginning(outcome: Outcome, condition: Settings, space: Space, trials: list[Trial]) -> list[Settings]:
+    """The longest beginning of a race's sequence in which each point was measured, or edits as one that was.
+
+    A race measures a point that edits as an earlier one does, and does not keep it.
+    """
+
+    def edit(settings: Settings) -> Any:
+        merged = with_settings(outcome.config, Request("", "", settings, condition).merged)
+        return json.dumps(interventions.from_settings(merged["intervention"]).effective, sort_keys=True)
+
+    known = [trial.settings for trial in trials]
+    found: list[Settings] = []
+    try:
+        edits = {edit(settings) for settings in known}
+        for settings in sequence(space, outcome.config["search"]["seed"]):
+            if settings not in known and edit(settings) not in edits:
+                break
+            found.append(settings)
+    except SettingError:  # a method of a package that is not installed here: what edits alike is not known
+        return [settings for settings in found if settings in known]
+    return found
 
 
 def _given(outcome: Outcome, condition: Settings, space: Space) -> int:
@@ -145,45 +218,3 @@ def _given(outcome: Outcome, condition: Settings, space: Space) -> int:
         return len(start)
     own = configured(outcome.config, Request("", "", {}, condition).merged, list(space.parts))
     return sum(space.params({**own, **one}) is not None for one in [{}, *start])
-
-
-class ImageSums(NamedTuple):
-    """The objective of points image by image.
-
-    Attributes:
-        sums: of the weighted values, points × images.
-        counts: of the weights, by image.
-    """
-
-    sums: np.ndarray
-    counts: np.ndarray
-
-    def drawn(self, times: np.ndarray) -> np.ndarray:
-        """The objective of each point if each image is drawn so many times: (points,) for (images,)."""
-        return self.sums @ times / (self.counts @ times)
-
-
-def image_sums(trials: Sequence[Trial], objective: str, records: Records) -> ImageSums | str:
-    """The objective of trials image by image, from their records; or why there is none, in words."""
-    rows = []
-    first = None
-    counts: np.ndarray = np.zeros(0)
-    for trial in trials:
-        try:
-            found = records.read(trial.cache_key).records
-            first = first or found
-            check_same_samples(first, found, trial.name)
-        except FileNotFoundError:
-            return "records of a point are missing"
-        except (Damaged, SettingError) as error:
-            return f"records of a point cannot be used: {error}"
-        _, index = np.unique([record.image_id for record in found], return_inverse=True)
-        weights = np.array([record.weight for record in found])
-        values = np.array([record.margin if objective == "margin" else record.score for record in found])
-        rows.append(np.bincount(index, weights=values * weights))
-        counts = np.bincount(index, weights=weights)
-        if not alike(rows[-1].sum() / counts.sum(), trial.metrics[objective]):
-            return f"the mean {objective} of a point's records is not the {objective} of its trial"
-    if len(counts) < 2:
-        return "all samples are of one image"
-    return ImageSums(np.array(rows), counts)

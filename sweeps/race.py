@@ -41,6 +41,11 @@ class Ask(NamedTuple):
     upto: int
 
 
+def sequence(space: Space, seed: int) -> list[Settings]:
+    """The points that new arms are taken from: different ones, spread evenly over the space (QMC), in order."""
+    return list({repr(one): one for one in spread(space, "qmc", seed, POINTS)}.values())
+
+
 class Race:
     """Asks for measurements until its budget is spent, then chooses a point.
 
@@ -55,7 +60,7 @@ class Race:
         seed: of the points and draws.
         bundle: samples of an arm's first measurement.
         known: points that were measured on all samples before; they cost nothing.
-        points: new points are taken from these; by default `POINTS` that are spread evenly over the space (QMC).
+        points: different points that new arms are taken from; None is `sequence`.
 
     Attributes:
         known: what is known of the arms.
@@ -91,8 +96,7 @@ class Race:
         self._at_once = at_once
         self._bundle = bundle
         self._rng = np.random.default_rng(seed)
-        points = spread(space, "qmc", seed, POINTS) if points is None else points
-        self._points = list({repr(one): one for one in points}.values())
+        self._points = sequence(space, seed) if points is None else list(points)
         total = self._total = len(images)
         self._last = max(min(bundle, total), round(total * (1 - HELD_BACK) / bundle) * bundle)
         self._reserve = FINALISTS * (total - self._last)

@@ -12,15 +12,18 @@ from tdrs import plot
 from tdrs.analysis import importance, report, search_importance, surrogate
 from tdrs.analysis.importance_figures import draw_importance
 from tdrs.analysis.search_importance import Importance
-from tdrs.analysis.search_points import image_sums, search_points
+from tdrs.analysis.search_points import CHOSEN, search_points
+from tdrs.analysis.search_scores import Scores, scores_of
 from tdrs.analysis.study_results import StudyResults, load_study
 from tdrs.analysis.surrogate import number_at, unit
 from tdrs.records import Records
 from tdrs.settings import SettingError
+from tdrs.sweeps.race import sequence
 from tdrs.sweeps.space import Range
 from tdrs.sweeps.study import Study
 from tdrs.sweeps.trial import FAILED, PRUNED, STOCK, Outcome, Settings, Trial
 from tdrs.tracking import Tracker
+from tests.sweeps import pretend as pretended_studies
 from tests.sweeps.pretend import configuration, pretend
 
 GAIN, SD, WEIGHT = "intervention.gain", "intervention.sd", "intervention.dc.weight"
@@ -307,9 +310,10 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> StudyResults:
 
 def test_images_are_resampled_from_the_records(finished: StudyResults) -> None:
     (points,) = search_points(finished.outcome)
-    sums = image_sums(points.measured, "margin", finished.records)
-    assert not isinstance(sums, str)
-    assert sums.drawn(np.ones(len(sums.counts))) == pytest.approx([t.metrics["margin"] for t in points.measured])
+    scores = scores_of(points.measured, "margin", finished.records)
+    assert not isinstance(scores, str)
+    assert scores.means == pytest.approx(scores.drawn(np.ones(scores.images)))
+    assert scores.means == pytest.approx([t.metrics["margin"] for t in points.measured])
     (one,) = search_importance.importance(finished.outcome, finished.records)
     assert any("and of the images" in line for line in one.notes)
     assert all(plateau.seen is not None and plateau.best in plateau.seen for plateau in one.plateaus)
@@ -376,7 +380,82 @@ def test_a_study_without_a_space_is_refused_in_one_line(
     capsys.readouterr()
     assert importance.main(["study=small", f"output={tmp_path}"]) == 2
     said = capsys.readouterr().err.splitlines()
-    assert said == [
-        "error: study = 'small': has no search space: its protocol is compare, and must be one of sampled, points"
-    ]
+    reason = "has no search space: its protocol is compare, and must be one of sampled, points, raced"
+    assert said == [f"error: study = 'small': {reason}"]
     assert importance.main(["study=small", f"output={tmp_path}", "objective=speed"]) == 2
+
+
+def test_points_that_saw_few_samples_are_compared_without_the_effects_of_samples() -> None:
+    """Scores that are sums of the two effects: every mean over all samples is found, also from the easy first ones."""
+    rng = np.random.default_rng(0)
+    effects, points = np.sort(rng.random(24))[::-1], np.array([0.1, 0.5, -0.2, 0.3])
+    whole = points[:, None] + effects
+    values, weights, images = whole.copy(), np.tile([1.0, 2.0, 1.0], 8), np.repeat(np.arange(8), 3)
+    for number, seen in enumerate((3, 6, 24, 12)):
+        values[number, seen:] = np.nan
+    scores = Scores(values, weights, images)
+    assert scores.means == pytest.approx(np.average(whole, axis=1, weights=weights), abs=1e-6)
+    later = np.array([0, 0, 1, 2, 0, 1, 0, 0.0])  # images that the first two did not see: they keep their means
+    assert scores.drawn(later)[:2] == pytest.approx(scores.means[:2])
+    assert scores.drawn(later) - scores.drawn(later)[2] == pytest.approx(points - points[2], abs=1e-6)
+    paired = scores.differences(2, np.stack([later, np.ones(8)], axis=1))
+    assert paired[:, 1] == pytest.approx(points - points[2])
+    assert paired[:, 0] == pytest.approx([0, 0, 0, 0.5])
+    assert Scores(whole, weights, images).drawn(later) == pytest.approx(
+        np.average(whole, axis=1, weights=weights * later[images])
+    )
+
+
+@pytest.fixture(scope="module")
+def raced(tmp_path_factory: pytest.TempPathFactory) -> StudyResults:
+    """A race in which SD makes some answers right, and nothing else matters."""
+    output = tmp_path_factory.mktemp("raced")
+    space = SPACE | {"intervention.re.weight": {"low": 0.01, "high": 5, "log": True, "off_at": 0}}
+    config = configuration(output, "search=raced", space=space, samples=3000, controls={})
+    config |= {"preset": {"tuning": 96, "held_out": 8}}
+    own = pretended_studies.margin
+    with pytest.MonkeyPatch.context() as patch:
+        pretend(patch)
+        patch.setattr(
+            pretended_studies, "margin", lambda method, sample: own(method, sample) + 2 * getattr(method, "sd", False)
+        )
+        Study(config, Tracker("none", output), command="a command").run()
+    return load_study("small", output)
+
+
+def test_a_race_says_what_matters_by_the_points_that_it_measured_in_order(raced: StudyResults) -> None:
+    (points,) = search_points(raced.outcome)
+    known = [trial.settings for trial in points.trials]
+    order = sequence(points.space, 0)
+    drawn = [order.index(trial.settings) for trial in points.drawn]
+    assert len(drawn) >= 20
+    assert points.left_out[CHOSEN] >= 2  # the configured point and others
+    assert len(drawn) + sum(points.left_out.values()) == len(known)
+    # of those before the last one, only points that edit as another one are missing
+    missing = [settings for settings in order[: max(drawn)] if settings not in known]
+    assert all(points.space.params(one)[f"{WEIGHT}.on"] is False for one in missing)  # type: ignore[index]
+    assert {trial.n for trial in points.drawn} > {16}
+    assert points.best.settings == raced.outcome.rows[2].settings
+
+    (one,) = search_importance.importance(raced.outcome, raced.records)
+    assert one.parameters[0].name == SD
+    assert one.parameters[0].fanova.value > one.fanova_floor
+    assert any(f"{len(drawn)} of {len(known)} trials are counted" in line for line in one.notes)
+    assert any("saw 16 to" in line for line in one.notes)
+    assert all(plateau.seen is not None and plateau.best in plateau.seen for plateau in one.plateaus)
+    scores = scores_of(points.measured, "accuracy", raced.records)
+    assert not isinstance(scores, str)
+    whole = {trial.cache_key: trial.metrics["accuracy"] for trial in points.complete}
+    assert whole
+    assert all(one.points.estimates[key] == pytest.approx(value, abs=1e-6) for key, value in whole.items())
+    assert all(0 <= value <= 1 for value in one.points.estimates.values())
+
+
+@pytest.mark.usefixtures("_unsaved")
+def test_of_a_race_without_records_nothing_is_said(raced: StudyResults) -> None:
+    (one,) = search_importance.importance(raced.outcome, Records(raced.folder / "nowhere"))
+    assert one.stopped == "Points saw different samples, and cannot be compared: records of a point are missing."
+    (section,) = importance.importance_sections([one], raced.folder)
+    assert section.warnings == [one.stopped]
+    shown = [value for _, value in one.points.history if math.isfinite(value)]
+    assert len(shown) == len(one.points.complete)  # others saw other samples
