@@ -234,8 +234,8 @@ def _said(points: SearchPoints, unread: str) -> tuple[list[str], list[str]]:
             f"Points were chosen by {points.sampler.upper()}: importance is of the region it looked at, not of the "
             "whole space. For the whole space: search.sampler=qmc search.prune=false."
         )
-    if points.raced:
-        seen = [trial.n for trial in points.drawn]
+    seen = [trial.n for trial in points.drawn]
+    if len(set(seen)) > 1:  # in a race
         notes.append(
             f"These points saw {min(seen)} to {max(seen)} samples, half of them at most {int(np.median(seen))}. Their "
             f"{points.objective} over all samples is estimated, with the effects of the samples taken out; R² is of "
