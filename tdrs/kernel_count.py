@@ -4,8 +4,8 @@
 
 `blocked` runs operators of PyTorch. Each one is counted as a kernel that reads its inputs and writes its outputs once;
 views and allocations are none. Prefill runs on meta tensors, with the blocks of a GPU; decoding runs on the CPU, since
-kept directions are compared. The fused kernels are counted by the loads and stores of their programs, with the tiles of
-an H100. What several programs load of one key is counted each time, though a GPU's cache may serve it.
+`blocked` compares kept directions. The fused kernels are counted by the loads and stores of their programs, with the
+tiles of an H100. What several programs load of one key is counted each time, though a GPU's cache may serve it.
 
 Stock attention is counted as one kernel that reads queries, keys and values once.
 """
@@ -23,7 +23,7 @@ from torch.utils._pytree import tree_leaves
 
 from tdrs.attention.call import Call
 from tdrs.attention.core import blocked
-from tdrs.attention.triton.tiles import CHUNK, tiles
+from tdrs.attention.triton.tiles import CHUNK, SPLIT, tiles
 from tdrs.environment import environment
 from tdrs.interventions import METHODS
 
@@ -122,13 +122,13 @@ def in_blocks(shape: Shape) -> Traffic:
 
 
 def in_fused_kernels(shape: Shape) -> Traffic:
-    """The execution `triton`: directions of the keys, |A|_min, attention. A decoded token runs in blocks."""
-    if shape.queries == 1:
-        return in_blocks(shape)
+    """The execution `triton`: directions of the keys, |A|_min, attention; or those of a decoded token."""
     element = torch.empty((), dtype=shape.dtype).element_size()
     direction = 4 if element == 4 else 2  # bytes of an element of a direction
-    size, key = tiles(shape.width, element, H100), shape.width * element
-    unit, past = shape.width * direction, shape.keys - shape.queries
+    key, unit = shape.width * element, shape.width * direction
+    if shape.queries == 1:
+        return _decoded(shape, key, unit)
+    size, past = tiles(shape.width, element, H100), shape.keys - shape.queries
     chunks = -(-shape.keys // CHUNK)
     # each key with its cos and sin; its direction, and the sums of chunks, in float32
     total = shape.groups * (shape.keys * (3 * key + unit) + chunks * shape.width * 4)
@@ -142,6 +142,23 @@ def in_fused_kernels(shape: Shape) -> Traffic:
         begin = 4 * rows * key + whole * shape.width * 4 + (seen - whole * CHUNK) * unit + len(blocks) * 4
         total += shape.heads * (smallest + begin + seen * (2 * key + unit) + rows * key)
     return Traffic(3, total)
+
+
+def _decoded(shape: Shape, key: int, unit: int) -> Traffic:
+    """The fused kernels of a decoded token, which find the directions of the keys before it.
+
+    Args:
+        key, unit: bytes of a key, and of a direction.
+    """
+    parts, group = -(-shape.keys // SPLIT), shape.heads // shape.groups
+    pairs = group * shape.keys * 2 * 4  # logits and cosines, in float32
+    statistics = group * parts * 2 * 4  # |A|_min and the sum of the cosine, of each part
+    # queries as in `in_fused_kernels`, in each part; keys, directions and marks; the new key, which gets a direction
+    scan = parts * (3 * group + 2) * key + shape.keys * (key + unit + 4) + 4 * key + unit + 4 + pairs + statistics
+    sums = group * parts * (shape.width + 2) * 4
+    weigh = parts * statistics + pairs + shape.keys * key + sums
+    combine = sums + group * (parts * 4 + key)  # the largest logits twice
+    return Traffic(3, shape.groups * (scan + weigh + combine))
 
 
 WAYS: dict[str, Callable[[Shape], Traffic]] = {"stock": stock, "blocked": in_blocks, "triton": in_fused_kernels}

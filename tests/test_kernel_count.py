@@ -50,6 +50,16 @@ def test_a_decoded_token_does_not_compute_the_directions_of_all_keys(model: str,
     assert in_blocks(shape).bytes <= most * stock(shape).bytes
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("model", MODELS)
+def test_a_token_decoded_in_fused_kernels_moves_at_most_twice_the_bytes(model: str, dtype: torch.dtype) -> None:
+    """`tests/attention/interpreted_decode.py` compares these bytes with what the programs load and store."""
+    shape = Shape(*MODELS[model], keys=2048, queries=1, dtype=dtype)
+    found = in_fused_kernels(shape)
+    assert found.kernels == 3
+    assert stock(shape).bytes < found.bytes <= 2 * stock(shape).bytes
+
+
 def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(kernel_count, "PARTS", {"prefill, L = 65": (65, 65), "a decoded token, L = 33": (33, 1)})
     assert speed.main(["kernels", f"output={tmp_path}"]) == 0

@@ -59,6 +59,7 @@ class Call:
         memory: what a method keeps for later layers of the same forward pass.
         kept: what a method keeps for later forward passes with the same cache.
         directions: those of the keys of earlier calls, by kind of feature. They are used if the keys are the same.
+            `blocked` keeps `Directions`; the fused kernels keep them in another form.
     """
 
     query: torch.Tensor
@@ -82,7 +83,7 @@ class Call:
     tally: Tally = field(default_factory=Tally)
     memory: dict[Any, Any] = field(default_factory=dict)
     kept: dict[Any, Any] = field(default_factory=dict)
-    directions: dict[str, Directions] = field(default_factory=dict)
+    directions: dict[str, Any] = field(default_factory=dict)
     # Results that are computed once: unit keys by kind of feature; for each kind, how many unit keys are summed and
     # their sum; the logits of blocks, by first row.
     _directions: dict[str, torch.Tensor] = field(default_factory=dict, init=False, repr=False)
@@ -233,7 +234,7 @@ class Call:
 
     def _extended_directions(self, features: str) -> Directions:
         """The directions of earlier calls, extended by the new keys; or all of them anew."""
-        known = self.directions.get(features)
+        known: Directions | None = self.directions.get(features)
         if known is None or not known.begin(self._marks):
             return Directions.of(self._features(features, 0), self._marks)
         return known.extended(self._features(features, known.marks.shape[2]), self._marks)

@@ -12,7 +12,6 @@ from typing import Any, NamedTuple
 import torch
 
 from tdrs.attention.block import IMAGE, SYSTEM, TEXT
-from tdrs.attention.directions import Directions
 from tdrs.attention.method import Method
 from tdrs.attention.rope import Frequencies, find_layout
 from tdrs.attention.rotaries import Rotaries
@@ -52,7 +51,7 @@ class Context:
         self.past = 0
         self.memory: dict[Any, Any] = {}
         self.kept: dict[Any, Any] = {}
-        self.directions: dict[tuple[int, int], dict[str, Directions]] = {}
+        self.directions: dict[tuple[int, int], dict[str, Any]] = {}
         self.rotaries = Rotaries()
         self.roles: torch.Tensor | None = None
         self.marks: torch.Tensor | None = None

@@ -10,12 +10,13 @@ import math
 import warnings
 from collections.abc import Callable
 from dataclasses import replace
+from functools import cache
 
 import torch
 
 from tdrs.attention.block import Block
 from tdrs.attention.call import Call
-from tdrs.attention.fused import serves, unfit
+from tdrs.attention.fused import unfit
 from tdrs.attention.method import Method
 
 # The smallest and the largest block, in logits. Between these limits a block has 64 rows: few enough for the
@@ -97,35 +98,36 @@ def blocked(call: Call, method: Method) -> torch.Tensor:
     return _attend(call if call.block_elements else replace(call, block_elements=size), method)
 
 
-def _run_fused(call: Call, method: Method) -> torch.Tensor | str:
-    """The output of the fused kernels; or why they do not serve the call."""
+def _run_fused(call: Call, method: Method, execution: str) -> torch.Tensor:
+    """The output of the fused kernels; that of `blocked`, and a warning once, if they do not serve the call."""
     edit = method.fused
     reason = unfit(call, edit)
     if edit is None or reason is not None:
-        return reason or ""
+        _warn_once(f"execution={execution} runs {type(method).__name__} as blocked: {reason}")
+        return blocked(call, method)
     from tdrs.attention.triton.run import run  # imports triton, which is optional
 
     return run(call, edit)
 
 
+@cache
+def _warn_once(message: str) -> None:
+    """Warn, once in a process: Python's own filter repeats a warning whenever a library changes the filters."""
+    warnings.warn(message, stacklevel=4)
+
+
 def fused(call: Call, method: Method) -> torch.Tensor:
-    """In fused kernels; in blocks where these do not serve, and a warning says so once. One row runs in blocks."""
-    if call.query.shape[2] > 1:
-        output = _run_fused(call, method)
-        if isinstance(output, torch.Tensor):
-            return output
-        name = type(method).__name__
-        warnings.warn(f"execution=triton runs {name} as blocked: {output}", stacklevel=2)
-    return blocked(call, method)
+    """In fused kernels; in blocks where these do not serve, and a warning says so."""
+    return _run_fused(call, method, "triton")
+
+
+def _on_gpu(call: Call) -> bool:
+    return call.query.is_cuda
 
 
 def fastest(call: Call, method: Method) -> torch.Tensor:
-    """In fused kernels on a GPU, if they serve the call; else in blocks."""
-    if call.query.is_cuda and call.query.shape[2] > 1 and serves(call.query.device):
-        output = _run_fused(call, method)
-        if isinstance(output, torch.Tensor):
-            return output
-    return blocked(call, method)
+    """On a GPU as `fused`; elsewhere in blocks."""
+    return _run_fused(call, method, "auto") if _on_gpu(call) else blocked(call, method)
 
 
 EXECUTIONS: dict[str, Callable[[Call, Method], torch.Tensor]] = {

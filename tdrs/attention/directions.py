@@ -88,7 +88,12 @@ class Directions:
 def _reserve(keys: torch.Tensor, count: int) -> torch.Tensor:
     """Memory for `count` vectors and some more."""
     batch, heads, _, width = keys.shape
-    return keys.new_empty(batch, heads, count + max(ROOM, count // 8), width)
+    return keys.new_empty(batch, heads, count + room(count), width)
+
+
+def room(count: int) -> int:
+    """For how many more keys memory is reserved beside that of `count` keys."""
+    return max(ROOM, count // 8)
 
 
 @lru_cache

@@ -127,8 +127,8 @@ def edit(
 def _count(counts, w, smallest):
     w = w * tl.maximum(smallest, LOGIT_FLOOR)
     real = smallest < float("inf")
-    tl.atomic_add(counts, (real & (w != _inside(w))).to(tl.int64))
-    tl.atomic_add(counts + 1, real.to(tl.int64))
+    tl.atomic_add(counts, tl.sum((real & (w != _inside(w))).to(tl.int64), 0))
+    tl.atomic_add(counts + 1, tl.sum(real.to(tl.int64), 0))
 
 
 @triton.jit

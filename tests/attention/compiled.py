@@ -21,7 +21,7 @@ TYPES = {
     torch.int32: "*i32",
     torch.int64: "*i64",
 }
-KERNELS = ("key_directions", "smallest_logits", "attend")
+KERNELS = ("key_directions", "smallest_logits", "attend", "scan", "weigh", "combine")
 
 
 @dataclass
@@ -59,9 +59,9 @@ class Compiled:
         return found + self.count("(?:STL|LDL)")
 
 
-def call_of(width: int, dtype: torch.dtype = torch.bfloat16, **given: Any) -> Call:
-    """A call of 256 rows with rotation and roles in one dtype."""
-    call = make(256, width=width, **given)
+def call_of(width: int, dtype: torch.dtype = torch.bfloat16, rows: int = 256, **given: Any) -> Call:
+    """A call of 256 tokens, of which the last ones are rows, with rotation and roles in one dtype."""
+    call = make(rows, past=256 - rows, width=width, **given)
     assert call.rotation is not None
     cos, sin = call.rotation
     vectors = {name: getattr(call, name).to(dtype) for name in ("query", "key", "value")}
@@ -79,6 +79,10 @@ def launches(call: Call, method: Method, capability: tuple[int, int]) -> list[La
             monkeypatch.setattr(run, name, launch)
         wide = 1 << (call.query.shape[-1] - 1).bit_length()
         edit = edit_of(method)
+        if call.query.shape[2] == 1:
+            row = run.RowLaunches(call, edit)
+            row.weigh(row.scan())
+            return [launch for launch in found if launch.constants is not None]
         made = run.Launches(call, edit, tiles(wide, call.query.element_size(), capability, edit.heavy))
         made.attend(made.smallest() if edit.smallest else None)
     return [launch for launch in found if launch.constants is not None]

@@ -75,6 +75,22 @@ def edit_of(method: Method) -> FusedEdit:
     return edit
 
 
+def launched(call: Call, edit: FusedEdit, smallest: torch.Tensor | None) -> torch.Tensor:
+    """The output of the kernels with a given |A|_min, (B, H or 1, 1), as if each part of the map had it; None: none."""
+    from tdrs.attention.triton.run import Launches, RowLaunches
+
+    if call.query.shape[2] == 1:
+        row = RowLaunches(call, edit)
+        scanned = row.scan()
+        if scanned is not None and smallest is not None:
+            scanned.smallest[:] = smallest
+        return row.weigh(scanned)
+    launches = Launches(call, edit)
+    if smallest is not None:
+        smallest = smallest.expand(-1, call.query.shape[1], launches.blocks).contiguous()
+    return launches.attend(smallest)
+
+
 def deviation(call: Call, method: Method, own: bool = False, dtype: torch.dtype = torch.float32) -> float:
     """The largest |output − reference|, which is float32. Both must count alike.
 
@@ -82,8 +98,6 @@ def deviation(call: Call, method: Method, own: bool = False, dtype: torch.dtype 
         own: the kernels find |A|_min themselves, through the execution; else they are given that of the reference.
         dtype: of the inputs of both.
     """
-    from tdrs.attention.triton.run import Launches
-
     low = replace(call, **{name: getattr(call, name).to(dtype) for name in ("query", "key", "value")}, tally=Tally())
     exact = replace(low, **{name: getattr(low, name).float() for name in ("query", "key", "value")}, tally=Tally())
     expected = reference(exact, method)
@@ -93,12 +107,11 @@ def deviation(call: Call, method: Method, own: bool = False, dtype: torch.dtype 
     if own:
         found = fused(low, method)
     else:
-        launches = Launches(low, edit)
-        smallest = None
+        given = None
         if edit.smallest:
             statistics: Any = method.statistics(replace(exact, tally=Tally()))
-            smallest = statistics.smallest[..., 0].expand(-1, call.query.shape[1], launches.blocks).contiguous()
-        found = launches.attend(smallest)
+            given = statistics.smallest[..., 0]
+        found = launched(low, edit, given)
     assert found.dtype == dtype
     assert exact.tally.read() == low.tally.read(), (exact.tally.read(), low.tally.read())
     return float((found.float() - expected).abs().max().nan_to_num(math.inf))
@@ -189,18 +202,24 @@ OTHERS: dict[str, Callable[[], float]] = {
 }
 
 
-def _pointwise() -> Iterator[tuple[str, Callable[[], float]]]:
-    call = replace(make(33, past=32, padding=((5, 0),)), heads=torch.tensor([True, False])[None, :, None, None])
-    for name, method in POINTWISE.items():
-        yield name, lambda method=method: deviation(call, method, own=True)  # type: ignore
-
-
-def _readings() -> Iterator[tuple[str, Callable[[], float]]]:
-    call = make(33, past=32, padding=((5, 0),))
+def _edits(call: Call, suffix: str = "") -> Iterator[tuple[str, Callable[[], float]]]:
+    """Every method and reading that has a kernel, on a call with two heads."""
+    some = replace(call, heads=torch.tensor([False, True])[None, :, None, None])
     for name, method in READINGS.items():
         if method.fused is not None:
-            heads = torch.tensor([False, True])[None, :, None, None] if name.startswith("heads") else None
-            yield name, lambda method=method, heads=heads: deviation(replace(call, heads=heads), method)  # type: ignore
+            one = some if name.startswith("heads") else call
+            yield name + suffix, lambda method=method, one=one: deviation(one, method)  # type: ignore
+    for name, other in POINTWISE.items():
+        yield name + suffix, lambda method=other: deviation(some, method, own=True)  # type: ignore
+
+
+def cases() -> Iterator[tuple[str, Callable[[], float]]]:
+    """All cases, by name."""
+    from tests.attention.interpreted_decode import DECODED
+
+    yield from _edits(make(33, past=32, padding=((5, 0),)))
+    yield from _edits(make(1, past=64, padding=((5, 0), (0, 0))), ", decoded")
+    yield from [*SHAPES.items(), *OTHERS.items(), *DECODED.items()]
 
 
 if __name__ == "__main__":
@@ -209,7 +228,7 @@ if __name__ == "__main__":
 
     torch.set_num_threads(1)
     found: dict[str, float] = {}
-    for name, case in [*_readings(), *_pointwise(), *SHAPES.items(), *OTHERS.items()]:
+    for name, case in cases():
         start = time.perf_counter()
         found[name] = case()
         print(f"{name:45} {found[name]:.1e} {time.perf_counter() - start:.2f} s", file=sys.stderr)

@@ -3,6 +3,7 @@
 import subprocess
 import sys
 import warnings
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -79,19 +80,45 @@ def test_bounds_of_padding() -> None:
     assert make(12).call.bounds is None
 
 
-def test_a_call_that_does_not_fit_runs_in_blocks_and_says_so() -> None:
-    call = make(12).call
-    with pytest.warns(UserWarning, match="execution=triton runs TDRS as blocked: Triton does not run on this device"):
-        found = core.fused(replace(call, tally=Tally()), TDRS())
+@pytest.fixture
+def _unsaid() -> Iterator[None]:
+    """No warning was given before."""
+    core._warn_once.cache_clear()
+    yield
+    core._warn_once.cache_clear()
+
+
+@pytest.mark.usefixtures("_unsaid")
+@pytest.mark.parametrize("rows", [12, 1])
+def test_a_call_that_does_not_fit_runs_in_blocks_and_says_so_once(rows: int) -> None:
+    call = make(rows, past=3).call
+    with warnings.catch_warnings(record=True) as said:
+        for _ in range(3):
+            warnings.simplefilter("always")  # as libraries do, which makes Python forget what it has said
+            found = core.fused(replace(call, tally=Tally()), TDRS())
+    assert [str(one.message) for one in said] == [
+        "execution=triton runs TDRS as blocked: Triton does not run on this device"
+    ]
     assert torch.equal(found, core.blocked(call, TDRS()))
 
 
-def test_one_row_and_auto_run_in_blocks_without_a_word() -> None:
+@pytest.mark.usefixtures("_unsaid")
+def test_auto_says_on_a_gpu_what_does_not_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fused, "serves", lambda device: True)
+    monkeypatch.setattr(core, "_on_gpu", lambda call: True)
+    said = "execution=auto runs PAI as blocked: the method has no fused kernel for these settings"
+    call, method = make(12).call, METHODS["pai"]()
+    with pytest.warns(UserWarning, match=said):
+        found = core.fastest(call, method)
+    assert torch.equal(found, core.blocked(call, method))
+
+
+@pytest.mark.usefixtures("_unsaid")
+def test_auto_runs_in_blocks_on_a_cpu_without_a_word() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        one = make(1, past=12).call
-        assert torch.equal(core.fused(one, TDRS()), core.blocked(one, TDRS()))
-        assert torch.equal(core.fastest(make(12).call, TDRS()), core.blocked(make(12).call, TDRS()))
+        for call in (make(12).call, make(1, past=12).call):
+            assert torch.equal(core.fastest(call, TDRS()), core.blocked(call, TDRS()))
 
 
 def test_without_triton_it_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

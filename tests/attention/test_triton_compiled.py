@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from tdrs import TDRS
 from tdrs.interventions import METHODS
@@ -14,6 +15,8 @@ pytestmark = pytest.mark.skipif(find_spec("triton") is None, reason="triton is n
 
 SHARED = {(8, 0): 163 << 10, (9, 0): 227 << 10}  # bytes that a program can have
 PRODUCTS = {(8, 0): r"HMMA\.\S+", (9, 0): r"HGMMA\.\S+"}
+FEW_ROWS = r"HMMA\.\S+"  # HGMMA takes 64 rows, at least
+TOKEN: dict[str, Any] = {"rows": 1, "heads": 14, "groups": 2}
 CASES: dict[str, tuple[tuple[int, int], Any, dict[str, Any], list[str]]] = {
     "tdrs, sm_80": ((8, 0), TDRS(), {}, ["key_directions", "smallest_logits", "attend"]),
     "tdrs, sm_90a": ((9, 0), TDRS(), {}, ["key_directions", "smallest_logits", "attend"]),
@@ -23,6 +26,15 @@ CASES: dict[str, tuple[tuple[int, int], Any, dict[str, Any], list[str]]] = {
         {"padding": ((9, 0),)},
         ["attend"],
     ),
+    "a token, sm_80": ((8, 0), TDRS(), TOKEN, ["scan", "weigh", "combine"]),
+    "a token, sm_90a": ((9, 0), TDRS(), TOKEN, ["scan", "weigh", "combine"]),
+    "a token, padding, weights, σ, sm_90a": (
+        (9, 0),
+        TDRS(gain="weights", sigma_re=0.3, pairs="cross_modal"),
+        {**TOKEN, "padding": ((9, 0),)},
+        ["scan", "weigh"],
+    ),
+    "a token, vaf, sm_80": ((8, 0), METHODS["vaf"](), TOKEN, ["weigh"]),
     "vaf, sm_80": ((8, 0), METHODS["vaf"](), {}, ["attend"]),
     "vaf, sm_90a": ((9, 0), METHODS["vaf"](), {}, ["attend"]),
 }
@@ -39,11 +51,19 @@ def test_machine_code(name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
         made = compile_for(launch, capability)
         assert made.spilled == 0, kernel
         assert made.shared <= SHARED[capability], kernel
-        assert (made.count(PRODUCTS[capability]) > 0) == (kernel != "key_directions"), kernel
+        products = FEW_ROWS if kernel in ("scan", "weigh") else PRODUCTS[capability]
+        assert (made.count(products) > 0) == (kernel not in ("key_directions", "combine")), kernel
         if kernel == "attend":  # the loop over tiles is there with and without a mask, and where padding ends
             copies = 3 if given else 2
             special = [made.count(rf"MUFU\.{of}") // (copies * made.pairs) for of in ("EX2", "LG2", "RCP")]
             assert special == ([3, 1, 1] if method.needs == {"rotation"} or given else [1, 0, 0])
+
+
+@pytest.mark.parametrize("width", [64, 256])
+def test_a_decoded_float32_row_fits_every_gpu(width: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    for launch in launches(call_of(width, torch.float32, **TOKEN), TDRS(), (8, 9)):
+        assert compile_for(launch, (8, 9)).shared <= 99 << 10
 
 
 def test_every_head_size_has_tiles() -> None:

@@ -3,6 +3,7 @@
     directions.py   one kernel: the directions of the keys, and their sums over chunks
     smallest.py     one kernel: |A|_min
     attend.py       one kernel: logits, the method's edit, softmax, values
+    decode.py       three kernels for one query row, which keep the directions of the keys
     arithmetic.py   products, reciprocals and logarithms, which the kernels share
     tiles.py        the sizes of the tiles
     run.py          from a call to the output

@@ -3,13 +3,15 @@
 The softmax is computed online: the sums so far are scaled down whenever a row's largest logit grows. Keys that all rows
 of a block see need no mask; the tiles at the diagonal and at the end of the padding have one.
 
-A method's edit is two functions of Triton:
+A method's edit is up to three functions of Triton:
 
     rows(norm, span, smallest, p0, p1, p2, p3, p4, FLAGS) -> r0, r1, r2, r3
     edit(a, e, distance, r0, r1, r2, r3, i_role, j_role, p0, p1, p2, p3, p4, FLAGS, INTERPRETED) -> a', factor
+    count(counts, smallest, p0, p1, p2, p3, p4, FLAGS)
 
 `rows` computes what is constant along a row, (M, 1) or scalars. `edit` works on a tile, (M, N): a are the logits times
-log₂ e, and so are the edited ones; e is the cosine; `factor` multiplies the weight exp(A'). See `fused.FusedEdit`.
+log₂ e, and so are the edited ones; e is the cosine; `factor` multiplies the weight exp(A'). `count` adds to the tally
+what it finds in each |A|_min, (N,); ∞ stands for none. See `fused.FusedEdit`.
 """
 
 import triton
@@ -275,7 +277,7 @@ def attend(
             low = tl.minimum(low, tl.load(smallest + some + n, mask=some + n < count, other=float("inf")))
         least = tl.min(low, 0)
         if (block == 0) & ((h == 0) | (SMALLEST == "head")):
-            COUNT(counts, least, p0, p1, p2, p3, p4, FLAGS)
+            COUNT(counts, tl.full([1], 0.0, tl.float32) + least, p0, p1, p2, p3, p4, FLAGS)
     r0, r1, r2, r3 = ROWS(norm, span, least, p0, p1, p2, p3, p4, FLAGS)
     i_role = 0
     if ROLES:

@@ -44,10 +44,10 @@ def direction(
         turned = shown & (d < TURNED)[None, :]
         partner = tl.load(at + other[None, :], mask=turned, other=0).to(tl.float32)
         turn = turns[:, None] * stride_angle
-        c = tl.load(cos + turn + angle[None, :], mask=turned, other=1).to(tl.float32)
+        c = tl.load(cos + turn + angle[None, :], mask=turned, other=1.0).to(tl.float32)
         s = tl.load(sin + turn + angle[None, :], mask=turned, other=0).to(tl.float32)
         # cos² + sin² is one factor of all coordinates: 1, or above it in a scheme such as YaRN
-        c0 = tl.load(cos + turns * stride_angle, mask=visible, other=1).to(tl.float32)
+        c0 = tl.load(cos + turns * stride_angle, mask=visible, other=1.0).to(tl.float32)
         s0 = tl.load(sin + turns * stride_angle, mask=visible, other=0).to(tl.float32)
         factor = 1.0 / (c0 * c0 + s0 * s0)
         undone = (own * c + partner * tl.where(second, -s, s)) * factor[:, None]

@@ -17,6 +17,7 @@ class Tiles(NamedTuple):
 
 
 CHUNK = 64  # keys whose directions are summed together
+SPLIT = 128  # keys of a part of a decoded row
 INTERPRETED = Tiles(32, 32, 1, 1)
 
 
@@ -37,3 +38,15 @@ def tiles(wide: int, size: int, capability: tuple[int, int], heavy: bool = False
     # 8 warps of 16 rows each: with fewer rows than that, warps would compute the same
     keys = 64 if capability[0] == 9 else 32
     return Tiles(128, keys // 2 if heavy else keys, 8, 2)
+
+
+def row_tiles(wide: int, size: int, group: int) -> Tiles:
+    """The tiles of a decoded row, whose rows are the query heads that share a key head. They fit all GPUs.
+
+    Args:
+        wide, size: as in `tiles`.
+        group: how many query heads share a key head.
+    """
+    rows = max(16, 1 << (group - 1).bit_length())  # a product takes 16, at least
+    keys = max(16, min(SPLIT, 4096 // wide))
+    return Tiles(rows, keys, 4, 2) if size < 4 else Tiles(rows, keys, 8, 2 if wide <= 128 else 1)
