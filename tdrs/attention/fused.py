@@ -11,6 +11,7 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
+from importlib import import_module
 from importlib.util import find_spec
 from typing import Any, NamedTuple
 
@@ -38,6 +39,11 @@ class Functions(NamedTuple):
     count: Any = None
 
 
+def functions_in(module: str, name: str) -> Callable[[], Functions]:
+    """Functions of a module that imports Triton. It is imported when they are asked for, because Triton is optional."""
+    return lambda: getattr(import_module(module), name)
+
+
 @dataclass(frozen=True, kw_only=True)
 class FusedEdit:
     """An edit of logits, for the fused kernels.
@@ -49,6 +55,7 @@ class FusedEdit:
         cosine: the vectors whose cosine the edit uses, `pre_rope` or `post_rope`; "" is none.
         norm: the `mean` or the `max` of the cosine over each row's visible keys; "" is neither.
         smallest: |A|_min of each query `head`, or of all heads of the `layer`; "" is none.
+        by_row: whether |A|_min and d_max are those of each row, and not of all rows.
         factor: whether the edit has a factor of the weights beside the logits.
         roles: whether the edit uses the roles of queries and keys.
         heavy: whether it needs more registers than most, so that its tiles have to be smaller.
@@ -61,6 +68,7 @@ class FusedEdit:
     cosine: str = ""
     norm: str = ""
     smallest: str = ""
+    by_row: bool = False
     factor: bool = False
     roles: bool = False
     heavy: bool = False

@@ -14,17 +14,11 @@ from dataclasses import dataclass
 import torch
 
 from tdrs.attention.block import IMAGE, SYSTEM, TEXT, Block
-from tdrs.attention.fused import Functions, FusedEdit
+from tdrs.attention.fused import FusedEdit, functions_in
 from tdrs.attention.method import Method
 from tdrs.settings import check_choice, check_number
 
 ROLES = {"system": SYSTEM, "image": IMAGE, "text": TEXT}
-
-
-def _functions() -> Functions:
-    from tdrs.interventions.pointwise_tile import KEY_BIAS  # imports triton
-
-    return KEY_BIAS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,7 +48,12 @@ class KeyBias(Method):
 
     @property
     def fused(self) -> FusedEdit | None:
-        return FusedEdit(functions=_functions, flags=ROLES[self.keys], numbers=(math.log2(self.weight),), roles=True)
+        return FusedEdit(
+            functions=functions_in("tdrs.interventions.pointwise_tile", "KEY_BIAS"),
+            flags=ROLES[self.keys],
+            numbers=(math.log2(self.weight),),
+            roles=True,
+        )
 
     def edit(self, block: Block, statistics: object) -> torch.Tensor:
         return block.logits + math.log(self.weight) * block.keys_of(ROLES[self.keys])

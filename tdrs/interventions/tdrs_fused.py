@@ -7,7 +7,7 @@ import math
 from enum import IntFlag, auto
 from typing import TYPE_CHECKING
 
-from tdrs.attention.fused import Functions, FusedEdit
+from tdrs.attention.fused import FusedEdit, functions_in
 
 if TYPE_CHECKING:
     from tdrs.interventions.tdrs import TDRS
@@ -30,19 +30,13 @@ class Flag(IntFlag):
     CROSS_MODAL = auto()
 
 
-def _functions() -> Functions:
-    from tdrs.interventions.tdrs_tile import FUNCTIONS  # imports triton
-
-    return FUNCTIONS
-
-
 def fused_edit(method: "TDRS") -> FusedEdit | None:
     """T-DRS with these readings, for the fused kernels; None if they do not serve them."""
     dc = method.dc if method.dc is not None and method.dc.weight > 0 else None
     re = method.re if method.re is not None and method.re.weight > 0 else None
     stages = dc is not None or re is not None
     counted = [f"{name}.w_min" for name, stage in (("dc", dc), ("re", re)) if stage and stage.w_min_as == "multiple"]
-    if stages and (method.stats_scope != "call" or method.distance != "index"):
+    if stages and method.distance != "index":
         return None
     if counted and method.a_min_of != "logits":
         return None
@@ -65,7 +59,7 @@ def fused_edit(method: "TDRS") -> FusedEdit | None:
         flags |= flag if chosen else Flag(0)
     sigma = 1.0 if isinstance(method.sigma_re, str) else float(method.sigma_re)
     return FusedEdit(
-        functions=_functions,
+        functions=functions_in("tdrs.interventions.tdrs_tile", "FUNCTIONS"),
         flags=int(flags),
         numbers=(
             dc.w_min if dc else 1.0,
@@ -77,6 +71,7 @@ def fused_edit(method: "TDRS") -> FusedEdit | None:
         cosine=method.features if method.sd or flags & (Flag.NORMED | Flag.ONE_PLUS) else "",
         norm=method.scale if flags & Flag.NORMED else "",
         smallest=method.a_min_per if counted else "",
+        by_row=stages and method.stats_scope == "row",
         factor=bool(flags & Flag.WEIGHTS),
         roles=method.pairs != "all",
         heavy=bool(flags & Flag.SIGMA) or method.pairs != "all",

@@ -8,15 +8,9 @@ from dataclasses import dataclass
 import torch
 
 from tdrs.attention.block import Block
-from tdrs.attention.fused import Functions, FusedEdit
+from tdrs.attention.fused import FusedEdit, functions_in
 from tdrs.attention.method import Method
 from tdrs.settings import check_number
-
-
-def _functions() -> Functions:
-    from tdrs.interventions.pointwise_tile import TEMPERATURE  # imports triton
-
-    return TEMPERATURE
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,7 +34,9 @@ class Temperature(Method):
 
     @property
     def fused(self) -> FusedEdit | None:
-        return FusedEdit(functions=_functions, numbers=(1 / self.tau,))
+        return FusedEdit(
+            functions=functions_in("tdrs.interventions.pointwise_tile", "TEMPERATURE"), numbers=(1 / self.tau,)
+        )
 
     def edit(self, block: Block, statistics: object) -> torch.Tensor:
         return block.logits / self.tau

@@ -13,16 +13,10 @@ from dataclasses import dataclass
 import torch
 
 from tdrs.attention.block import IMAGE, SYSTEM, TEXT, Block
-from tdrs.attention.fused import Functions, FusedEdit
+from tdrs.attention.fused import FusedEdit, functions_in
 from tdrs.attention.method import Method
 from tdrs.attention.selection import Selection
 from tdrs.settings import check_number
-
-
-def _functions() -> Functions:
-    from tdrs.interventions.pointwise_tile import VAF  # imports triton
-
-    return VAF
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,7 +48,11 @@ class VAF(Method):
 
     @property
     def fused(self) -> FusedEdit | None:
-        return FusedEdit(functions=_functions, numbers=(self.image, self.system), roles=True)
+        return FusedEdit(
+            functions=functions_in("tdrs.interventions.pointwise_tile", "VAF"),
+            numbers=(self.image, self.system),
+            roles=True,
+        )
 
     def edit(self, block: Block, statistics: object) -> torch.Tensor:
         factor = 1 + (self.image - 1) * block.keys_of(IMAGE) + (self.system - 1) * block.keys_of(SYSTEM)

@@ -15,7 +15,7 @@ import torch
 from tdrs import DC, RE, TDRS
 from tdrs.attention.block import IMAGE, SYSTEM, TEXT
 from tdrs.attention.call import Call
-from tdrs.attention.core import fused, reference
+from tdrs.attention.core import blocked, fused, reference
 from tdrs.attention.fused import FusedEdit, unfit
 from tdrs.attention.method import Method
 from tdrs.attention.rope import rotate
@@ -75,8 +75,16 @@ def edit_of(method: Method) -> FusedEdit:
     return edit
 
 
+def smallest_of(call: Call, method: Method) -> torch.Tensor:
+    """The reference's |A|_min, (B, H or 1, 1), or of each row, (B, H or 1, Q)."""
+    assert isinstance(method, TDRS)
+    (block,) = replace(call, block_elements=None).blocks()
+    of_rows = method._smallest(block)
+    return (of_rows if method.stats_scope == "row" else of_rows.amin(dim=2, keepdim=True)).squeeze(-1)
+
+
 def launched(call: Call, edit: FusedEdit, smallest: torch.Tensor | None) -> torch.Tensor:
-    """The output of the kernels with a given |A|_min, (B, H or 1, 1), as if each part of the map had it; None: none."""
+    """The output of the kernels with a given |A|_min, (B, H or 1, 1 or Q), as if each part of the map had it."""
     from tdrs.attention.triton.run import Launches, RowLaunches
 
     if call.query.shape[2] == 1:
@@ -87,7 +95,8 @@ def launched(call: Call, edit: FusedEdit, smallest: torch.Tensor | None) -> torc
         return row.weigh(scanned)
     launches = Launches(call, edit)
     if smallest is not None:
-        smallest = smallest.expand(-1, call.query.shape[1], launches.blocks).contiguous()
+        count = launches.rows if edit.by_row else launches.blocks
+        smallest = smallest.expand(-1, call.query.shape[1], count).contiguous()
     return launches.attend(smallest)
 
 
@@ -101,7 +110,10 @@ def deviation(call: Call, method: Method, own: bool = False, dtype: torch.dtype 
     low = replace(call, **{name: getattr(call, name).to(dtype) for name in ("query", "key", "value")}, tally=Tally())
     exact = replace(low, **{name: getattr(low, name).float() for name in ("query", "key", "value")}, tally=Tally())
     expected = reference(exact, method)
-    expected[:, :, : call.wanted] = 0
+    if call.wanted:
+        expected[:, :, : call.wanted] = 0
+        exact = replace(exact, tally=Tally())
+        blocked(exact, method)  # the reference computes, and counts, all rows
     edit = edit_of(method)
     assert unfit(low, edit) is None
     if own:
@@ -109,8 +121,7 @@ def deviation(call: Call, method: Method, own: bool = False, dtype: torch.dtype 
     else:
         given = None
         if edit.smallest:
-            statistics: Any = method.statistics(replace(exact, tally=Tally()))
-            given = statistics.smallest[..., 0]
+            given = smallest_of(replace(exact, tally=Tally()), method)
         found = launched(low, edit, given)
     assert found.dtype == dtype
     assert exact.tally.read() == low.tally.read(), (exact.tally.read(), low.tally.read())
@@ -181,6 +192,11 @@ SHAPES: dict[str, Callable[[], float]] = {
     "layout pairs of halves": lambda: deviation(make(33, layout="pairs_of_halves"), strong()),
     "layout none": lambda: deviation(make(33, layout="none"), strong()),
     "half of the coordinates": lambda: deviation(make(33, width=32, turned=16), TDRS(**STEEP)),
+    "stats_scope=row, layer": lambda: deviation(make(33, padding=BOTH), strong(stats_scope="row", a_min_per="layer")),
+    "stats_scope=row, span": lambda: deviation(make(37, padding=BOTH), TDRS(**STEEP, stats_scope="row")),
+    "stats_scope=row, rows that are not wanted": lambda: deviation(
+        replace(make(70, padding=LEFT), wanted=66), strong(stats_scope="row")
+    ),
     "YaRN": lambda: deviation(make(33, width=32, turned=16, factor=1.3), TDRS(**STEEP)),
     "other strides": lambda: deviation(transposed(make(33, groups=2)), TDRS(**STEEP)),
     "rows that are not wanted": lambda: deviation(replace(make(70, padding=LEFT), wanted=66), TDRS(**STEEP)),

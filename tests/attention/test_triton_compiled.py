@@ -26,6 +26,7 @@ CASES: dict[str, tuple[tuple[int, int], Any, dict[str, Any], list[str]]] = {
         {"padding": ((9, 0),)},
         ["attend"],
     ),
+    "tdrs, row, sm_90a": ((9, 0), TDRS(stats_scope="row"), {}, ["smallest_logits", "attend"]),
     "a token, sm_80": ((8, 0), TDRS(), TOKEN, ["scan", "weigh", "combine"]),
     "a token, sm_90a": ((9, 0), TDRS(), TOKEN, ["scan", "weigh", "combine"]),
     "a token, padding, weights, σ, sm_90a": (

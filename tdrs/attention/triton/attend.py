@@ -225,6 +225,7 @@ def attend(
     COSINE: tl.constexpr,
     NORM: tl.constexpr,
     SMALLEST: tl.constexpr,
+    BY_ROW: tl.constexpr,
     FACTOR: tl.constexpr,
     ROLES: tl.constexpr,
     SOME_HEADS: tl.constexpr,
@@ -267,8 +268,18 @@ def attend(
                 D, WIDE, M, N, CHUNK, NORM, PRECISION, INTERPRETED,
             )[:, None]  # fmt: skip
     span = tl.maximum(stop - 1 - first, 1).to(tl.float32)
+    if BY_ROW:
+        span = tl.maximum(i - first, 1).to(tl.float32)[:, None]
     least = float("inf")
-    if SMALLEST != "":
+    if SMALLEST != "" and BY_ROW:
+        low = tl.full([M], float("inf"), tl.float32)
+        for one in range(h if SMALLEST == "head" else 0, h + 1 if SMALLEST == "head" else HEADS):
+            there = smallest + (b * HEADS + one) * Q + r
+            low = tl.minimum(low, tl.load(there, mask=real, other=float("inf")))
+        if (h == 0) | (SMALLEST == "head"):
+            COUNT(counts, low, p0, p1, p2, p3, p4, FLAGS)
+        least = low[:, None]
+    elif SMALLEST != "":
         count = BLOCKS if SMALLEST == "head" else BLOCKS * HEADS
         smallest += bh * BLOCKS if SMALLEST == "head" else b * HEADS * BLOCKS
         low = tl.full([128], float("inf"), tl.float32)

@@ -188,6 +188,7 @@ def weigh(
     COSINE: tl.constexpr,
     NORM: tl.constexpr,
     SMALLEST: tl.constexpr,
+    BY_ROW: tl.constexpr,
     FACTOR: tl.constexpr,
     ROLES: tl.constexpr,
     SOME_HEADS: tl.constexpr,

@@ -88,6 +88,7 @@ class _Inputs:
             "COSINE": bool(edit.cosine),
             "NORM": edit.norm,
             "SMALLEST": edit.smallest,
+            "BY_ROW": edit.by_row,
             "FACTOR": edit.factor,
             "ROLES": edit.roles,
             "SOME_HEADS": call.heads is not None,
@@ -161,12 +162,13 @@ class Launches(_Inputs):
         return directions, sums
 
     def smallest(self) -> torch.Tensor:
-        """|A|_min of each block of rows, (B, H, blocks)."""
-        found = torch.empty(self.batch, self.heads, self.blocks, dtype=torch.float32, device=self.device)
+        """|A|_min of each block of rows, (B, H, blocks), or of each row, (B, H, Q)."""
+        count = self.rows if self.edit.by_row else self.blocks
+        found = torch.empty(self.batch, self.heads, count, dtype=torch.float32, device=self.device)
         smallest_logits[(self.blocks, self.batch * self.heads)](
             self.query, self.key, self._bounds, found,
             self.rows, self.keys, self.call.scaling, *self.query.stride()[:3], *self.key.stride()[:3],
-            **self.common, **self.products,
+            BY_ROW=self.edit.by_row, **self.common, **self.products,
         )  # fmt: skip
         return found
 
@@ -174,7 +176,7 @@ class Launches(_Inputs):
         """The output, (B, H, Q, D).
 
         Args:
-            smallest: |A|_min of each block of rows, (B, H, blocks); None if the edit does not use it.
+            smallest: what `smallest` gives; None if the edit does not use it.
         """
         call, angles, nothing = self.call, self._angles, self.query
         directions, sums = self._directions() if self.edit.cosine else (nothing, nothing)

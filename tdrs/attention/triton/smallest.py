@@ -27,11 +27,12 @@ def smallest_logits(
     WIDE: tl.constexpr,
     M: tl.constexpr,
     N: tl.constexpr,
+    BY_ROW: tl.constexpr,
     PADDED: tl.constexpr,
     PRECISION: tl.constexpr,
     INTERPRETED: tl.constexpr,
 ):
-    """The smallest visible |A| of each block of M rows, (B, H, blocks); ∞ if all of its rows are padding.
+    """The smallest visible |A| of each row, (B, H, Q), or of each block of M rows, (B, H, blocks); ∞ in padding.
 
     One program a block, query head and sample.
     """
@@ -61,4 +62,7 @@ def smallest_logits(
             a = tl.where((j[None, :] <= i[:, None]) & shown[None, :], a, float("inf"))
         low = tl.minimum(low, a)
     found = tl.where(real, tl.min(low, 1), float("inf")) * scaling
-    tl.store(smallest + bh * tl.num_programs(0) + block, tl.min(found, 0))
+    if BY_ROW:
+        tl.store(smallest + bh.to(tl.int64) * Q + r, found, mask=r < Q)
+    else:
+        tl.store(smallest + bh * tl.num_programs(0) + block, tl.min(found, 0))
