@@ -35,7 +35,8 @@ from tdrs.interventions.tdrs import TDRS
 from tdrs.published import compare
 from tdrs.records import Records
 from tdrs.settings import check_number
-from tdrs.speed import medians, peak_mib, timed
+from tdrs.spans import timed
+from tdrs.speed import medians, peak_mib
 from tdrs.stopping import stoppable
 from tdrs.sweeps.study import Study
 from tdrs.tracking import Tracker

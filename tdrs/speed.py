@@ -1,12 +1,12 @@
 """How fast is it? All numbers are ratios within one run, since machines are shared and noisy.
 
     python -m tdrs.speed attention                    # each method's attention beside PyTorch's; a model end to end
-    python -m tdrs.speed sweep experiment=sqa_ablation      # a study beside the plain loop over the same trials
+    python -m tdrs.speed sweep experiment=sqa_ablation      # a study beside the plain loop, and where its time goes
     python -m tdrs.speed neighbours                   # an evaluation alone, and two on the same cores
     python -m tdrs.speed kernels                      # kernels and bytes of real models' attention, counted
 
-Options are `lengths=512,2048`, `rounds=9`, `backbone=mini_llava`, `preset=smoke` and `output=FOLDER`. Each command
-writes a JSON file into OUTPUT/benchmark; `attention` and `sweep` also write a figure.
+Options are `lengths=512,2048`, `rounds=9`, `backbone=mini_llava`, `dataset=mini_textvqa`, `preset=smoke` and
+`output=FOLDER`. Each command writes a JSON file into OUTPUT/benchmark; `attention` and `sweep` also write a figure.
 """
 
 import json
@@ -15,11 +15,8 @@ import os
 import re
 import statistics
 import sys
-import tempfile
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -36,40 +33,26 @@ from tdrs.attention.call import Call
 from tdrs.attention.core import blocked, reference
 from tdrs.attention.rope import Frequencies
 from tdrs.backbones import Backbone
-from tdrs.backbones.prompt_encoder import TokenCache
 from tdrs.commands import parse
-from tdrs.configuration import choice, choices, compose, plain
+from tdrs.configuration import choice, choices
 from tdrs.entry_point import run_command
 from tdrs.environment import environment, keep_memory
-from tdrs.evaluation import evaluate
 from tdrs.interventions import METHODS, Method
 from tdrs.kernel_count import kernels
 from tdrs.schema import check_output
 from tdrs.settings import SettingError, check_choice, first_line, folder_named
 from tdrs.side_by_side import neighbours
-from tdrs.sweeps.job import Job
-from tdrs.sweeps.study import Study
-from tdrs.sweeps.trial import Request
-from tdrs.tracking import Tracker
+from tdrs.spans import timed
+from tdrs.study_speed import sweep
 
 HEADS, WIDTH = 8, 64
 LENGTHS = {"cpu": (256, 512, 1024, 2048, 4096), "cuda": (256, 1024, 4096, 16384)}
 WHOLE_MAP = {"cpu": 2048, "cuda": 4096}  # the longest map that is built at once
 DECODED = 32
-PLAIN_BATCHES = 2  # batches of each trial on which the plain loop is timed
 
 
 def _device() -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
-
-
-def timed(run: Callable[[], object]) -> float:
-    """Seconds of a run, until its device has finished."""
-    start = time.perf_counter()
-    run()
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    return time.perf_counter() - start
 
 
 def medians(runs: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, float]:
@@ -257,85 +240,9 @@ def attention(given: Mapping[str, str], folder: Path) -> None:
         print(written)
 
 
-def sweep(given: Mapping[str, str], folder: Path) -> None:
-    """The command `sweep`: a study, and an estimate of the plain loop from the first batches of each trial.
-
-    The plain loop runs every requested trial to its end. For each trial it loads the model, encodes every picture, and
-    lets `generate` read each prompt by itself inside `intervene`. Its attention core and batch size are the study's.
-    Of a race it measures only the samples that the race measured: a plain loop would not measure all its points whole.
-    """
-    experiment = given.get("experiment", "sqa_ablation")
-    overrides = [f"+experiment={experiment}", f"preset={given.get('preset', 'default')}", "tracking=none"]
-    with tempfile.TemporaryDirectory(prefix="tdrs-speed-") as output:
-        values = plain(compose("sweep", [*overrides, f"output={output}"]))
-        start = time.perf_counter()
-        study = Study(values, Tracker("none", Path(output)))
-        outcome = study.run()
-        engine = time.perf_counter() - start
-        asked = [*outcome.trials, *outcome.rows]
-        unique = {trial.cache_key: trial for trial in asked}
-        measuring = sum(trial.seconds for trial in unique.values())
-        plains = {}
-        for trial in tqdm(unique.values(), desc="plain loop", unit="trial", disable=None, leave=False):
-            request = Request(trial.name, trial.split, trial.settings, trial.condition)
-            plains[trial.cache_key] = _plain(study.jobs.of(request))
-    loading = plain_seconds = whole = begun = kept = 0.0
-    for trial in asked:
-        size = trial.n if outcome.protocol == "raced" else values["preset"][trial.split] or trial.n
-        load, all_rows, alone, shared = plains[trial.cache_key]
-        once = unique[trial.cache_key]
-        loading += load
-        plain_seconds += size * all_rows
-        whole += size * alone
-        begun += size * shared
-        kept += size * once.seconds / once.n
-    loop = loading + plain_seconds
-    parts = {
-        "resident model": loading,
-        "one row of the last layer": plain_seconds - whole,
-        "shared beginnings": whole - begun,
-        "pictures and prompts kept": begun - kept,
-        "reuse and pruning": kept - measuring,
-    }
-    result = {
-        "experiment": experiment, "trials": len(asked), "evaluations": len(unique), "engine_seconds": engine,
-        "loop_seconds": loop, "ratio": loop / engine, "framework_share": (engine - measuring) / engine,
-        "saved_seconds": parts, "environment": environment(),
-    }  # fmt: skip
-    (folder / f"sweep_{experiment}.json").write_text(json.dumps(result, indent=1), encoding="utf-8")
-    print(f"{experiment}: {len(asked)} trials, {len(unique)} evaluations")
-    print(f"  plain loop {loop:7.0f} s   {3600 * len(asked) / loop:6.0f} trials an hour")
-    print(f"  engine     {engine:7.0f} s   {3600 * len(asked) / engine:6.0f} trials an hour, {loop / engine:.2f} ×")
-    for name, seconds in parts.items():
-        print(f"    {name:26}{seconds:7.1f} s saved")
-    outside = engine - measuring
-    print(f"  outside of batches {outside:.1f} s, {100 * outside / engine:.1f} % of the engine's time")
-    for written in [folder / f"sweep_{experiment}.json", *speed.write_study_time(result, folder)]:
-        print(written)
-
-
-def _plain(job: Job) -> tuple[float, float, float, float]:
-    """Seconds to load the model, and seconds a sample in three ways: as the plain loop; with one row of the last layer;
-    also with shared prefixes."""
-    samples = job.samples[: PLAIN_BATCHES * job.plan.batch_size]
-    start = time.perf_counter()
-    backbone = backbones.load(job.plan.backbone)
-    loading = time.perf_counter() - start
-    how = job.plan.intervention, job.plan.batch_size, job.plan.execution
-    evaluate(backbone, job.plan.dataset, samples[:1], *how)  # a first call is slow
-
-    def seconds(next_token_only: bool, share_prefixes: bool) -> float:
-        fresh = replace(backbone, next_token_only=next_token_only, share_prefixes=share_prefixes, tokens=TokenCache())
-        return timed(lambda: evaluate(fresh, job.plan.dataset, samples, *how)) / len(samples)
-
-    shared = seconds(True, True)
-    whole = seconds(True, False)
-    return loading, seconds(False, False), whole, shared  # the plain loop last, when everything is warm
-
-
 VERBS: dict[str, tuple[Callable[[Mapping[str, str], Path], None], tuple[str, ...]]] = {
     "attention": (attention, ("lengths", "rounds", "backbone", "output")),
-    "sweep": (sweep, ("experiment", "preset", "output")),
+    "sweep": (sweep, ("experiment", "backbone", "dataset", "preset", "output")),
     "neighbours": (neighbours, ("rounds", "output")),
     "kernels": (kernels, ("output",)),
 }
@@ -361,7 +268,7 @@ def main(arguments: Sequence[str]) -> int:
             raise SettingError("lengths", given["lengths"], "must be different whole numbers from 1 to 999999")
         if not re.fullmatch("[1-9][0-9]{0,5}", given.get("rounds", "1")):
             raise SettingError("rounds", given["rounds"], "must be a whole number from 1 to 999999")
-        for key in ("experiment", "preset", "backbone"):
+        for key in ("experiment", "preset", "backbone", "dataset"):
             if key in given:
                 check_choice(key, given[key], choices(key))
         folder = folder_named("output", given.get("output", "outputs"))

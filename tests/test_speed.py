@@ -9,7 +9,9 @@ import torch
 
 from tdrs import side_by_side
 from tdrs.interventions import METHODS
+from tdrs.spans import PARTS
 from tdrs.speed import main, medians
+from tdrs.study_speed import without_work
 
 EDITS = {name for name, kind in METHODS.items() if kind().edits_attention}
 
@@ -32,17 +34,32 @@ def test_attention(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypat
 
 
 def test_sweep(tmp_path: Path, pretended: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["sweep", "experiment=sqa_ablation", "preset=smoke", f"output={tmp_path}"]) == 0
-    assert "trials an hour" in capsys.readouterr().out
-    found = json.loads((tmp_path / "benchmark" / "sweep_sqa_ablation.json").read_text())
+    options = ["experiment=sqa_ablation", "dataset=mini_pope", "preset=smoke"]
+    assert main(["sweep", *options, f"output={tmp_path}"]) == 0
+    printed = capsys.readouterr().out
+    assert "trials an hour" in printed
+    assert "the model does not compute in" in printed
+    assert "the GPU runs no kernel" not in printed
+    found = json.loads((tmp_path / "benchmark" / "sweep_sqa_ablation_mini_pope.json").read_text())
     assert found["evaluations"] <= found["trials"]
     assert found["ratio"] == pytest.approx(found["loop_seconds"] / found["engine_seconds"])
     assert 0 < found["framework_share"] < 1
     saved = sum(found["saved_seconds"].values())
     measuring = found["engine_seconds"] * (1 - found["framework_share"])
     assert found["loop_seconds"] == pytest.approx(measuring + saved)  # nothing is counted twice, nothing left out
-    assert (tmp_path / "benchmark" / "sweep_sqa_ablation.png").read_bytes().startswith(b"\x89PNG")
+    assert set(found["division_seconds"]) == set(PARTS)
+    assert found["no_forward_share"] == 1  # no model computes here
+    assert found["no_kernel_share"] == {}
+    assert len(found["samples_a_second"]) == 3
+    assert all(rate > 0 for rate in found["samples_a_second"].values())
+    assert (tmp_path / "benchmark" / "sweep_sqa_ablation_mini_pope.png").read_bytes().startswith(b"\x89PNG")
     assert {path.name for path in tmp_path.iterdir()} == {"benchmark"}  # its study is gone
+
+
+def test_time_without_a_kernel() -> None:
+    assert without_work([(10, 20), (0, 4), (12, 15), (18, 24), (32, 40)]) == pytest.approx((6 + 8) / 40)
+    assert without_work([(3, 3)]) == 0
+    assert without_work([]) is None
 
 
 def test_runs_take_turns() -> None:
@@ -60,7 +77,8 @@ def test_runs_take_turns() -> None:
         (["attention", "rounds=2,3"], "rounds = '2,3': must be a whole number from 1 to 999999"),
         (["attention", "backbone=x"], "backbone = 'x': must be one of "),
         (["attention", "--foo"], "option = '--foo': must be lengths=…, rounds=…, backbone=…, output=…"),
-        (["sweep", "lengths=3"], "option = 'lengths': must be one of experiment, preset, output"),
+        (["sweep", "lengths=3"], "option = 'lengths': must be one of experiment, backbone, dataset, preset, output"),
+        (["sweep", "backbone=mini_lava"], "backbone = 'mini_lava': must be one of "),
         (["sweep", "experiment=nothing"], "experiment = 'nothing': must be one of distance"),
     ],
 )

@@ -39,6 +39,7 @@ from tdrs.benchmarks.benchmark import Picture, Sample
 from tdrs.benchmarks.prompts import AnswerLength, answer_length
 from tdrs.first_token import compact
 from tdrs.settings import SettingError
+from tdrs.spans import DECODER, span
 
 
 @dataclass
@@ -207,6 +208,7 @@ class Backbone:
                 pictures = [sample.picture for sample in samples]
                 inputs = read_common(self.model, self.images, session, self._tokens(samples), pictures)
             inputs = inputs or self.model_inputs(samples, second)
+            stack.enter_context(span(DECODER))
             output = self.model.generate(  # type: ignore[operator]
                 **inputs,
                 do_sample=False,

@@ -32,6 +32,7 @@ from tdrs.backbones.two_passes import ChangedPicture
 from tdrs.benchmarks.benchmark import Picture, PictureSet
 from tdrs.checked_file import ASIDE, Damaged, set_aside
 from tdrs.settings import SettingError
+from tdrs.spans import FEATURES, TOWER, span
 
 TENSOR = "features"  # the name of the tensor in a file
 
@@ -63,6 +64,7 @@ class EmbeddingStore:
     def _path(self, digest: str) -> Path:
         return self.folder / self._model / f"{digest}.safetensors"
 
+    @span(FEATURES)
     def get(self, digest: str) -> torch.Tensor | None:
         """The embeddings of a picture by its digest, (tokens, width); None if they are not there.
 
@@ -108,6 +110,7 @@ class EmbeddingStore:
         content = embeddings.contiguous().flatten().view(torch.uint8).numpy().tobytes()
         return hashlib.sha256(json.dumps(head).encode() + content).hexdigest()
 
+    @span(FEATURES)
     def put(self, digest: str, embeddings: torch.Tensor) -> None:
         """Keep the embeddings of a picture. A full disk is no error, because they can be computed again."""
         path = self._path(digest)
@@ -189,6 +192,7 @@ class ImageEncoder:
                 self.store.put(picture.digest, found)
         return found.to(self.prompts.model.device)
 
+    @span(TOWER)
     @torch.inference_mode()
     def encode(self, picture: Picture) -> torch.Tensor:
         """Compute the embeddings of a picture, or of several, (tokens, width).

@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 from tdrs.attention.session import Session
 from tdrs.backbones.image_embeddings import ImageEncoder
 from tdrs.benchmarks.benchmark import Picture
+from tdrs.spans import DECODER, span
 
 WORTH = 1 / 8  # the least share of a batch's tokens to save, because a second forward pass has a cost, too
 LEFT = 2  # the least number of tokens to read afterwards: a single one would look like decoding
@@ -106,14 +107,16 @@ def read_common(
     image = ids == model.config.image_token_id
     read = image[:, :columns].sum(dim=1).tolist()  # image tokens before the cut, which may go through an image
     positions = model._prepare_position_ids_for_generation(ids, dict(tokens))  # type: ignore[operator]
-    cache = model(
-        input_ids=ids[first, :columns],
-        attention_mask=mask[first, :columns],
-        position_ids=positions[..., first, :columns],
-        mm_encoder_outputs=images.model_inputs([pictures[i] for i in first], [slice(read[i]) for i in first]),
-        use_cache=True,
-        logits_to_keep=1,
-    ).past_key_values
+    seen = images.model_inputs([pictures[i] for i in first], [slice(read[i]) for i in first])
+    with span(DECODER):
+        cache = model(
+            input_ids=ids[first, :columns],
+            attention_mask=mask[first, :columns],
+            position_ids=positions[..., first, :columns],
+            mm_encoder_outputs=seen,
+            use_cache=True,
+            logits_to_keep=1,
+        ).past_key_values
     prefixes.spread(cache)
     if session:
         session.context.rearrange(prefixes.like, prefixes.index, cache)

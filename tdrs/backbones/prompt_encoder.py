@@ -16,6 +16,7 @@ from tdrs.backbones.processors import user_turn
 from tdrs.backbones.tokens import as_text, special_token_in
 from tdrs.benchmarks.benchmark import Picture, Sample
 from tdrs.settings import SettingError, first_line
+from tdrs.spans import PREPARING, span
 
 CACHED_BYTES = 1 << 28
 
@@ -103,6 +104,7 @@ class PromptEncoder:
         chosen = self.settings.transparency
         return picture.open(self.family.transparency if chosen == "family" else chosen)
 
+    @span(PREPARING)
     def open_parts(self, picture: Picture) -> list[Image.Image]:
         """The pixels of one picture, or of several in their order."""
         return [self.open(part) for part in picture.parts]
@@ -111,6 +113,7 @@ class PromptEncoder:
         """The first of the model's own special tokens that a sample's text contains; "" if there is none."""
         return special_token_in(self.processor.tokenizer, f"{sample.before}\n{sample.prompt}")
 
+    @span(PREPARING)
     def inputs(self, samples: Sequence[Sample], second: SecondPass | None = None) -> Any:
         """The processor's tensors for a batch, left-padded, on the model's device.
 
@@ -122,6 +125,7 @@ class PromptEncoder:
         images = [self.open_parts(sample.picture) for sample in samples if second is None or second.picture]
         return self.batch([self._text(sample, second) for sample in samples], images)
 
+    @span(PREPARING)
     def batch(self, texts: Sequence[str], images: Sequence[Sequence[Image.Image]]) -> Any:
         """The processor's tensors for prompts in the chat template, each with its pictures, or none with any."""
         given: dict[str, Any] = {"return_tensors": "pt", "padding": True, "padding_side": "left"}

@@ -11,6 +11,7 @@ from tdrs.backbones.prompt_encoder import PromptEncoder
 from tdrs.backbones.tokens import as_text, special_token_in
 from tdrs.benchmarks.benchmark import Passage, Sample
 from tdrs.settings import SettingError
+from tdrs.spans import PREPARING, span
 
 
 class TextProcessor:
@@ -50,6 +51,7 @@ class TextEncoder(PromptEncoder):
         found = special_token_in(self.processor.tokenizer, passage_of(sample))
         return found or super().special_token_in(sample)
 
+    @span(PREPARING)
     def inputs(self, samples: Sequence[Sample], second: SecondPass | None = None) -> Any:
         """The tokens of a batch, left-padded, on the model's device, and `marks`: which of them are the passage's.
 
