@@ -8,7 +8,7 @@ If the tower also gives embeddings for the first decoder layers (Qwen3-VL), they
 They are computed once per picture and kept on disk for all studies. There is one file per picture; its name is a hash
 of the picture, and its folder's name a hash of the model's files (the processor's included), dtype and device. When the
 folder exceeds its limit, the least recently used files are deleted. Each file has a checksum. A damaged file is set
-aside, and the embeddings are computed again.
+aside, and the embeddings are computed again. A process also keeps what it has read or computed in memory.
 """
 
 import hashlib
@@ -27,6 +27,7 @@ from PIL import Image
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from tdrs.backbones.embedding_memory import SHARE, EmbeddingMemory, machine_memory
 from tdrs.backbones.prompt_encoder import PromptEncoder
 from tdrs.backbones.two_passes import ChangedPicture
 from tdrs.benchmarks.benchmark import Picture, PictureSet
@@ -64,7 +65,6 @@ class EmbeddingStore:
     def _path(self, digest: str) -> Path:
         return self.folder / self._model / f"{digest}.safetensors"
 
-    @span(FEATURES)
     def get(self, digest: str) -> torch.Tensor | None:
         """The embeddings of a picture by its digest, (tokens, width); None if they are not there.
 
@@ -83,6 +83,11 @@ class EmbeddingStore:
         except OSError:  # another process has just deleted it
             return None
         return found
+
+    def used(self, digest: str) -> None:
+        """Mark the embeddings of a picture as used now."""
+        with suppress(OSError):  # they may be deleted, or the disk read-only
+            os.utime(self._path(digest))
 
     def _read(self, path: Path) -> torch.Tensor:
         """The embeddings in a file; raises Damaged unless `put` wrote them for this model and picture."""
@@ -110,7 +115,6 @@ class EmbeddingStore:
         content = embeddings.contiguous().flatten().view(torch.uint8).numpy().tobytes()
         return hashlib.sha256(json.dumps(head).encode() + content).hexdigest()
 
-    @span(FEATURES)
     def put(self, digest: str, embeddings: torch.Tensor) -> None:
         """Keep the embeddings of a picture. A full disk is no error, because they can be computed again."""
         path = self._path(digest)
@@ -180,17 +184,34 @@ class ImageEncoder:
 
     prompts: PromptEncoder
     store: EmbeddingStore | None = None
+    _memory: EmbeddingMemory = field(init=False, repr=False)
     _form: Form | None = field(default=None, init=False, repr=False)
     _several_checked: bool = field(default=False, init=False, repr=False)
 
+    def __post_init__(self) -> None:
+        limit = min(self.store.limit, machine_memory() // SHARE) if self.store else 0
+        self._memory = EmbeddingMemory(limit, self.prompts.model.device.type == "cuda")
+
+    @span(FEATURES)
     def embeddings(self, picture: Picture) -> torch.Tensor:
         """The embeddings of a picture, or of several, on the model's device, (tokens, width); kept or computed."""
+        found = self._memory.get(picture.digest)
+        if found is None:
+            found = self._stored(picture)
+            self._memory.put(picture.digest, found)
+        elif self.store:
+            self.store.used(picture.digest)
+        # a copy, so that no model can change what is kept
+        return found.to(self.prompts.model.device, non_blocking=found.is_pinned(), copy=True)
+
+    def _stored(self, picture: Picture) -> torch.Tensor:
+        """The embeddings of a picture from the store; or computed, and stored."""
         found = self.store.get(picture.digest) if self.store else None
         if found is None:
             found = self.encode(picture)
             if self.store:
                 self.store.put(picture.digest, found)
-        return found.to(self.prompts.model.device)
+        return found
 
     @span(TOWER)
     @torch.inference_mode()

@@ -54,6 +54,30 @@ def test_records_do_not_depend_on_what_was_kept(name: str, tmp_path: Path, monke
     again = load(name, EmbeddingStore(tmp_path, 1 << 30))
     monkeypatch.setattr(ImageEncoder, "encode", lambda *_: pytest.fail("computed again"))
     assert evaluate(again, benchmark, samples, Stock(), batch_size=4).records == expected
+    monkeypatch.setattr(EmbeddingStore, "get", lambda *_: pytest.fail("read again"))
+    assert evaluate(again, benchmark, samples, Stock(), batch_size=4).records == expected
+
+
+def test_no_model_can_change_what_is_kept(tmp_path: Path) -> None:
+    backbone = load("mini_llava", EmbeddingStore(tmp_path, 1 << 30))
+    picture = benchmarks.load(benchmarks.from_settings({"name": "mini_gqa"}), "tuning", 1)[0].picture
+    first = backbone.image_embeddings(picture).clone()
+    for _ in range(2):
+        with torch.inference_mode():
+            backbone.image_embeddings(picture).zero_()
+        assert torch.equal(backbone.image_embeddings(picture), first)
+
+
+def test_a_picture_from_memory_counts_as_used(tmp_path: Path) -> None:
+    backbone = load("mini_llava", EmbeddingStore(tmp_path, 1 << 30))
+    picture = benchmarks.load(benchmarks.from_settings({"name": "mini_gqa"}), "tuning", 1)[0].picture
+    backbone.image_embeddings(picture)
+    (path,) = tmp_path.glob("*/*.safetensors")
+    os.utime(path, (1, 1))
+    backbone.image_embeddings(picture)
+    assert path.stat().st_mtime > 1
+    path.unlink()  # another process needed the room
+    backbone.image_embeddings(picture)
 
 
 def test_the_least_recently_used_go_first(tmp_path: Path) -> None:
