@@ -8,7 +8,6 @@ differ, cost, environment, and the command that does it again. Its sentences are
 the stored records and the data set's pictures, without a model.
 """
 
-import statistics
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -25,6 +24,7 @@ from tdrs.analysis import (
     comparison,
     decay,
     distance,
+    report_lines,
     rivals,
     samples,
     sensitivity,
@@ -34,18 +34,13 @@ from tdrs.analysis import (
 )
 from tdrs.analysis.changed_answers import ChangedAnswers, changed_answers, row_name
 from tdrs.analysis.evidence import LEVEL, clamped_lines, compare_rows, condition_name
-from tdrs.analysis.figure import redraw, span, stored_measurement
+from tdrs.analysis.figure import redraw, stored_measurement
 from tdrs.analysis.importance import HOW_TO_READ, ImportanceSection, importance_markdown, sections_of
 from tdrs.benchmarks import DATASETS
 from tdrs.commands import study_command
-from tdrs.configuration import with_settings
 from tdrs.entry_point import run_command
-from tdrs.environment import environment
-from tdrs.published import Comparison, checked, compare
 from tdrs.records import Records
-from tdrs.sweeps.trial import COMPLETE, FAILED, PRUNED, STOCK, Outcome
-
-NUMBERS = ("tdrs", "torch", "transformers", "tokenizers", "pillow", "numpy", "device")  # what may change the numbers
+from tdrs.sweeps.trial import COMPLETE, STOCK, Outcome
 
 
 @dataclass(frozen=True)
@@ -99,63 +94,6 @@ class Report:
     importance: list[ImportanceSection] = field(default_factory=list)
 
 
-def split_line(outcome: Outcome) -> str:
-    """Which split is reported, and what the settings were chosen on."""
-    n = span(row.n for row in outcome.rows)
-    tuned = [row for row in outcome.rows if row.budget]
-    text = f"Reported on the held-out split, n = {n} a row."
-    if outcome.warning:
-        text = f"{outcome.warning}. {text}"
-    if not tuned:
-        return f"{text} No setting was chosen on any split: all were given beforehand."
-    trials = span(row.budget for row in tuned)
-    rows = f"{len(tuned)} rows" if len(tuned) > 1 else "1 row"
-    chosen = f"Settings of {rows}, marked as tuned, were chosen on the tuning split, "
-    return f"{text} {chosen}n = {outcome.tuning_n}, from {trials} trials each."
-
-
-def published_comparisons(outcome: Outcome, records: Records) -> dict[str, Comparison | str]:
-    """For each condition the stock score beside the published one, or why there is none."""
-    return {
-        condition_name(outcome, row.condition): compare(
-            with_settings(outcome.config, row.condition), records.read(row.cache_key).records
-        )
-        for row in outcome.rows
-        if row.name == STOCK and row.status == COMPLETE
-    }
-
-
-def verified(compared: dict[str, Comparison | str]) -> list[str]:
-    """How many conditions had weights, prompts and rules checked by a published score; then a line for each."""
-    lines = [
-        f"{condition}: {one.sentence if isinstance(one, Comparison) else f'not verified: {one}'}"
-        for condition, one in compared.items()
-    ]
-    return [checked([*compared.values()]), *lines]
-
-
-def off(compared: dict[str, Comparison | str]) -> list[str]:
-    """A line for each condition whose stock score is far from the published one."""
-    return [
-        f"{condition}: {one.sentence}. See what tdrs.doctor says."
-        for condition, one in compared.items()
-        if isinstance(one, Comparison) and one.off
-    ]
-
-
-def question(outcome: Outcome) -> str:
-    """The study's question, in a sentence."""
-    rows = list(dict.fromkeys(row.name for row in outcome.rows if row.name != STOCK))
-    models, sets = (", ".join(outcome.all_named(group)) for group in ("backbone", "dataset"))
-    what = "; ".join(rows) if len(rows) <= 6 else f"each of {len(rows)} settings"
-    if not rows:
-        return f"How well does the stock model do: {models} on {sets}?"
-    return (
-        f"Does an edit of the attention logits ({what}) change the accuracy of {models} on {sets}, beside the stock "
-        "model on the same samples?"
-    )
-
-
 def study_report(
     outcome: Outcome,
     records: Records,
@@ -176,7 +114,7 @@ def study_report(
     """
     found = compare_rows(outcome, records)
     controls = answer_bias.controls(outcome, records) if controls is None else controls
-    compared = published_comparisons(outcome, records)
+    compared = report_lines.published_comparisons(outcome, records)
     findings: dict[str, list[tuple[str, str]]] = {}
     for one in found:
         if one.difference is not None:
@@ -208,10 +146,10 @@ def study_report(
         )
     return Report(
         name=outcome.name,
-        split=split_line(outcome),
-        verified=verified(compared),
-        off=off(compared),
-        question=question(outcome),
+        split=report_lines.split_line(outcome),
+        verified=report_lines.verified(compared),
+        off=report_lines.off(compared),
+        question=report_lines.question(outcome),
         findings=findings,
         setup=setup,
         settings=yaml.safe_dump(settings, sort_keys=False, allow_unicode=True, width=110),
@@ -221,13 +159,13 @@ def study_report(
         figures=list(figures),
         changed=changed_answers(outcome, found, records),
         links={(one.condition, one.trial.name): samples.row_link(one.trial) for one in found},
-        cost=_cost(outcome),
+        cost=report_lines.cost(outcome),
         clamped=clamped_lines(outcome),
         failures=[
             f"{t.name} ({t.split}, {condition_name(outcome, t.condition)}): {t.reason}" for t in outcome.failures
         ],
         environment=outcome.environment,
-        elsewhere=_elsewhere(outcome, records),
+        elsewhere=report_lines.elsewhere(outcome, records),
         command=outcome.command,
         exports=[study_command(verb, folder.name, folder.parents[1]) for verb in ("show", "export")],
         stamp=outcome.stamp,
@@ -300,63 +238,6 @@ def write_answers(
         paths = rivals.write_rivals(places, folder, outcome.warning, outcome.stamp)
         return [("Gains beside their rivals, and what they cost", paths[1])], rivals.sentences(places)
     return [], []
-
-
-def _elsewhere(outcome: Outcome, records: Records) -> list[str]:
-    """How the measuring environment differs from today's, and a row's environment from its stock model's."""
-    today = environment()
-    differing = [
-        f"{name} {outcome.environment[name]}, here {today.get(name, 'unknown')}"
-        for name in NUMBERS
-        if outcome.environment.get(name, today.get(name)) != today.get(name)
-    ]
-    lines = [f"The records were measured in another environment: {'; '.join(differing)}."] if differing else []
-    stock: dict[str, str] = {}
-    for row in outcome.rows:
-        condition = condition_name(outcome, row.condition)
-        if row.name == STOCK:
-            stock = records.environment(row.cache_key)
-        own = records.environment(row.cache_key)
-        both = [(name, own[name], stock[name]) for name in NUMBERS if name in own and name in stock]
-        unlike = [f"{name} {mine} and {others}" for name, mine, others in both if mine != others]
-        if unlike:
-            lines.append(f"{condition}: {row.name} and its stock model were measured apart: {'; '.join(unlike)}.")
-    return lines
-
-
-def _cost(outcome: Outcome) -> list[str]:
-    """How long the study took, how many trials it tried, and each method's time beside the stock model's."""
-    unique = {trial.cache_key: trial for trial in [*outcome.trials, *outcome.rows]}.values()
-    seconds = sum(trial.seconds for trial in unique)
-    asked = len(outcome.trials) + len(outcome.rows)
-    lines = [
-        f"{len(unique)} different evaluations for {asked} trials and rows; {seconds / 60:.1f} minutes of measuring, "
-        "whenever and by whatever study that was."
-    ]
-    pruned = sum(trial.status == PRUNED for trial in outcome.trials)
-    failed = sum(trial.status == FAILED for trial in [*outcome.trials, *outcome.rows])
-    lines.append(f"{pruned} trials ended early, {failed} failed.")
-    rates: dict[str, list[float]] = {}
-    base: dict[str, float] = {}
-    for row in outcome.rows:
-        key = str(row.condition)
-        if row.metrics and row.name == STOCK:
-            base[key] = row.seconds / max(row.n, 1)
-        elif row.metrics and base.get(key):
-            rates.setdefault(row.name, []).append(row.seconds / max(row.n, 1) / base[key])
-    for name, values in rates.items():
-        ratio = f"{name}: {statistics.median(values):.1f} × the stock model's time a sample"
-        lines.append(f"{ratio} (median over conditions, other work beside it).")
-    moved: dict[str, list[float]] = {}
-    for row in outcome.rows:
-        if row.kl is not None:
-            moved.setdefault(row.name, []).append(row.kl)
-    for name, values in moved.items():
-        lines.append(
-            f"{name}: first token's distribution {statistics.median(values):.2g} nats from the stock model's (mean KL, "
-            "a lower bound; median over conditions)."
-        )
-    return lines
 
 
 def write_report(report: Report, folder: Path) -> list[Path]:

@@ -13,7 +13,7 @@ from mlflow.tracking import MlflowClient
 
 from tdrs import backbones, checked_file
 from tdrs import evaluation as evaluation_module
-from tdrs.analysis import report, sensitivity, summary
+from tdrs.analysis import report_lines, sensitivity, summary
 from tdrs.benchmarks import mini_textvqa
 from tdrs.configuration import compose, plain, run, with_settings
 from tdrs.environment import environment
@@ -429,7 +429,7 @@ def test_the_environment_is_the_one_that_measured(own: tuple[Path, Outcome], mon
     count = len({trial.cache_key for trial in [*outcome.trials, *outcome.rows]})
     device = study(output).run().environment["device"]
     assert device == f"{environment()['device']} ({count - 1} evaluations), another GPU (1 evaluations)"
-    lines = report._elsewhere(outcome, found.records)
+    lines = report_lines.elsewhere(outcome, found.records)
     (apart,) = [line for line in lines if "logits, paper and its stock model were measured apart" in line]
     assert f"device another GPU and {environment()['device']}" in apart
 
