@@ -31,6 +31,7 @@ from tdrs.commands import command
 from tdrs.configuration import plain, run, typed
 from tdrs.environment import environment
 from tdrs.evaluation import Plan, complete, gib, out_of_memory, plan
+from tdrs.interventions import tdrs_loop
 from tdrs.interventions.tdrs import TDRS
 from tdrs.published import compare
 from tdrs.records import Records
@@ -209,6 +210,9 @@ def _cost(backbone: Backbone, planned: Plan, batch: Sequence[Sample]) -> tuple[d
         ratio = f"{times['edited'] / times['whole']:.2f} ×"
         lines.append(f"each prompt read whole, as under {name}: stock {times['whole']:.2f} s, {ratio}")
     lines.append(f"memory beyond the weights: {', '.join(peaks)}")
+    here = planned.execution == "auto" and backbone.model.device.type == "cpu"
+    if here and not tdrs_loop.compiled() and any(isinstance(one, TDRS) for one in planned.intervention.parts):
+        lines.append("T-DRS would be faster with gcc or clang, which compile its loop (with OpenMP)")
     return {False: times["stock"], True: times["edited"]}, Finding("cost", lines)
 
 

@@ -11,6 +11,7 @@ from tdrs.benchmarks import scienceqa
 from tdrs.benchmarks.benchmark import Rule
 from tdrs.configuration import compose, plain, run
 from tdrs.doctor import Finding, examine, main_doctor
+from tdrs.interventions import tdrs_loop
 from tdrs.interventions.temperature import Temperature
 from tdrs.published import Comparison, Published, published
 from tdrs.statistics import Interval
@@ -45,6 +46,12 @@ def test_a_second_pass_has_its_cost(tmp_path: Path) -> None:
     assert "each prompt read whole" in lines[2]
     words = ["intervention=vcd", "search=grid", "++search.space={intervention.noise_step: [300, 500]}"]
     assert "each also in 2 changed forms" in findings(tmp_path, *words)["features"].lines[0]
+
+
+def test_a_missing_compiler_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tdrs_loop, "_edit", lambda: None)
+    assert "faster with gcc or clang" in findings(tmp_path)["cost"].lines[-1]
+    assert "gcc" not in str(findings(tmp_path, "attention.execution=blocked")["cost"].lines)
 
 
 def test_what_is_wrong_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -50,6 +50,7 @@ class Call:
         layer: the number of the decoder layer, from 0.
         heads: which query heads are edited, (1, H, 1, 1) boolean; None means all.
         block_elements: the largest number of logits in a block; None makes the whole map one block.
+        loops: whether a method may run a loop in C, see `loops.py`, in the place of operators of PyTorch.
         first_row: the first query row that is edited. Statistics still cover all rows.
         wanted: the first query row whose output is used. The output of earlier rows is 0.
         layout: which coordinates the rotation turns together; see `rope`.
@@ -76,6 +77,7 @@ class Call:
     layer: int = 0
     heads: torch.Tensor | None = None
     block_elements: int | None = None
+    loops: bool = False
     first_row: int = 0
     wanted: int = 0
     layout: str = "halves"

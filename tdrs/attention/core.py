@@ -126,8 +126,8 @@ def _on_gpu(call: Call) -> bool:
 
 
 def fastest(call: Call, method: Method) -> torch.Tensor:
-    """On a GPU as `fused`; elsewhere in blocks."""
-    return _run_fused(call, method, "auto") if _on_gpu(call) else blocked(call, method)
+    """On a GPU as `fused`; elsewhere in blocks, with compiled loops where a method has one."""
+    return _run_fused(call, method, "auto") if _on_gpu(call) else blocked(replace(call, loops=True), method)
 
 
 EXECUTIONS: dict[str, Callable[[Call, Method], torch.Tensor]] = {

@@ -22,7 +22,7 @@ printed.
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 
@@ -31,6 +31,7 @@ from tdrs.attention.call import Call
 from tdrs.attention.fused import FusedEdit
 from tdrs.attention.method import Method
 from tdrs.interventions.tdrs_fused import fused_edit
+from tdrs.interventions.tdrs_loop import edited, served
 from tdrs.settings import SettingError, check_choice, check_number
 
 W_MIN_AS = ("multiple", "absolute")
@@ -109,6 +110,22 @@ class Statistics:
 
     smallest: torch.Tensor | None
     span: torch.Tensor
+
+
+class Rows(NamedTuple):
+    """What is constant along a row of a block. Arrays are (B or 1, H or 1, R or 1, 1).
+
+    Attributes:
+        least: the smallest scale times the norm of the row; None if the scale has no norm.
+        dc: −c log2(e) (norm / d_max)²; None if the stage is off.
+        re: b (norm / d_max)²; None if the stage is off.
+        power: −α log2(e); None if the stage is off.
+    """
+
+    least: torch.Tensor | None
+    dc: torch.Tensor | None
+    re: torch.Tensor | None
+    power: torch.Tensor | None
 
 
 def _over(x: torch.Tensor, other: torch.Tensor) -> torch.Tensor | None:
@@ -257,68 +274,75 @@ class TDRS(Method):
 
     def edit(self, block: Block, statistics: object) -> torch.Tensor:
         sem_pos = block.cosine(self.features, 0.5).add_(0.5) if self._similarity else None
-        gain = self._gain(block, sem_pos, statistics) if self._stages else None
+        rows = self._rows(block, sem_pos, statistics) if self._stages else None
         logits = block.logits
         result = logits
-        if gain is not None:  # A (1 + r) or A + log(1 + r), written into the memory of r
-            over = _over(gain, logits)
-            if self.gain == "logits":
-                result = torch.addcmul(logits, logits, gain, out=over)
-            else:
-                result = torch.add(logits, gain.log1p_(), out=over)
-        if self.sd:
-            assert sem_pos is not None
-            result = sem_pos.add_(result)
-            if self.sd_form == "full":
-                result = result.add_(logits)
+        if rows is not None and sem_pos is not None and served(block, sem_pos):
+            result = edited(self, block, sem_pos, rows)
+        else:
+            if rows is not None:  # A (1 + r) or A + log(1 + r), written into the memory of r
+                gain = self._gain(block, sem_pos, rows)
+                over = _over(gain, logits)
+                if self.gain == "logits":
+                    result = torch.addcmul(logits, logits, gain, out=over)
+                else:
+                    result = torch.add(logits, gain.log1p_(), out=over)
+            if self.sd:
+                assert sem_pos is not None
+                result = sem_pos.add_(result)
+                if self.sd_form == "full":
+                    result = result.add_(logits)
         if self.pairs == "all":
             return result
         image_query, image_key = block.queries(IMAGE), block.keys_of(IMAGE)
         chosen = ~image_query & image_key if self.pairs == "text_to_image" else image_query ^ image_key
         return torch.where(chosen, result, logits)
 
-    def _gain(self, block: Block, sem_pos: torch.Tensor | None, statistics: object) -> torch.Tensor:
-        """λ_dc r_dc + λ_re r_re of the block's pairs, newly allocated.
-
-        With t = (d / (d_max scale))² the kernels are exp(−c t) and (1 + b t)^(−α). Both are computed as powers of 2,
-        which is faster. Factors that are constant along a row come last, because each pass over the pairs takes time.
-        """
+    def _rows(self, block: Block, sem_pos: torch.Tensor | None, statistics: object) -> Rows:
+        """What is constant along the rows of a block."""
         if isinstance(statistics, Statistics):
             smallest, span = statistics.smallest, statistics.span
         else:
             smallest, span = self._smallest(block) if self._relative else None, block.span(self.distance)
         unit = torch.where(span > 0, span, 1).reciprocal()  # if d_max = 0, then d = 0, t = 0 and r = 1
-        t = block.distance(self.distance)
-        if sem_pos is None or self.scale == "none":
-            t = t.square()
-        else:
-            scale, norm = self._scale(sem_pos, block)
-            t = torch.div(t, scale, out=_over(scale, sem_pos)).square_()
-            unit = unit * norm
+        least = None
+        if sem_pos is not None and self.scale in ("mean", "max"):
+            norm = block.mean_cosine(self.features) * 0.5 + 0.5 if self.scale == "mean" else block.row_max(sem_pos)
+            norm = norm.clamp_min(SCALE_FLOOR)
+            least, unit = norm * SCALE_FLOOR, unit * norm
         unit = unit.square()
-        terms: list[torch.Tensor] = []
+        dc = re = power = None
         if self.dc is not None and self.dc.weight > 0:
-            c = self._decay("dc.w_min", self.dc, smallest, block)
-            terms.append((t * (-c * LOG2_E * unit)).exp2_())
-            if self.dc.weight != 1:
-                terms[0].mul_(self.dc.weight)
+            dc = -self._decay("dc.w_min", self.dc, smallest, block) * LOG2_E * unit
         if self.re is not None and self.re.weight > 0:
             c = self._decay("re.w_min", self.re, smallest, block)
             b = c if isinstance(self.sigma_re, str) else torch.full_like(c, 0.5 / self.sigma_re**2)
-            alpha = c / torch.log1p(b)
-            kernel = (t * (b * unit)).log1p_().mul_(-alpha * LOG2_E).exp2_()
+            re, power = b * unit, -c / torch.log1p(b) * LOG2_E
+        return Rows(least, dc, re, power)
+
+    def _gain(self, block: Block, sem_pos: torch.Tensor | None, rows: Rows) -> torch.Tensor:
+        """λ_dc r_dc + λ_re r_re of the block's pairs, newly allocated.
+
+        With t = (d / (d_max scale))² the kernels are exp(−c t) and (1 + b t)^(−α). Both are computed as powers of 2,
+        which is faster. Factors that are constant along a row come last, because each pass over the pairs takes time.
+        """
+        t = block.distance(self.distance)
+        if sem_pos is None or self.scale == "none":
+            t = t.square()
+        else:  # the scale of each pair times the norm of its row
+            scale = sem_pos + 1 if rows.least is None else torch.maximum(sem_pos, rows.least)
+            t = torch.div(t, scale, out=_over(scale, sem_pos)).square_()
+        terms: list[torch.Tensor] = []
+        if self.dc is not None and rows.dc is not None:
+            terms.append((t * rows.dc).exp2_())
+            if self.dc.weight != 1:
+                terms[0].mul_(self.dc.weight)
+        if self.re is not None and rows.re is not None and rows.power is not None:
+            kernel = (t * rows.re).log1p_().mul_(rows.power).exp2_()
             if terms and terms[0].shape == kernel.shape:
                 return terms[0].add_(kernel, alpha=self.re.weight)
             terms.append(kernel.mul_(self.re.weight))
         return terms[0] if len(terms) == 1 else terms[0] + terms[1]
-
-    def _scale(self, sem_pos: torch.Tensor, block: Block) -> tuple[torch.Tensor, torch.Tensor | float]:
-        """The scale of each pair times the norm of its row, newly allocated; and that norm."""
-        if self.scale == "one_plus":
-            return sem_pos + 1, 1.0
-        norm = block.mean_cosine(self.features) * 0.5 + 0.5 if self.scale == "mean" else block.row_max(sem_pos)
-        norm = norm.clamp_min(SCALE_FLOOR)
-        return torch.maximum(sem_pos, norm * SCALE_FLOOR), norm
 
     def _decay(self, name: str, stage: DC | RE, smallest: torch.Tensor | None, block: Block) -> torch.Tensor:
         """c = −ln w for w = w_min or w_min · |A|_min, clamped into (0, 1). The tally counts clamped values."""

@@ -198,7 +198,8 @@ def test_kernels_reach_w_min_at_the_end(sigma_re: float | str) -> None:
     call = make(50).call
     for stages in ({"dc": DC(w_min=1e4, weight=1.0), "re": None}, {"dc": None, "re": RE(w_min=1e4, weight=1.0)}):
         method = TDRS(sd=False, scale="none", sigma_re=sigma_re, **stages)  # type: ignore[arg-type]
-        kernel = method._gain(Block(call, 0, 50, 50), None, method.statistics(call))
+        block = Block(call, 0, 50, 50)
+        kernel = method._gain(block, None, method._rows(block, None, method.statistics(call)))
         w = (1e4 * call.smallest(lambda block: block.smallest_logit).clamp_min(1e-6)).clamp(1e-12, 1 - 1e-6)
         torch.testing.assert_close(kernel[:, :, 49, 0], w[..., 0, 0], rtol=1e-4, atol=1e-6)
         torch.testing.assert_close(kernel[:, :, 49, 49], torch.ones(2, HEADS))
