@@ -57,6 +57,7 @@ class FusedEdit:
         smallest: |A|_min of each query `head`, or of all heads of the `layer`; "" is none.
         by_row: whether |A|_min and d_max are those of each row, and not of all rows.
         factor: whether the edit has a factor of the weights beside the logits.
+        positions: whether distances are those of position ids, and not of tokens.
         roles: whether the edit uses the roles of queries and keys.
         heavy: whether it needs more registers than most, so that its tiles have to be smaller.
         counted: the kind, and the names, of what is counted; see `Tally`.
@@ -70,6 +71,7 @@ class FusedEdit:
     smallest: str = ""
     by_row: bool = False
     factor: bool = False
+    positions: bool = False
     roles: bool = False
     heavy: bool = False
     counted: tuple[str, tuple[str, ...]] = ("", ())

@@ -36,8 +36,6 @@ def fused_edit(method: "TDRS") -> FusedEdit | None:
     re = method.re if method.re is not None and method.re.weight > 0 else None
     stages = dc is not None or re is not None
     counted = [f"{name}.w_min" for name, stage in (("dc", dc), ("re", re)) if stage and stage.w_min_as == "multiple"]
-    if stages and method.distance != "index":
-        return None
     if counted and method.a_min_of != "logits":
         return None
     choices = {
@@ -72,8 +70,9 @@ def fused_edit(method: "TDRS") -> FusedEdit | None:
         norm=method.scale if flags & Flag.NORMED else "",
         smallest=method.a_min_per if counted else "",
         by_row=stages and method.stats_scope == "row",
+        positions=stages and method.distance == "position",
         factor=bool(flags & Flag.WEIGHTS),
         roles=method.pairs != "all",
-        heavy=bool(flags & Flag.SIGMA) or method.pairs != "all",
+        heavy=bool(flags & Flag.SIGMA) or method.pairs != "all" or method.distance == "position",
         counted=("clamped", tuple(counted)),
     )

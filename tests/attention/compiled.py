@@ -21,7 +21,7 @@ TYPES = {
     torch.int32: "*i32",
     torch.int64: "*i64",
 }
-KERNELS = ("key_directions", "smallest_logits", "attend", "scan", "weigh", "combine")
+KERNELS = ("key_directions", "smallest_logits", "attend", "scan", "weigh", "combine", "row_spans")
 
 
 @dataclass

@@ -66,7 +66,8 @@ def make(
     roles = torch.full((batch, keys), TEXT)
     roles[:, : keys // 2] = IMAGE
     roles[:, : keys // 5] = SYSTEM
-    return Call(query, key, value, width**-0.5, mask, (cos, sin), None, roles, layout=layout)
+    axes = torch.stack((positions, positions * 3 // 2, positions.flip(-1) % 11), dim=-1)
+    return Call(query, key, value, width**-0.5, mask, (cos, sin), axes, roles, layout=layout)
 
 
 def edit_of(method: Method) -> FusedEdit:
@@ -192,10 +193,17 @@ SHAPES: dict[str, Callable[[], float]] = {
     "layout pairs of halves": lambda: deviation(make(33, layout="pairs_of_halves"), strong()),
     "layout none": lambda: deviation(make(33, layout="none"), strong()),
     "half of the coordinates": lambda: deviation(make(33, width=32, turned=16), TDRS(**STEEP)),
-    "stats_scope=row, layer": lambda: deviation(make(33, padding=BOTH), strong(stats_scope="row", a_min_per="layer")),
-    "stats_scope=row, span": lambda: deviation(make(37, padding=BOTH), TDRS(**STEEP, stats_scope="row")),
+    "stats_scope=row, layer, span": lambda: deviation(
+        make(37, padding=BOTH), strong(re=STEEP["re"], stats_scope="row", a_min_per="layer")
+    ),
     "stats_scope=row, rows that are not wanted": lambda: deviation(
-        replace(make(70, padding=LEFT), wanted=66), strong(stats_scope="row")
+        replace(make(40, padding=LEFT), wanted=35), strong(stats_scope="row")
+    ),
+    "distance=position, padding at both ends": lambda: deviation(
+        make(37, padding=BOTH), TDRS(**STEEP, distance="position")
+    ),
+    "distance=position, stats_scope=row, padding at both ends": lambda: deviation(
+        make(37, padding=BOTH), TDRS(**STEEP, distance="position", stats_scope="row")
     ),
     "YaRN": lambda: deviation(make(33, width=32, turned=16, factor=1.3), TDRS(**STEEP)),
     "other strides": lambda: deviation(transposed(make(33, groups=2)), TDRS(**STEEP)),

@@ -16,7 +16,7 @@ from tdrs.attention.core import fused
 from tdrs.configuration import choice
 from tdrs.kernel_count import Shape, in_fused_kernels
 from tests.attention.interpreted import BOTH, EXTREME, LEFT, STEEP, deviation, make, poisoned, transposed
-from tests.attention.test_directions import SCRIPTS, outputs
+from tests.attention.test_directions import PADDED, READ, outputs
 from tests.conftest import tiny_llama
 from tests.interventions.deviations import strong
 
@@ -58,16 +58,16 @@ def traffic() -> Iterator[Traffic]:
 
 def counted(dtype: torch.dtype) -> float:
     """How far the counted bytes of a token are from what its programs load and store, as a share."""
-    call = make(1, past=256, width=64, heads=4, groups=2)
+    call = make(1, past=139, width=64, heads=4, groups=2)
     assert call.rotation is not None
     vectors = {name: getattr(call, name).to(dtype) for name in ("query", "key", "value")}
     cos, sin = (x.to(dtype) for x in call.rotation)
     call = replace(call, **vectors, rotation=(cos, sin))
-    fused(part(call, 256), TDRS())
+    fused(part(call, 139), TDRS())
     with traffic() as found:
         fused(call, TDRS())
     assert found.marks == 2, found.marks  # the new key of each head
-    expected = in_fused_kernels(Shape(heads=4, groups=2, width=64, keys=257, queries=1, dtype=dtype)).bytes
+    expected = in_fused_kernels(Shape(heads=4, groups=2, width=64, keys=140, queries=1, dtype=dtype)).bytes
     return abs(found.bytes / expected - 1)
 
 
@@ -129,16 +129,16 @@ def _swap(key: torch.Tensor) -> None:
 def model() -> float:
     """A model that decodes with a padded batch, and with one key changed in place: how far its logits are from the
     reference."""
-    script, mask, method, _ = SCRIPTS["in place"]
-    found = []
+    mask, found = PADDED[:2], []
     for execution in ("reference", "triton"):
-        llama = tiny_llama()
-        with outputs(llama, method, execution, mask) as run, traffic() as seen:
-            script(run)
+        llama = tiny_llama(num_hidden_layers=1)
+        with outputs(llama, TDRS(**STEEP), execution, mask) as run, traffic() as seen:
+            run.decode(READ, READ + 2)
+            run.each_key(lambda keys: keys[1, 0, 7, 3].add_(0.5))
+            run.decode(READ + 2, READ + 3)
         found.append(torch.cat(run.outputs))
     assert found[0].isfinite().all()
-    real = int(mask[:, :36].sum())
-    assert seen.marks == llama.config.num_hidden_layers * (real * llama.config.num_key_value_heads + 1)
+    assert seen.marks == int(mask[:, : READ + 3].sum()) * llama.config.num_key_value_heads + 1
     return float((found[0] - found[1]).abs().max().nan_to_num(math.inf))
 
 
@@ -149,7 +149,7 @@ def answers() -> float:
     samples = benchmarks.load(benchmark, "tuning", 2, backbone.settings.prompt_style)
     found = []
     for execution in ("reference", "triton"):
-        with intervene(backbone.model, TDRS(**STEEP, layers=[1, 3]), execution), traffic() as seen:
+        with intervene(backbone.model, TDRS(**STEEP, layers=[1]), execution), traffic() as seen:
             found.append(backbone.answer(samples, benchmark.real))
     assert seen.marks > 0
     assert [one.text for one in found[0]] == [one.text for one in found[1]]
@@ -166,6 +166,9 @@ DECODED: dict[str, Callable[[], float]] = {
     "padding at both ends, decoded": lambda: deviation(make(1, past=64, padding=BOTH), TDRS(**STEEP)),
     "a part of padding": lambda: deviation(make(1, past=140, padding=((130, 0), (0, 0))), TDRS(**STEEP, scale="max")),
     "one visible key, and none": lambda: deviation(make(1, past=36, padding=EXTREME), TDRS(**STEEP)),
+    "distance=position, padding, decoded": lambda: deviation(
+        make(1, past=140, padding=BOTH), TDRS(**STEEP, distance="position")
+    ),
     "7 heads a key": lambda: deviation(make(1, past=64, heads=14, groups=2), strong()),
     "7 heads a key, layer": lambda: deviation(make(1, past=64, heads=14, groups=2), strong(a_min_per="layer")),
     "20 heads a key": lambda: deviation(make(1, past=64, heads=20), TDRS(**STEEP)),

@@ -71,6 +71,4 @@ def test_which_readings_have_no_kernel() -> None:
     assert {name for name, method in READINGS.items() if method.fused is None} == {
         "a_min_of=weights",
         "stats_scope=row, a_min_of=weights",
-        "distance=position",
-        "distance=position, stats_scope=row",
     }

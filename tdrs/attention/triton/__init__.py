@@ -4,6 +4,8 @@
     smallest.py     one kernel: |A|_min
     attend.py       one kernel: logits, the method's edit, softmax, values
     decode.py       three kernels for one query row, which keep the directions of the keys
+    distance.py     the distance of position ids, and one kernel: d_max of each row
+    norm.py         the mean or the largest cosine of a row
     arithmetic.py   products, reciprocals and logarithms, which the kernels share
     tiles.py        the sizes of the tiles
     run.py          from a call to the output

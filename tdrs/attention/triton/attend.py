@@ -19,65 +19,8 @@ import triton.language as tl
 
 from tdrs.attention.triton.arithmetic import LOG2_E, dot
 from tdrs.attention.triton.directions import direction
-
-NORM_FLOOR = tl.constexpr(1e-6)
-
-
-@triton.jit
-def _norm(
-    unit,
-    unit_low,
-    directions,
-    sums,
-    i,
-    first,
-    start,
-    end,
-    D: tl.constexpr,
-    WIDE: tl.constexpr,
-    M: tl.constexpr,
-    N: tl.constexpr,
-    CHUNK: tl.constexpr,
-    NORM: tl.constexpr,
-    PRECISION: tl.constexpr,
-    INTERPRETED: tl.constexpr,
-):
-    """The mean or the largest sem_pos = (cosine + 1) / 2 over each row's visible keys, (M,), at least 1e-6.
-
-    The mean over whole chunks is a product with the sum of their directions. The directions of padding are 0.
-    """
-    d = tl.arange(0, WIDE)
-    found = tl.full([M], 0.0 if NORM == "mean" else -1.0, tl.float32)
-    if NORM == "mean":
-        whole = start // CHUNK
-        total = tl.zeros([WIDE], tl.float32)
-        c = tl.arange(0, 16)
-        for some in range(0, whole, 16):
-            part = tl.load(sums + (some + c)[:, None] * WIDE + d[None, :], mask=(some + c < whole)[:, None], other=0)
-            total += tl.sum(part, 0)
-        found = tl.sum(unit * total[None, :], 1)
-        begin = whole * CHUNK
-    else:
-        begin = first // N * N
-    zero = tl.zeros([M, N], tl.float32)
-    for at in tl.range(begin, end, N, num_stages=1):
-        j = at + tl.arange(0, N)
-        mask = (j < end)[None, :] & (d < D)[:, None]
-        e = dot(
-            unit_low,
-            tl.load(directions + j[None, :] * D + d[:, None], mask=mask, other=0),
-            zero,
-            PRECISION,
-            INTERPRETED,
-        )
-        seen = (j[None, :] <= i[:, None]) & (j >= first)[None, :]
-        if NORM == "mean":
-            found += tl.sum(tl.where(seen, e, 0.0), 1)
-        else:
-            found = tl.maximum(found, tl.max(tl.where(seen, e, -1.0), 1))
-    if NORM == "mean":
-        found = found / tl.maximum(i - first + 1, 1).to(tl.float32)
-    return tl.maximum(found * 0.5 + 0.5, NORM_FLOOR)
+from tdrs.attention.triton.distance import apart
+from tdrs.attention.triton.norm import row_norm
 
 
 @triton.jit
@@ -92,14 +35,18 @@ def _tile(
     directions,
     value,
     roles,
+    positions,
     i,
     i_float,
+    real,
     i_role,
     edited,
     first,
     stop,
     k_r,
     v_r,
+    p_r,
+    p_a,
     scaling,
     r0,
     r1,
@@ -119,6 +66,7 @@ def _tile(
     COSINE: tl.constexpr,
     FACTOR: tl.constexpr,
     ROLES: tl.constexpr,
+    AXES: tl.constexpr,
     SOME_HEADS: tl.constexpr,
     MASK: tl.constexpr,
     PRECISION: tl.constexpr,
@@ -152,7 +100,10 @@ def _tile(
     j_role = 0
     if ROLES:
         j_role = tl.load(roles + j, mask=shown, other=0)[None, :]
-    distance = i_float[:, None] - j.to(tl.float32)[None, :]  # of floats: converting each pair takes as long as an exp2
+    if AXES > 0:
+        distance = apart(positions, i, j, real, shown, p_r, p_a, M, N, AXES)
+    else:
+        distance = i_float[:, None] - j.to(tl.float32)[None, :]  # converting each pair takes as long as an exp2
     z, factor = EDIT(a, e, distance, r0, r1, r2, r3, i_role, j_role, p0, p1, p2, p3, p4, FLAGS, INTERPRETED)
     if SOME_HEADS:
         z = tl.where(edited, z, a)
@@ -179,8 +130,10 @@ def attend(
     directions,
     sums,
     smallest,
+    spans,
     bounds,
     roles,
+    positions,
     heads,
     counts,
     out,
@@ -207,6 +160,9 @@ def attend(
     o_b,
     o_h,
     o_r,
+    p_b,
+    p_r,
+    p_a,
     stride_angle_b,
     stride_angle,
     HEADS: tl.constexpr,
@@ -228,6 +184,7 @@ def attend(
     BY_ROW: tl.constexpr,
     FACTOR: tl.constexpr,
     ROLES: tl.constexpr,
+    AXES: tl.constexpr,
     SOME_HEADS: tl.constexpr,
     PADDED: tl.constexpr,
     PRECISION: tl.constexpr,
@@ -263,13 +220,24 @@ def attend(
         if NORM != "":
             sums += (b * (HEADS // GROUP) + group) * CHUNKS * WIDE
             start = tl.minimum(past + block * M, stop)
-            norm = _norm(
+            norm = row_norm(
                 exact, unit, directions, sums, i, first, start, end,
                 D, WIDE, M, N, CHUNK, NORM, PRECISION, INTERPRETED,
             )[:, None]  # fmt: skip
     span = tl.maximum(stop - 1 - first, 1).to(tl.float32)
-    if BY_ROW:
+    if AXES > 0 and BY_ROW:
+        span = tl.load(spans + b * Q + r, mask=r < Q, other=0)[:, None]
+    elif AXES > 0:
+        spans += b * Q
+        far = tl.zeros([128], tl.float32)
+        for some in range(0, Q, 128):
+            far = tl.maximum(far, tl.load(spans + some + tl.arange(0, 128), mask=some + tl.arange(0, 128) < Q, other=0))
+        span = tl.max(far, 0)
+    elif BY_ROW:
         span = tl.maximum(i - first, 1).to(tl.float32)[:, None]
+    if AXES > 0:
+        span = tl.where(span > 0, span, 1.0)
+        positions += b * p_b
     least = float("inf")
     if SMALLEST != "" and BY_ROW:
         low = tl.full([M], float("inf"), tl.float32)
@@ -308,22 +276,22 @@ def attend(
     if PADDED:  # the tile in which padding ends
         for at in range(lower, tl.minimum(lower + N, full), N):
             acc, top, mass = _tile(
-                acc, top, mass, at, x, unit, key, directions, value, roles, i, i_float, i_role, edited, first, stop,
-                k_r, v_r, scaling, r0, r1, r2, r3, p0, p1, p2, p3, p4, D, WIDE, M, N, EDIT, FLAGS, COSINE, FACTOR,
-                ROLES, SOME_HEADS, True, PRECISION, INTERPRETED,
+                acc, top, mass, at, x, unit, key, directions, value, roles, positions, i, i_float, real, i_role, edited,
+                first, stop, k_r, v_r, p_r, p_a, scaling, r0, r1, r2, r3, p0, p1, p2, p3, p4, D, WIDE, M, N, EDIT,
+                FLAGS, COSINE, FACTOR, ROLES, AXES, SOME_HEADS, True, PRECISION, INTERPRETED,
             )  # fmt: skip
         lower = tl.minimum(lower + N, full)
     for at in range(lower, full, N):
         acc, top, mass = _tile(
-            acc, top, mass, at, x, unit, key, directions, value, roles, i, i_float, i_role, edited, first, stop,
-            k_r, v_r, scaling, r0, r1, r2, r3, p0, p1, p2, p3, p4, D, WIDE, M, N, EDIT, FLAGS, COSINE, FACTOR, ROLES,
-            SOME_HEADS, False, PRECISION, INTERPRETED,
+            acc, top, mass, at, x, unit, key, directions, value, roles, positions, i, i_float, real, i_role, edited,
+            first, stop, k_r, v_r, p_r, p_a, scaling, r0, r1, r2, r3, p0, p1, p2, p3, p4, D, WIDE, M, N, EDIT, FLAGS,
+            COSINE, FACTOR, ROLES, AXES, SOME_HEADS, False, PRECISION, INTERPRETED,
         )  # fmt: skip
     for at in range(full, end, N):
         acc, top, mass = _tile(
-            acc, top, mass, at, x, unit, key, directions, value, roles, i, i_float, i_role, edited, first, stop,
-            k_r, v_r, scaling, r0, r1, r2, r3, p0, p1, p2, p3, p4, D, WIDE, M, N, EDIT, FLAGS, COSINE, FACTOR, ROLES,
-            SOME_HEADS, True, PRECISION, INTERPRETED,
+            acc, top, mass, at, x, unit, key, directions, value, roles, positions, i, i_float, real, i_role, edited,
+            first, stop, k_r, v_r, p_r, p_a, scaling, r0, r1, r2, r3, p0, p1, p2, p3, p4, D, WIDE, M, N, EDIT, FLAGS,
+            COSINE, FACTOR, ROLES, AXES, SOME_HEADS, True, PRECISION, INTERPRETED,
         )  # fmt: skip
     acc = tl.where(real[:, None], acc / tl.where(mass == 0, 1.0, mass)[:, None], 0.0)
     at = out + b * o_b + h * o_h + r[:, None] * o_r + d[None, :]

@@ -16,8 +16,9 @@ import triton
 import triton.language as tl
 
 from tdrs.attention.triton.arithmetic import LOG2_E, dot
-from tdrs.attention.triton.attend import NORM_FLOOR
 from tdrs.attention.triton.directions import direction
+from tdrs.attention.triton.distance import apart
+from tdrs.attention.triton.norm import NORM_FLOOR
 
 
 @triton.jit
@@ -151,7 +152,9 @@ def weigh(
     cosines,
     smallest,
     norms,
+    spans,
     roles,
+    positions,
     heads,
     counts,
     tops,
@@ -173,6 +176,9 @@ def weigh(
     v_b,
     v_h,
     v_r,
+    p_b,
+    p_r,
+    p_a,
     HEADS: tl.constexpr,
     GROUP: tl.constexpr,
     D: tl.constexpr,
@@ -191,6 +197,7 @@ def weigh(
     BY_ROW: tl.constexpr,
     FACTOR: tl.constexpr,
     ROLES: tl.constexpr,
+    AXES: tl.constexpr,
     SOME_HEADS: tl.constexpr,
     PADDED: tl.constexpr,
     PRECISION: tl.constexpr,
@@ -241,6 +248,10 @@ def weigh(
         cosine = tl.sum(found, 1) / count if NORM == "mean" else tl.max(found, 1)
         norm = tl.maximum(cosine * 0.5 + 0.5, NORM_FLOOR)[:, None]
     span = tl.maximum(stop - 1 - first, 1).to(tl.float32)
+    if AXES > 0:
+        span = tl.load(spans + b)
+        span = tl.where(span > 0, span, 1.0)
+        positions += b * p_b
     r0, r1, r2, r3 = ROWS(norm, span, least, p0, p1, p2, p3, p4, FLAGS)
     i_role = 0
     if ROLES:
@@ -277,7 +288,10 @@ def weigh(
         j_role = 0
         if ROLES:
             j_role = tl.load(roles + j, mask=shown, other=0)[None, :]
-        distance = (K - 1 - j).to(tl.float32)[None, :]
+        if AXES > 0:
+            distance = apart(positions, g * 0 + (K - 1), j, own, shown, p_r, p_a, M, N, AXES)
+        else:
+            distance = (K - 1 - j).to(tl.float32)[None, :]
         z, factor = EDIT(a, e, distance, r0, r1, r2, r3, i_role, j_role, p0, p1, p2, p3, p4, FLAGS, INTERPRETED)
         if SOME_HEADS:
             z = tl.where(edited, z, a)

@@ -13,6 +13,7 @@ from tdrs.attention.fused import FusedEdit, interpreted
 from tdrs.attention.triton.attend import attend, no_count, no_rows
 from tdrs.attention.triton.decode import combine, scan, weigh
 from tdrs.attention.triton.directions import key_directions
+from tdrs.attention.triton.distance import row_spans
 from tdrs.attention.triton.smallest import smallest_logits
 from tdrs.attention.triton.tiles import CHUNK, INTERPRETED, SPLIT, Tiles, row_tiles, tiles
 
@@ -91,6 +92,7 @@ class _Inputs:
             "BY_ROW": edit.by_row,
             "FACTOR": edit.factor,
             "ROLES": edit.roles,
+            "AXES": self._positions.shape[-1] if edit.positions else 0,
             "SOME_HEADS": call.heads is not None,
         }
 
@@ -100,8 +102,32 @@ class _Inputs:
     def _numbers(self) -> list[float]:
         return [*map(float, self.edit.numbers), *[0.0] * (5 - len(self.edit.numbers))]
 
-    def _chosen(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """The roles of tokens, the edited heads, and the counts, which the kernel adds to."""
+    @cached_property
+    def _positions(self) -> torch.Tensor:
+        """Position ids, (B, K, axes); anything of three axes if the edit does not use them."""
+        if not self.edit.positions:
+            return self.query[0]
+        assert self.call.positions is not None, "the method must list 'positions' in its needs"
+        return self.call.positions.expand(self.batch, -1, -1)
+
+    def _spans(self) -> torch.Tensor:
+        """d_max of each row by positions, (B, Q), which the layers of a forward pass share."""
+        if not self.edit.positions:
+            return self.query
+        positions, mask = self._positions, self.call.mask
+        key = "spans", positions.data_ptr(), self.device, self.rows, self.keys
+        known, spans = self.call.memory.get(key, (None, None))
+        if spans is None or known is not mask:
+            spans = torch.empty(self.batch, self.rows, dtype=torch.float32, device=self.device)
+            row_spans[(triton.cdiv(self.rows, 16), self.batch)](
+                positions, self._bounds, spans, self.rows, self.keys, *positions.stride(),
+                AXES=positions.shape[-1], M=16, N=128, PADDED=self.padded, num_warps=4, enable_fp_fusion=True,
+            )  # fmt: skip
+            self.call.memory[key] = mask, spans
+        return spans
+
+    def _chosen(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+        """The roles of tokens, their positions, the edited heads, and the counts, which the kernel adds to."""
         call, edit, nothing = self.call, self.edit, self.query
         roles = heads = nothing
         if edit.roles:
@@ -109,7 +135,12 @@ class _Inputs:
             roles = call.roles.expand(self.batch, -1).int().contiguous()
         if call.heads is not None:
             heads = call.heads.flatten().int()
-        return roles, heads, call.tally.counters(*edit.counted, self.device) if edit.smallest else nothing
+        return (
+            roles,
+            self._positions,
+            heads,
+            call.tally.counters(*edit.counted, self.device) if edit.smallest else nothing,
+        )
 
     def _output(self) -> torch.Tensor:
         """Memory for the output, (B, H, Q, D); the session puts heads behind rows again."""
@@ -183,10 +214,10 @@ class Launches(_Inputs):
         output = self._output()
         attend[(self.blocks, self.batch * self.heads)](
             self.query, self.key, self.value, angles.cos, angles.sin, directions, sums,
-            nothing if smallest is None else smallest, self._bounds, *self._chosen(), output,
+            nothing if smallest is None else smallest, self._spans(), self._bounds, *self._chosen(), output,
             self.rows, self.keys, self.chunks, self.blocks, call.wanted, call.scaling, *self._numbers(),
             *self.query.stride()[:3], *self.key.stride()[:3], *self.value.stride()[:3], *output.stride()[:3],
-            *angles.strides,
+            *self._positions.stride(), *angles.strides,
             CHUNK=CHUNK, TURNED=angles.turned, LAYOUT=angles.layout, **self.edits, **self.common, **self.products,
         )  # fmt: skip
         return output
@@ -269,9 +300,9 @@ class RowLaunches(_Inputs):
         tops, masses = torch.empty(2, self.batch, self.heads, self.parts, dtype=torch.float32, device=self.device)
         sums = torch.empty(self.batch, self.heads, self.parts, self.wide, dtype=torch.float32, device=self.device)
         weigh[self.grid](
-            self.query, self.key, self.value, self._bounds, *known, *self._chosen(), tops, masses, sums,
+            self.query, self.key, self.value, self._bounds, *known, self._spans(), *self._chosen(), tops, masses, sums,
             self.keys, self.parts, self.call.scaling, *self._numbers(),
-            *self.query.stride()[:2], *self.key.stride()[:3], *self.value.stride()[:3],
+            *self.query.stride()[:2], *self.key.stride()[:3], *self.value.stride()[:3], *self._positions.stride(),
             SCANNED=scanned is not None, **self.edits, **self.common, **self.products,
         )  # fmt: skip
         output = self._output()
