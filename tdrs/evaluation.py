@@ -136,12 +136,20 @@ def out_of_memory(error: BaseException) -> bool:
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or "allocate memory" in str(error)
 
 
-def _ask(backbone: Backbone, batch: Sequence[Sample], benchmark: Benchmark, size: int) -> list[Answer] | None:
-    """The answers to a batch, asked `size` samples at a time; None if memory ran out and a smaller size is possible."""
+def _ask(
+    backbone: Backbone, batch: Sequence[Sample], benchmark: Benchmark, size: int, then: Sequence[Sample]
+) -> list[Answer] | None:
+    """The answers to a batch, asked `size` samples at a time; None if memory ran out and a smaller size is possible.
+
+    Args:
+        then: the next batch; empty if there is none.
+    """
     answers: list[Answer] = []
+    parts = [some[first : first + size] for some in (batch, then) for first in range(0, len(some), size)]
     try:
-        for first in range(0, len(batch), size):
-            answers += backbone.answer(batch[first : first + size], benchmark.real, benchmark.prompt)
+        for part, following in zip(parts, [*parts[1:], ()], strict=True):
+            if len(answers) < len(batch):
+                answers += backbone.answer(part, benchmark.real, benchmark.prompt, following)
     except (RuntimeError, MemoryError) as error:
         if size == 1 or not out_of_memory(error):
             raise
@@ -175,13 +183,12 @@ def run_batches(
     size = min([batch_size, *(batch.size for batch in done)])
     with backbone.intervene(intervention, execution) as session:
         known = {batch.start for batch in done}
-        for first in range(0, len(samples), batch_size) if starts is None else starts:
-            if first in known:
-                continue
+        missing = [s for s in (range(0, len(samples), batch_size) if starts is None else starts) if s not in known]
+        batches = [samples[first : first + batch_size] for first in missing]
+        for first, batch, then in zip(missing, batches, [*batches[1:], ()], strict=True):
             begun = time.perf_counter()
-            batch = samples[first : first + batch_size]
             try:
-                while (answers := _ask(backbone, batch, benchmark, size)) is None:
+                while (answers := _ask(backbone, batch, benchmark, size, then)) is None:
                     size = (size + 1) // 2
                     session.tally.take()
                     if torch.cuda.is_available():

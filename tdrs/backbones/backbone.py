@@ -21,6 +21,7 @@ from tdrs.attention.method import Method
 from tdrs.attention.second_pass import SecondPass, check_second_pass, second_pass_of
 from tdrs.attention.session import Session
 from tdrs.backbones.adapter import merge
+from tdrs.backbones.ahead import Work
 from tdrs.backbones.backbone_settings import BackboneSettings, not_loaded
 from tdrs.backbones.checkpoint import check_processor, check_tensors, check_values
 from tdrs.backbones.decoding import Answer, StepRecorder, greedy, margin
@@ -54,6 +55,8 @@ class Backbone:
         tokens: the tokens of the batches asked so far.
         share_prefixes: whether the common beginning of a batch's prompts is read once, if the method allows it.
         next_token_only: whether the last layer computes only the last row inside `intervene`.
+        prepares_ahead: whether a thread prepares the next batch while the model answers; so on a GPU. On a CPU it
+            would take the model's cores.
     """
 
     settings: BackboneSettings
@@ -66,6 +69,7 @@ class Backbone:
     tokens: TokenCache = field(default_factory=TokenCache)
     share_prefixes: bool = True
     next_token_only: bool = True
+    prepares_ahead: bool = False
 
     @classmethod
     def of(
@@ -80,7 +84,8 @@ class Backbone:
         encoder, family = TextEncoder if is_language_model(kind) else PromptEncoder, family_of(kind)
         prompts = encoder(settings, model, processor, family)
         first_tokens, lengths = FirstTokens(processor), Lengths(model, family.windows_hide)
-        return cls(settings, model, processor, prompts, ImageEncoder(prompts, store), first_tokens, lengths)
+        images, ahead = ImageEncoder(prompts, store), model.device.type == "cuda"
+        return cls(settings, model, processor, prompts, images, first_tokens, lengths, prepares_ahead=ahead)
 
     @property
     def reads_pictures(self) -> bool:
@@ -156,11 +161,20 @@ class Backbone:
 
     def _tokens(self, samples: Sequence[Sample], second: SecondPass | None = None) -> dict[str, Any]:
         if second is None:
-            return self.tokens.get(samples, self.inputs)
-        return self.tokens.get(samples, partial(self.prompts.inputs, second=second), second.prompt)
+            return self.tokens.get(samples, self.prompts.tokens)
+        return self.tokens.get(samples, partial(self.prompts.tokens, second=second), second.prompt)
+
+    def _work(self, samples: Sequence[Sample]) -> Iterator[Work]:
+        """What makes ahead what a batch lacks."""
+        if samples not in self.tokens:
+            yield self.prompts.work(samples)
+        if self.reads_pictures:
+            yield from self.images.work([sample.picture for sample in samples])
 
     @torch.inference_mode()
-    def answer(self, samples: Sequence[Sample], benchmark: str, style: str | None = None) -> list[Answer]:
+    def answer(
+        self, samples: Sequence[Sample], benchmark: str, style: str | None = None, then: Sequence[Sample] = ()
+    ) -> list[Answer]:
         """Greedy answers to a batch, under the intervention that the model is in, if any.
 
         For samples with rated continuations, an answer is their ratings; see `rate`.
@@ -169,6 +183,7 @@ class Backbone:
             benchmark: the name of the real data set, such as `gqa`. With the style, it decides how long an answer may
                 be, unless the samples say it.
             style: the style of the prompts; None is the model's own.
+            then: the next batch, which may be prepared meanwhile.
 
         Raises:
             FloatingPointError: a logit that decided a token is NaN.
@@ -180,7 +195,7 @@ class Backbone:
         most = self.settings.max_new_tokens or max((sample.longest or 0 for sample in samples), default=0) or None
         length = answer_length(style or self.settings.prompt_style, benchmark, most)
         recorder = StepRecorder()
-        said = self._generate(samples, length, recorder)
+        said = self._generate(samples, length, recorder, then)
         recorder.check(said, self.model.generation_config.eos_token_id, [sample.id for sample in samples])
         texts = self.processor.tokenizer.batch_decode(said, skip_special_tokens=True)
         assert recorder.first is not None
@@ -189,7 +204,13 @@ class Backbone:
             for sample, text, logs in zip(samples, texts, recorder.first, strict=True)
         ]
 
-    def _generate(self, samples: Sequence[Sample], length: AnswerLength, processor: LogitsProcessor) -> torch.Tensor:
+    def _generate(
+        self,
+        samples: Sequence[Sample],
+        length: AnswerLength,
+        processor: LogitsProcessor,
+        then: Sequence[Sample] = (),
+    ) -> torch.Tensor:
         """The tokens of greedy answers, (samples, steps); the logits of each step go through the processor."""
         self.lengths.see(samples, self._tokens(samples))
         session = session_of(self.model)
@@ -208,6 +229,7 @@ class Backbone:
                 pictures = [sample.picture for sample in samples]
                 inputs = read_common(self.model, self.images, session, self._tokens(samples), pictures)
             inputs = inputs or self.model_inputs(samples, second)
+            stack.enter_context(self.prompts.ahead.beside(self._work(then) if then and self.prepares_ahead else ()))
             stack.enter_context(span(DECODER))
             output = self.model.generate(  # type: ignore[operator]
                 **inputs,

@@ -43,6 +43,9 @@ class EmbeddingMemory:
         self._bytes = 0
         self._clock = 0
 
+    def __contains__(self, digest: str) -> bool:
+        return digest in self._kept
+
     def get(self, digest: str) -> torch.Tensor | None:
         """The embeddings of a picture, on the CPU; None if they are not kept. They must not be changed."""
         self._clock += 1

@@ -16,9 +16,10 @@ import inspect
 import json
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,6 +28,7 @@ from PIL import Image
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from tdrs.backbones.ahead import Work
 from tdrs.backbones.embedding_memory import SHARE, EmbeddingMemory, machine_memory
 from tdrs.backbones.prompt_encoder import PromptEncoder
 from tdrs.backbones.two_passes import ChangedPicture
@@ -71,7 +73,7 @@ class EmbeddingStore:
         A damaged file is set aside, with a message on stderr.
         """
         path = self._path(digest)
-        if not path.exists():
+        if not self.has(digest):
             return None
         try:
             found = self._read(path)
@@ -83,6 +85,10 @@ class EmbeddingStore:
         except OSError:  # another process has just deleted it
             return None
         return found
+
+    def has(self, digest: str) -> bool:
+        """Whether there is a file of a picture's embeddings; it may be damaged."""
+        return self._path(digest).exists()
 
     def used(self, digest: str) -> None:
         """Mark the embeddings of a picture as used now."""
@@ -206,12 +212,23 @@ class ImageEncoder:
 
     def _stored(self, picture: Picture) -> torch.Tensor:
         """The embeddings of a picture from the store; or computed, and stored."""
-        found = self.store.get(picture.digest) if self.store else None
+        store, digest = self.store, picture.digest
+        found = self.prompts.ahead.take(FEATURES + digest, lambda: store.get(digest)) if store else None
         if found is None:
             found = self.encode(picture)
             if self.store:
                 self.store.put(picture.digest, found)
         return found
+
+    def work(self, pictures: Sequence[Picture]) -> Iterator[Work]:
+        """What makes ahead what the embeddings of pictures need: reads stored ones, or prepares the pictures."""
+        for digest, picture in {picture.digest: picture for picture in pictures}.items():
+            if digest in self._memory:
+                continue
+            if self.store and self.store.has(digest):
+                yield FEATURES + digest, partial(self.store.get, digest)
+            else:
+                yield self.prompts.work_of(picture)
 
     @span(TOWER)
     @torch.inference_mode()
@@ -222,22 +239,22 @@ class ImageEncoder:
             FloatingPointError: a value is NaN or infinite.
             SettingError: there are several, and a model without an adapter does not take their embeddings.
         """
-        images = self.prompts.open_parts(picture)
-        if len(images) > 1 and not self.prompts.family.model_type and not self._several_checked:
+        count = len(picture.parts)
+        if count > 1 and not self.prompts.family.model_type and not self._several_checked:
             self._several_checked = True
-            check_without_adapter(self.prompts, self, len(images))
-        found = self._encode(images, picture if isinstance(picture, ChangedPicture) else None)
+            check_without_adapter(self.prompts, self, count)
+        found = self._encode(picture)
         if not found.isfinite().all():
             raise FloatingPointError("NaN in the embeddings of a picture")
         return found
 
     @torch.inference_mode()
-    def _encode(self, images: Sequence[Image.Image], changed: ChangedPicture | None = None) -> torch.Tensor:
+    def _encode(self, picture: Picture) -> torch.Tensor:
         model: Any = self.prompts.model
-        batch = self.prompts.batch([self.prompts.conversation("", len(images))], [images])
-        if changed is not None:
+        batch = self.prompts.of_picture(picture)
+        if isinstance(picture, ChangedPicture):
             change = self.prompts.family.change_pixels
-            batch["pixel_values"] = change(model.config, batch["pixel_values"], changed.changed)
+            batch["pixel_values"] = change(model.config, batch["pixel_values"], picture.changed)
         taken = inspect.signature(model.base_model.get_image_features).parameters  # as transformers' `generate`
         output = model.get_image_features(**{n: x for n, x in batch.items() if n in taken}, return_dict=True)
         parts = [output.pooler_output, *(getattr(output, "deepstack_features", None) or ())]
@@ -259,7 +276,7 @@ class ImageEncoder:
         if parts is not None:
             found = [embeddings[part] for embeddings, part in zip(found, parts, strict=True)]
         if self._form is None:  # all were in the store
-            self._encode([Image.new("RGB", (64, 64))])
+            self._encode(Picture.of(Image.new("RGB", (64, 64))))
         assert self._form is not None
         width = found[0].shape[1] // (1 + self._form.layers)
         columns: Any = zip(*(x.split(width, dim=1) for x in found), strict=True)

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -9,6 +10,7 @@ from PIL import Image
 from transformers import BatchFeature, PreTrainedModel
 
 from tdrs.attention.second_pass import SecondPass
+from tdrs.backbones.ahead import Ahead, Work
 from tdrs.backbones.backbone_settings import BackboneSettings
 from tdrs.backbones.checkpoint import Incomplete
 from tdrs.backbones.families import Family
@@ -92,6 +94,7 @@ class PromptEncoder:
     model: PreTrainedModel
     processor: Any
     family: Family
+    ahead: Ahead = field(default_factory=Ahead, init=False, repr=False)
     _places: dict[tuple[int, str | None], int] = field(default_factory=dict, init=False, repr=False)
 
     @property
@@ -122,12 +125,51 @@ class PromptEncoder:
         Args:
             second: the second pass of a method, which may see another prompt; None is the first pass.
         """
+        return self._moved(self._prepared(samples, second))
+
+    @span(PREPARING)
+    def tokens(self, samples: Sequence[Sample], second: SecondPass | None = None) -> dict[str, Any]:
+        """`inputs` without the pixels."""
+        make = partial(self._tokens, samples, second)
+        return dict(self._moved(make() if second else self.ahead.take(asked_of(samples), make)))
+
+    @span(PREPARING)
+    def of_picture(self, picture: Picture) -> Any:
+        """The processor's tensors for a picture, or for several, with an empty prompt, on the model's device."""
+        return self._moved(self.ahead.take(picture.digest, partial(self._of_picture, picture)))
+
+    def work(self, samples: Sequence[Sample]) -> Work:
+        """What makes the tokens of a batch ahead."""
+        return asked_of(samples), partial(self._tokens, samples)
+
+    def work_of(self, picture: Picture) -> Work:
+        """What makes the tensors of a picture ahead."""
+        return picture.digest, partial(self._of_picture, picture)
+
+    def _prepared(self, samples: Sequence[Sample], second: SecondPass | None) -> Any:
+        """`inputs` on the CPU."""
         images = [self.open_parts(sample.picture) for sample in samples if second is None or second.picture]
-        return self.batch([self._text(sample, second) for sample in samples], images)
+        return self._batch([self._text(sample, second) for sample in samples], images)
+
+    def _tokens(self, samples: Sequence[Sample], second: SecondPass | None = None) -> Any:
+        batch = self._prepared(samples, second)
+        for name in [name for name in batch if name.startswith("pixel_")]:
+            del batch[name]
+        return batch
+
+    def _of_picture(self, picture: Picture) -> Any:
+        images = self.open_parts(picture)
+        return self._batch([self.conversation("", len(images))], [images])
+
+    def _moved(self, batch: Any) -> Any:
+        return batch.to(self.model.device, dtype=self.model.dtype)
 
     @span(PREPARING)
     def batch(self, texts: Sequence[str], images: Sequence[Sequence[Image.Image]]) -> Any:
         """The processor's tensors for prompts in the chat template, each with its pictures, or none with any."""
+        return self._moved(self._batch(texts, images))
+
+    def _batch(self, texts: Sequence[str], images: Sequence[Sequence[Image.Image]]) -> Any:
         given: dict[str, Any] = {"return_tensors": "pt", "padding": True, "padding_side": "left"}
         if images:
             taken = [self.family.processor_text(text) for text in texts]
@@ -135,7 +177,7 @@ class PromptEncoder:
         else:
             batch = BatchFeature(dict(self.processor.tokenizer(list(texts), **given)))
         batch.pop("labels", None)  # PaliGemma's, for training
-        return batch.to(self.model.device, dtype=self.model.dtype)
+        return batch
 
     def _text(self, sample: Sample, second: SecondPass | None = None) -> str:
         before, prompt = (as_text(self.processor.tokenizer, text) for text in (sample.before, sample.prompt))
@@ -187,23 +229,34 @@ class TokenCache:
         self._batches: dict[tuple[object, ...], dict[str, Any]] = {}
         self._bytes = 0
 
+    def __contains__(self, samples: Sequence[Sample]) -> bool:
+        """Whether the tokens of a batch's first pass are there."""
+        return asked_of(samples) in self._batches
+
     def get(
-        self, samples: Sequence[Sample], inputs: Callable[[Sequence[Sample]], Any], prompt: tuple[object, ...] = ()
+        self,
+        samples: Sequence[Sample],
+        inputs: Callable[[Sequence[Sample]], dict[str, Any]],
+        prompt: tuple[object, ...] = (),
     ) -> dict[str, Any]:
-        """The result of `inputs` for a batch, without the pixels.
+        """The result of `inputs` for a batch.
 
         Args:
             prompt: what else decides the result; see `SecondPass.prompt`.
         """
-        asked = [(sample.before, sample.prompt, sample.picture.digest, sample.opening) for sample in samples]
-        key = (*prompt, *asked)
+        key = (*prompt, *asked_of(samples))
         if key not in self._batches:
-            found = {name: x for name, x in inputs(samples).items() if not name.startswith("pixel_")}
+            found = inputs(samples)
             self._bytes += _size(found)
             while self._batches and self._bytes > CACHED_BYTES:
                 self._bytes -= _size(self._batches.pop(next(iter(self._batches))))
             self._batches[key] = found
         return self._batches[key]
+
+
+def asked_of(samples: Sequence[Sample]) -> tuple[object, ...]:
+    """All of a batch's samples that decides its tokens."""
+    return tuple((sample.before, sample.prompt, sample.picture.digest, sample.opening) for sample in samples)
 
 
 def _size(batch: dict[str, Any]) -> int:

@@ -11,7 +11,6 @@ from tdrs.backbones.prompt_encoder import PromptEncoder
 from tdrs.backbones.tokens import as_text, special_token_in
 from tdrs.benchmarks.benchmark import Passage, Sample
 from tdrs.settings import SettingError
-from tdrs.spans import PREPARING, span
 
 
 class TextProcessor:
@@ -51,9 +50,8 @@ class TextEncoder(PromptEncoder):
         found = special_token_in(self.processor.tokenizer, passage_of(sample))
         return found or super().special_token_in(sample)
 
-    @span(PREPARING)
-    def inputs(self, samples: Sequence[Sample], second: SecondPass | None = None) -> Any:
-        """The tokens of a batch, left-padded, on the model's device, and `marks`: which of them are the passage's.
+    def _prepared(self, samples: Sequence[Sample], second: SecondPass | None) -> Any:
+        """The tokens of a batch, left-padded, on the CPU, and `marks`: which of them are the passage's.
 
         A token belongs to the passage if it covers one of its characters.
         """
@@ -63,8 +61,10 @@ class TextEncoder(PromptEncoder):
         offsets = batch.pop("offset_mapping")
         starts, ends = torch.tensor(spans).T[..., None]
         marks = (offsets[..., 0] < ends) & (offsets[..., 1] > starts) & (starts < ends) & batch["attention_mask"].bool()
-        chosen = {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"], "marks": marks}
-        return {name: value.to(self.model.device) for name, value in chosen.items()}
+        return {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"], "marks": marks}
+
+    def _moved(self, batch: Any) -> Any:
+        return {name: value.to(self.model.device) for name, value in batch.items()}
 
     def _text_and_span(self, sample: Sample, second: SecondPass | None = None) -> tuple[str, tuple[int, int]]:
         """The prompt in the chat template with the opening of the answer, and where the passage is in it."""

@@ -117,13 +117,13 @@ def test_tokens_of_a_batch_are_prepared_once(mini_llava: Backbone, monkeypatch: 
     """Every trial asks the same batches; another prompt, or another picture, is another batch."""
     samples = benchmarks.load(benchmarks.from_settings({"name": "mini_scienceqa", "gap": 9}), "tuning", 4)
     asked: list[int] = []
-    inputs = PromptEncoder.inputs
+    tokens = PromptEncoder.tokens
 
     def count(self: PromptEncoder, samples: Sequence[Sample]) -> Any:
         asked.append(len(samples))
-        return inputs(self, samples)
+        return tokens(self, samples)
 
-    monkeypatch.setattr(PromptEncoder, "inputs", count)
+    monkeypatch.setattr(PromptEncoder, "tokens", count)
     fresh = replace(mini_llava, tokens=TokenCache())
     first, second = (fresh.answer(samples, "scienceqa") for _ in range(2))
     assert first == second
@@ -184,7 +184,7 @@ def test_the_cache_of_tokens_forgets_the_oldest_batch(mini_llava: Backbone, monk
 
     def inputs(some: Any) -> Any:
         asked.append(some[0].id)
-        return mini_llava.inputs(some)
+        return mini_llava.prompts.tokens(some)
 
     largest = max(2 * mini_llava.inputs([sample])["input_ids"].nbytes for sample in samples)  # with its mask
     monkeypatch.setattr(prompt_encoder, "CACHED_BYTES", 2 * largest)

@@ -2,7 +2,8 @@
 
 import json
 import math
-from dataclasses import dataclass
+import threading
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,8 @@ from tdrs.attention.block import IMAGE, SYSTEM, TEXT
 from tdrs.attention.method import Method
 from tdrs.attention.second_pass import SecondPass
 from tdrs.backbones import Backbone
+from tdrs.backbones.prompt_encoder import TokenCache
+from tdrs.backbones.text_encoder import TextEncoder
 from tdrs.benchmarks import filler
 from tdrs.benchmarks.benchmark import Samples
 from tdrs.benchmarks.text import NAMES, facts_of
@@ -161,6 +164,24 @@ def test_every_method_and_no_batch_changes_an_answer(backbone: Backbone, name: s
     together, alone = (evaluate(backbone, benchmark, samples, method, size) for size in (4, 1))
     assert [r.margin for r in together.records] == pytest.approx([r.margin for r in alone.records], abs=1e-4)
     assert [r.margin for r in together.records] != pytest.approx([r.margin for r in stock.records], abs=1e-6)
+
+
+def test_a_batch_that_is_prepared_ahead_has_the_same_records(
+    backbone: Backbone, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    samples, benchmark = load(gap=6, limit=6), benchmarks.from_settings({"name": "text"})
+    where = []
+    prepare = TextEncoder._prepared
+
+    def noted(*given: Any) -> Any:
+        where.append(threading.current_thread() is threading.main_thread())
+        return prepare(*given)
+
+    monkeypatch.setattr(TextEncoder, "_prepared", noted)
+    alone, ahead = (replace(backbone, tokens=TokenCache(), prepares_ahead=on) for on in (False, True))
+    expected, found = (evaluate(one, benchmark, samples, from_settings({"name": "none"}), 2) for one in (alone, ahead))
+    assert found.records == expected.records
+    assert where == [True] * 3 + [True, False, False]
 
 
 @dataclass(frozen=True, kw_only=True)
