@@ -17,6 +17,7 @@ import statistics
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -30,13 +31,14 @@ from tdrs import backbones, benchmarks
 from tdrs.analysis import speed
 from tdrs.attention.block import IMAGE, TEXT
 from tdrs.attention.call import Call
-from tdrs.attention.core import blocked, reference
+from tdrs.attention.core import blocked, fastest, reference
 from tdrs.attention.rope import Frequencies
 from tdrs.backbones import Backbone
 from tdrs.commands import parse
 from tdrs.configuration import choice, choices
 from tdrs.entry_point import run_command
 from tdrs.environment import environment, keep_memory
+from tdrs.evaluation import evaluate
 from tdrs.interventions import METHODS, Method
 from tdrs.kernel_count import kernels
 from tdrs.schema import check_output
@@ -49,6 +51,7 @@ HEADS, WIDTH = 8, 64
 LENGTHS = {"cpu": (256, 512, 1024, 2048, 4096), "cuda": (256, 1024, 4096, 16384)}
 WHOLE_MAP = {"cpu": 2048, "cuda": 4096}  # the longest map that is built at once
 DECODED = 32
+EVALUATED = 32  # samples of an evaluation
 
 
 def _device() -> str:
@@ -140,6 +143,11 @@ def _edits() -> dict[str, Method]:
     return {name: method for name, method in methods.items() if method.edits_attention}
 
 
+def _anew(call: Call) -> Call:
+    """The same call without what a run has kept for the next."""
+    return replace(call, memory={}, kept={}, directions={})
+
+
 @torch.inference_mode()
 def attention_rows(lengths: Sequence[int], rounds: int) -> list[dict[str, Any]]:
     """One row for each length, dtype and implementation: seconds, their ratio to SDPA's, peak extra MiB."""
@@ -151,8 +159,9 @@ def attention_rows(lengths: Sequence[int], rounds: int) -> list[dict[str, Any]]:
         runs: dict[str, Callable[[], object]] = {"SDPA": stock, "eager": eager}
         if length <= WHOLE_MAP[device]:
             runs["tdrs, reference"] = lambda call=call: reference(call, METHODS["tdrs"]())  # type: ignore[misc]
+        runs["tdrs, blocked"] = lambda call=call: blocked(_anew(call), METHODS["tdrs"]())  # type: ignore[misc]
         for name, method in _edits().items():
-            runs[name] = lambda call=call, method=method: blocked(call, method)  # type: ignore[misc]
+            runs[name] = lambda call=call, method=method: fastest(_anew(call), method)  # type: ignore[misc]
         found += _rows(length, dtype, runs, rounds)
     return found
 
@@ -182,11 +191,12 @@ def _rows(length: int, dtype: torch.dtype, runs: dict[str, Callable[[], object]]
 
 @torch.inference_mode()
 def model_rows(name: str, rounds: int) -> list[dict[str, Any]]:
-    """A backbone end to end on 8 prompts of mini_scienceqa with a gap of 256: seconds of prefill and of one token."""
+    """A backbone end to end on 8 prompts of mini_scienceqa with a gap of 256: seconds of prefill and of one token, for
+    the methods that edit attention; and for all methods, of an evaluation of 32 samples."""
     backbone: Backbone = backbones.load(backbones.from_settings(choice("backbone", name)))
     twin = benchmarks.from_settings({"name": "mini_scienceqa", "gap": 256})
-    samples = benchmarks.load(twin, "tuning", 8, backbone.settings.prompt_style)
-    inputs = backbone.model_inputs(samples)
+    samples = benchmarks.load(twin, "tuning", EVALUATED, backbone.settings.prompt_style)
+    inputs = backbone.model_inputs(samples[:8])
     length = inputs["input_ids"].shape[1]
 
     def generate(tokens: int, method: Method | None) -> None:
@@ -202,16 +212,24 @@ def model_rows(name: str, rounds: int) -> list[dict[str, Any]]:
 
     methods: dict[str, Method | None] = {"stock": None}
     methods |= _edits()
-    seconds = medians(
-        {f"{part} {m}": run for m, method in methods.items() for part, run in both(method).items()}, rounds
-    )
+    runs = {f"{part} {m}": run for m, method in methods.items() for part, run in both(method).items()}
+    asked = {"stock": METHODS["none"]()} | {m: kind() for m, kind in METHODS.items() if kind().active}
+    for m, method in asked.items():
+        runs[f"evaluation {m}"] = lambda method=method: evaluate(backbone, twin, samples, method, EVALUATED)  # type: ignore[misc]
+    seconds = medians(runs, rounds)
     found = []
-    for kind in methods:
+    for kind in asked:
+        evaluation = seconds[f"evaluation {kind}"]
+        row = {"backbone": name, "length": length, "way": kind, "evaluation": evaluation}
+        row["evaluation_ratio"] = evaluation / seconds["evaluation stock"]
+        found.append(row)
+        if kind not in methods:
+            continue
         prefill, whole = (seconds[f"{part} {kind}"] for part in ("prefill", "whole"))
         decode = (whole - prefill) / DECODED
         stock = seconds["prefill stock"], (seconds["whole stock"] - seconds["prefill stock"]) / DECODED
-        row = {"backbone": name, "length": length, "way": kind, "prefill": prefill, "decode": decode}
-        found.append({**row, "prefill_ratio": prefill / stock[0], "decode_ratio": decode / stock[1]})
+        row |= {"prefill": prefill, "decode": decode}
+        row |= {"prefill_ratio": prefill / stock[0], "decode_ratio": decode / stock[1]}
     return found
 
 
@@ -231,7 +249,8 @@ def attention(given: Mapping[str, str], folder: Path) -> None:
             print(f"  {way:23}" + "".join(f"{cells.get(n, '-'):>16}" for n in dict.fromkeys(r["length"] for r in some)))
     print(f"{model[0]['backbone']}, 8 prompts of {model[0]['length']} tokens, {DECODED} decoded; ratios to stock")
     for row in model:
-        print(f"  {row['way']:16}prefill {row['prefill_ratio']:5.2f}    decode {row['decode_ratio']:5.2f}")
+        parts = [f"{part} {row[f'{part}_ratio']:5.2f}" for part in ("evaluation", "prefill", "decode") if part in row]
+        print(f"  {row['way']:24}{'    '.join(parts)}")
     path = folder / "attention.json"
     path.write_text(
         json.dumps({"attention": rows, "model": model, "environment": environment()}, indent=1), encoding="utf-8"

@@ -14,6 +14,7 @@ from tdrs.speed import main, medians
 from tdrs.study_speed import without_work
 
 EDITS = {name for name, kind in METHODS.items() if kind().edits_attention}
+ACTIVE = {name for name, kind in METHODS.items() if kind().active}
 
 
 def test_attention(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -24,12 +25,16 @@ def test_attention(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypat
     assert "prefill" in printed
     found = json.loads((tmp_path / "benchmark" / "attention.json").read_text())
     ways = {row["way"] for row in found["attention"]}
-    assert ways == {"SDPA", "eager", "tdrs, reference", "FlexAttention, no edit", *EDITS}
+    assert ways == {"SDPA", "eager", "tdrs, reference", "tdrs, blocked", "FlexAttention, no edit", *EDITS}
     for row in (row for row in found["attention"] if row["way"] != "FlexAttention, no edit"):
         stock = next(r for r in found["attention"] if (r["way"], r["length"]) == ("SDPA", row["length"]))
         assert row["ratio"] == pytest.approx(row["seconds"] / stock["seconds"])
         assert row["mib"] > 0
-    assert {row["way"] for row in found["model"]} == {"stock", *EDITS}
+    assert {row["way"] for row in found["model"] if "decode" in row} == {"stock", *EDITS}
+    assert {row["way"] for row in found["model"]} == {
+        "stock",
+        *(name for name, kind in METHODS.items() if kind().active),
+    }
     assert (tmp_path / "benchmark" / "attention.png").read_bytes().startswith(b"\x89PNG")
 
 
