@@ -26,6 +26,15 @@ from tdrs.attention.tally import Tally
 from tdrs.settings import SettingError
 
 
+class Vectors(NamedTuple):
+    """What an attention call computes with, for the whole batch or for the rows of one pass."""
+
+    query: torch.Tensor
+    key: torch.Tensor
+    value: torch.Tensor
+    mask: torch.Tensor | None
+
+
 class Edit(NamedTuple):
     """A method's edit on the layers and heads of one model.
 
@@ -194,7 +203,7 @@ class Session:
         acting = [edit for some in edits for edit in some]
         given = {"scaling": scaling, **kwargs}
         if not acting:
-            return self._unedited(module, query, key, value, mask, wanted=wanted, given=given), None
+            return self._unedited(module, Vectors(query, key, value, mask), wanted, given), None
         for name in ("s_aux", "position_bias"):
             if kwargs.get(name) is not None:
                 reason = f"its attention adds {name} to the softmax, which no edit considers"
@@ -210,30 +219,21 @@ class Session:
                 )
         outputs = []
         for number, (half, some) in enumerate(zip(parts_of_batch, edits, strict=True)):
-            parts: list[Any] = [query[half], key[half], value[half], self._part(mask, half)]
+            vectors = Vectors(query[half], key[half], value[half], self._part(mask, half))
             if not some:
-                outputs.append(self._unedited(module, *parts, wanted=wanted, given=given))
+                outputs.append(self._unedited(module, vectors, wanted, given))
                 continue
             method, heads = in_order(some, layer, query.device)
-            call = self._call(module, heads, half, parts, layer=layer, wanted=wanted, **given)
+            call = self._call(module, heads, half, vectors, layer=layer, wanted=wanted, **given)
             call.memory = self.context.memory.setdefault(number, {})
             call.kept = self.context.kept.setdefault((number, layer), {})
             call.directions = self.context.directions.setdefault((number, layer), {})
             outputs.append(self.execute(call, method).transpose(1, 2))
         return (outputs[0] if len(outputs) == 1 else torch.cat(outputs)).contiguous(), None
 
-    def _unedited(
-        self,
-        module: torch.nn.Module,
-        query: torch.Tensor,
-        key: torch.Tensor,
-        value: torch.Tensor,
-        mask: torch.Tensor | None,
-        *,
-        wanted: int,
-        given: dict[str, Any],
-    ) -> torch.Tensor:
+    def _unedited(self, module: torch.nn.Module, vectors: Vectors, wanted: int, given: dict[str, Any]) -> torch.Tensor:
         """The model's own attention output, (B, Q, H, D)."""
+        query, key, value, mask = vectors
         attention = _base_attention(self.base, module)
         mask = mask if mask is None or not wanted else mask[:, :, wanted:]
         output: torch.Tensor = attention(module, query[:, :, wanted:], key, value, mask, **given)[0]
@@ -251,7 +251,7 @@ class Session:
         module: torch.nn.Module,
         heads: torch.Tensor | None,
         half: slice,
-        parts: list[Any],
+        vectors: Vectors,
         *,
         layer: int,
         wanted: int,
@@ -259,7 +259,7 @@ class Session:
         **kwargs: Any,
     ) -> Call:
         """What a method sees of an attention call, of all of its rows or of one half."""
-        query, key, value, mask = parts
+        query, key, value, mask = vectors
 
         def of_keys(tensor: torch.Tensor | None) -> torch.Tensor | None:
             """The part of all tokens whose keys this layer still has; a sliding window's cache drops old ones."""
