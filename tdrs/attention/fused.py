@@ -55,6 +55,7 @@ class FusedEdit:
         cosine: the vectors whose cosine the edit uses, `pre_rope` or `post_rope`; "" is none.
         norm: the `mean` or the `max` of the cosine over each row's visible keys; "" is neither.
         smallest: |A|_min of each query `head`, or of all heads of the `layer`; "" is none.
+        weights: whether |A|_min is the smallest softmax(A) and not the smallest |A|.
         by_row: whether |A|_min and d_max are those of each row, and not of all rows.
         factor: whether the edit has a factor of the weights beside the logits.
         positions: whether distances are those of position ids, and not of tokens.
@@ -69,6 +70,7 @@ class FusedEdit:
     cosine: str = ""
     norm: str = ""
     smallest: str = ""
+    weights: bool = False
     by_row: bool = False
     factor: bool = False
     positions: bool = False

@@ -235,7 +235,7 @@ class TDRS(Method):
         return self.stats_scope == "call" and bool(self._stages)
 
     @property
-    def fused(self) -> FusedEdit | None:
+    def fused(self) -> FusedEdit:
         return fused_edit(self)
 
     @property

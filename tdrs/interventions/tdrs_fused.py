@@ -1,4 +1,4 @@
-"""T-DRS for the fused kernels: which readings they serve, and the choices that are made when they are compiled.
+"""T-DRS for the fused kernels: the choices that are made when they are compiled.
 
 `tdrs_tile.py` has the functions of Triton.
 """
@@ -28,16 +28,15 @@ class Flag(IntFlag):
     ONE_PLUS = auto()
     TEXT_TO_IMAGE = auto()
     CROSS_MODAL = auto()
+    OF_WEIGHTS = auto()
 
 
-def fused_edit(method: "TDRS") -> FusedEdit | None:
-    """T-DRS with these readings, for the fused kernels; None if they do not serve them."""
+def fused_edit(method: "TDRS") -> FusedEdit:
+    """T-DRS with these readings, for the fused kernels."""
     dc = method.dc if method.dc is not None and method.dc.weight > 0 else None
     re = method.re if method.re is not None and method.re.weight > 0 else None
     stages = dc is not None or re is not None
     counted = [f"{name}.w_min" for name, stage in (("dc", dc), ("re", re)) if stage and stage.w_min_as == "multiple"]
-    if counted and method.a_min_of != "logits":
-        return None
     choices = {
         Flag.SD: method.sd,
         Flag.FULL: method.sd and method.sd_form == "full",
@@ -51,6 +50,7 @@ def fused_edit(method: "TDRS") -> FusedEdit | None:
         Flag.ONE_PLUS: stages and method.scale == "one_plus",
         Flag.TEXT_TO_IMAGE: method.pairs == "text_to_image",
         Flag.CROSS_MODAL: method.pairs == "cross_modal",
+        Flag.OF_WEIGHTS: bool(counted) and method.a_min_of == "weights",
     }
     flags = Flag(0)
     for flag, chosen in choices.items():
@@ -69,6 +69,7 @@ def fused_edit(method: "TDRS") -> FusedEdit | None:
         cosine=method.features if method.sd or flags & (Flag.NORMED | Flag.ONE_PLUS) else "",
         norm=method.scale if flags & Flag.NORMED else "",
         smallest=method.a_min_per if counted else "",
+        weights=bool(flags & Flag.OF_WEIGHTS),
         by_row=stages and method.stats_scope == "row",
         positions=stages and method.distance == "position",
         factor=bool(flags & Flag.WEIGHTS),

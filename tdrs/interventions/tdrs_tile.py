@@ -31,6 +31,7 @@ NORMED = tl.constexpr(int(Flag.NORMED))
 ONE_PLUS = tl.constexpr(int(Flag.ONE_PLUS))
 TEXT_TO_IMAGE = tl.constexpr(int(Flag.TEXT_TO_IMAGE))
 CROSS_MODAL = tl.constexpr(int(Flag.CROSS_MODAL))
+OF_WEIGHTS = tl.constexpr(int(Flag.OF_WEIGHTS))
 IMAGE = tl.constexpr(IMAGE_ROLE)
 LN_2 = tl.constexpr(math.log(2))
 W_LEAST, W_MOST = tl.constexpr(tdrs.W_RANGE[0]), tl.constexpr(tdrs.W_RANGE[1])
@@ -45,11 +46,19 @@ def _inside(w):
 
 
 @triton.jit
-def _decay(w, smallest, ABSOLUTE: tl.constexpr):
+def _multiple(w, smallest, FLAGS: tl.constexpr):
+    """w, a multiple of |A|_min."""
+    if OF_WEIGHTS & FLAGS:
+        return w * smallest
+    return w * tl.maximum(smallest, LOGIT_FLOOR)
+
+
+@triton.jit
+def _decay(w, smallest, ABSOLUTE: tl.constexpr, FLAGS: tl.constexpr):
     """c = −ln w."""
     if ABSOLUTE:
         return -tl.log(_inside(w))
-    return -tl.log(_inside(w * tl.maximum(smallest, LOGIT_FLOOR)))
+    return -tl.log(_inside(_multiple(w, smallest, FLAGS)))
 
 
 @triton.jit
@@ -61,9 +70,9 @@ def rows(norm, span, smallest, p0, p1, p2, p3, p4, FLAGS: tl.constexpr):
     r1 = 0.0
     r2 = 0.0
     if DC & FLAGS:
-        r0 = unit * (-LOG2_E * _decay(p0, smallest, DC_ABSOLUTE & FLAGS))
+        r0 = unit * (-LOG2_E * _decay(p0, smallest, DC_ABSOLUTE & FLAGS, FLAGS))
     if RE & FLAGS:
-        c = _decay(p2, smallest, RE_ABSOLUTE & FLAGS)
+        c = _decay(p2, smallest, RE_ABSOLUTE & FLAGS, FLAGS)
         b = p4 if SIGMA & FLAGS else c
         r1 = unit * b
         r2 = -c / (log1p2(b, True) * LN_2)  # one value: precise
@@ -124,8 +133,8 @@ def edit(
 
 
 @triton.jit
-def _count(counts, w, smallest):
-    w = w * tl.maximum(smallest, LOGIT_FLOOR)
+def _count(counts, w, smallest, FLAGS: tl.constexpr):
+    w = _multiple(w, smallest, FLAGS)
     real = smallest < float("inf")
     tl.atomic_add(counts, tl.sum((real & (w != _inside(w))).to(tl.int64), 0))
     tl.atomic_add(counts + 1, tl.sum(real.to(tl.int64), 0))
@@ -135,10 +144,10 @@ def _count(counts, w, smallest):
 def count(counts, smallest, p0, p1, p2, p3, p4, FLAGS: tl.constexpr):
     """Count the end points that are clamped, for each stage whose w_min is a multiple of |A|_min."""
     if (DC & FLAGS) and not (DC_ABSOLUTE & FLAGS):
-        _count(counts, p0, smallest)
+        _count(counts, p0, smallest, FLAGS)
         counts += 2
     if (RE & FLAGS) and not (RE_ABSOLUTE & FLAGS):
-        _count(counts, p2, smallest)
+        _count(counts, p2, smallest, FLAGS)
 
 
 FUNCTIONS = Functions(edit, rows, count)

@@ -230,9 +230,9 @@ def _edits(call: Call, suffix: str = "") -> Iterator[tuple[str, Callable[[], flo
     """Every method and reading that has a kernel, on a call with two heads."""
     some = replace(call, heads=torch.tensor([False, True])[None, :, None, None])
     for name, method in READINGS.items():
-        if method.fused is not None:
-            one = some if name.startswith("heads") else call
-            yield name + suffix, lambda method=method, one=one: deviation(one, method)  # type: ignore
+        one = some if name.startswith("heads") else call
+        own = method.a_min_of == "weights"  # which is not near rounding
+        yield name + suffix, lambda method=method, one=one, own=own: deviation(one, method, own)  # type: ignore
     for name, other in POINTWISE.items():
         yield name + suffix, lambda method=other: deviation(some, method, own=True)  # type: ignore
 

@@ -169,6 +169,9 @@ DECODED: dict[str, Callable[[], float]] = {
     "distance=position, padding, decoded": lambda: deviation(
         make(1, past=140, padding=BOTH), TDRS(**STEEP, distance="position")
     ),
+    "a_min_of=weights, 20 heads a key": lambda: deviation(
+        make(1, past=140, heads=40, groups=2, padding=LEFT), strong(a_min_of="weights", a_min_per="layer"), own=True
+    ),
     "7 heads a key": lambda: deviation(make(1, past=64, heads=14, groups=2), strong()),
     "7 heads a key, layer": lambda: deviation(make(1, past=64, heads=14, groups=2), strong(a_min_per="layer")),
     "20 heads a key": lambda: deviation(make(1, past=64, heads=20), TDRS(**STEEP)),

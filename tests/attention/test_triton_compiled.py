@@ -28,6 +28,8 @@ CASES: dict[str, tuple[tuple[int, int], Any, dict[str, Any], list[str]]] = {
     ),
     "tdrs, row, sm_90a": ((9, 0), TDRS(stats_scope="row"), {}, ["smallest_logits", "attend"]),
     "tdrs, positions, sm_90a": ((9, 0), TDRS(distance="position"), {}, ["attend"]),
+    "tdrs, weights, sm_90a": ((9, 0), TDRS(a_min_of="weights"), {}, ["smallest_logits"]),
+    "a token, weights, sm_90a": ((9, 0), TDRS(a_min_of="weights"), TOKEN, ["scan", "weigh"]),
     "a token, sm_80": ((8, 0), TDRS(), TOKEN, ["scan", "weigh", "combine"]),
     "a token, sm_90a": ((9, 0), TDRS(), TOKEN, ["scan", "weigh", "combine"]),
     "a token, padding, weights, σ, sm_90a": (

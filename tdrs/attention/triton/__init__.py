@@ -3,7 +3,8 @@
     directions.py   one kernel: the directions of the keys, and their sums over chunks
     smallest.py     one kernel: |A|_min
     attend.py       one kernel: logits, the method's edit, softmax, values
-    decode.py       three kernels for one query row, which keep the directions of the keys
+    scan.py         one kernel: logits and cosines of one query row, with directions that are kept
+    decode.py       two kernels: the rest of attention for one query row
     distance.py     the distance of position ids, and one kernel: d_max of each row
     norm.py         the mean or the largest cosine of a row
     arithmetic.py   products, reciprocals and logarithms, which the kernels share

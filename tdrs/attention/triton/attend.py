@@ -181,6 +181,7 @@ def attend(
     COSINE: tl.constexpr,
     NORM: tl.constexpr,
     SMALLEST: tl.constexpr,
+    WEIGHTS: tl.constexpr,
     BY_ROW: tl.constexpr,
     FACTOR: tl.constexpr,
     ROLES: tl.constexpr,

@@ -11,9 +11,10 @@ from tdrs.attention.call import Call
 from tdrs.attention.directions import room
 from tdrs.attention.fused import FusedEdit, interpreted
 from tdrs.attention.triton.attend import attend, no_count, no_rows
-from tdrs.attention.triton.decode import combine, scan, weigh
+from tdrs.attention.triton.decode import combine, weigh
 from tdrs.attention.triton.directions import key_directions
 from tdrs.attention.triton.distance import row_spans
+from tdrs.attention.triton.scan import scan
 from tdrs.attention.triton.smallest import smallest_logits
 from tdrs.attention.triton.tiles import CHUNK, INTERPRETED, SPLIT, Tiles, row_tiles, tiles
 
@@ -89,6 +90,7 @@ class _Inputs:
             "COSINE": bool(edit.cosine),
             "NORM": edit.norm,
             "SMALLEST": edit.smallest,
+            "WEIGHTS": edit.weights,
             "BY_ROW": edit.by_row,
             "FACTOR": edit.factor,
             "ROLES": edit.roles,
@@ -199,7 +201,7 @@ class Launches(_Inputs):
         smallest_logits[(self.blocks, self.batch * self.heads)](
             self.query, self.key, self._bounds, found,
             self.rows, self.keys, self.call.scaling, *self.query.stride()[:3], *self.key.stride()[:3],
-            BY_ROW=self.edit.by_row, **self.common, **self.products,
+            WEIGHTS=self.edit.weights, BY_ROW=self.edit.by_row, **self.common, **self.products,
         )  # fmt: skip
         return found
 
@@ -240,13 +242,16 @@ class Scanned(NamedTuple):
 
     Attributes:
         logits, cosines: of the row with all keys, (B, H, K).
-        smallest: |A|_min of each part of the keys, (B, H, parts).
+        smallest: |A|_min of each part of the keys, (B, H, parts); its smallest logit, if |A|_min is of weights.
+        tops, masses: in that case, the largest logit of each part, and the sum of its weights relative to that one.
         norms: the sum or the maximum of the cosine over each part, (B, H, parts).
     """
 
     logits: torch.Tensor
     cosines: torch.Tensor
     smallest: torch.Tensor
+    tops: torch.Tensor
+    masses: torch.Tensor
     norms: torch.Tensor
 
 
@@ -281,8 +286,8 @@ class RowLaunches(_Inputs):
             return None
         vectors, marks = self._kept() if edit.cosine else (self.query, self.query[..., 0])
         of_pairs, of_parts = (
-            torch.empty(2, self.batch, self.heads, count, dtype=torch.float32, device=self.device)
-            for count in (self.keys, self.parts)
+            torch.empty(number, self.batch, self.heads, count, dtype=torch.float32, device=self.device)
+            for number, count in ((2, self.keys), (4, self.parts))
         )
         found = Scanned(*of_pairs, *of_parts)
         scan[self.grid](
@@ -290,13 +295,13 @@ class RowLaunches(_Inputs):
             self.keys, self.parts, self.call.scaling, *self.query.stride()[:2], *self.key.stride()[:3],
             *marks.stride()[:2], *angles.strides,
             TURNED=angles.turned, LAYOUT=angles.layout, COSINE=bool(edit.cosine), NORM=edit.norm,
-            **self.common, **self.products,
+            WEIGHTS=edit.weights, **self.common, **self.products,
         )  # fmt: skip
         return found
 
     def weigh(self, scanned: Scanned | None) -> torch.Tensor:
         """The output, (B, H, 1, D)."""
-        known = [self.query] * 4 if scanned is None else scanned
+        known = [self.query] * 6 if scanned is None else scanned
         tops, masses = torch.empty(2, self.batch, self.heads, self.parts, dtype=torch.float32, device=self.device)
         sums = torch.empty(self.batch, self.heads, self.parts, self.wide, dtype=torch.float32, device=self.device)
         weigh[self.grid](
