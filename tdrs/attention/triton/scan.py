@@ -23,7 +23,8 @@ def _marks(keys, d, INTERPRETED: tl.constexpr):
     factor = (d + 1) * -1640531535
     factor = ((factor ^ (factor >> 15)) * -2048144777) | 1
     mixed = bits * factor[None, :]
-    mixed = mixed ^ (mixed >> 15)  # else the sign of an element would reach the highest bit alone
+    mixed = (mixed ^ (mixed >> 15)) * -1028477387  # else the sign of an element would reach the highest bit alone
+    mixed = mixed ^ (mixed >> 13)
     if INTERPRETED:  # it would not wrap the sum
         return tl.sum(mixed.to(tl.int64), 1).to(tl.int32) | 1
     return tl.sum(mixed, 1) | 1
