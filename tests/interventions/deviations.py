@@ -1,6 +1,6 @@
 """How far each reading and each method lies from the float64 oracle: python -m tests.interventions.deviations
 
-The largest difference of an output (a weighted mean of standard normal values) over both executions, unpadded, left-
+The largest difference of an output (a weighted mean of standard normal values) over three executions, unpadded, left-
 and right-padded and with a filled cache, |A|_min given.
 """
 
