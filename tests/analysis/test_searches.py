@@ -198,12 +198,13 @@ def test_the_command_keeps_what_it_replayed(
     assert calls == [60, 60]
 
 
-TABLE = Path(__file__).parents[2] / "docs/search_tables/mini_llava_scienceqa.npz"
+TABLES = Path(__file__).parents[2] / "docs/search_tables"
 
 
-def test_the_race_needs_less_than_half_of_what_random_search_needs() -> None:
+@pytest.mark.parametrize("name", ["mini_llava_scienceqa", "mini_qwen2_5_vl_gqa"])
+def test_the_race_needs_less_than_half_of_what_random_search_needs(name: str) -> None:
     """On what 301 points answer: within 10 evaluations' samples it is better than random search within 20."""
-    points = Table.load(TABLE)
+    points = Table.load(TABLES / f"{name}.npz")
     size, raced, drawn = len(points.images), [], []
     for seed in range(3):
         shuffled = points.shuffled(np.random.default_rng(seed))
