@@ -57,18 +57,21 @@ def _attend(call: Call, method: Method) -> torch.Tensor:
         shares = _weigh(call, block, method, statistics)
         output[:, :, block.start : block.stop] = call.product(shares, value[..., : block.keys])
     if first > call.wanted:  # rows that are not edited: PyTorch's own attention is faster
-        output[:, :, :first] = _unedited(call)
+        output[:, :, :first] = _stock(call, first)
     if call.wanted:
         output[:, :, : call.wanted] = 0
     return call.without_padded_rows(output)
 
 
-def _unedited(call: Call) -> torch.Tensor:
-    """The stock attention output of the rows before `first_row`, (B, H, rows, D)."""
-    rows = call.first_row
+def _stock(call: Call, rows: int, factor: float = 1.0) -> torch.Tensor:
+    """The stock attention output of the first rows, (B, H, rows, D), with logits multiplied by a factor.
+
+    Rows of padding hold arbitrary values.
+    """
     keys = call.key.shape[2] if call.forward else call.past + rows
     mask = None if call.mask is None else call.mask[:, :, :rows, :keys]
-    if mask is None and call.past:
+    causal = mask is None and not call.past
+    if mask is None and call.past and rows > 1:
         mask = (call.index[call.past : keys, None] >= call.index[:keys])[None, None]
     key, value = (call.without_padding(x)[:, :, :keys] for x in (call.key, call.value))
     return torch.nn.functional.scaled_dot_product_attention(
@@ -76,10 +79,18 @@ def _unedited(call: Call) -> torch.Tensor:
         key,
         value,
         attn_mask=mask,
-        is_causal=mask is None,
-        scale=call.scaling,
+        is_causal=causal,
+        scale=call.scaling * factor,
         enable_gqa=key.shape[1] != call.query.shape[1],
     )
+
+
+def _rescaled(call: Call, factor: float) -> torch.Tensor:
+    """The output of an edit that multiplies all logits by a factor: PyTorch's own attention does that."""
+    call = _in_blocks(call)
+    output = _stock(call, call.query.shape[2], factor)
+    output[:, :, : call.wanted] = 0
+    return call.without_padded_rows(output)
 
 
 def reference(call: Call, method: Method) -> torch.Tensor:
@@ -92,14 +103,21 @@ def blocked(call: Call, method: Method) -> torch.Tensor:
 
     |A|_min is the smallest of many sums near 0, so its relative error between the two can be tens of per cent.
     """
+    return _attend(_in_blocks(call), method)
+
+
+def _in_blocks(call: Call) -> Call:
+    """The same call in blocks of a size that suits its device."""
     least, most = BLOCK_ELEMENTS.get(call.query.device.type, BLOCK_ELEMENTS["cpu"])
     batch, heads, _, _ = call.query.shape
     size = min(most, max(least, batch * heads * call.key.shape[2] * BLOCK_ROWS))
-    return _attend(call if call.block_elements else replace(call, block_elements=size), method)
+    return call if call.block_elements else replace(call, block_elements=size)
 
 
 def _run_fused(call: Call, method: Method, execution: str) -> torch.Tensor:
     """The output of the fused kernels; that of `blocked`, and a warning once, if they do not serve the call."""
+    if method.factor is not None and call.heads is None and call.softcap is None:
+        return _rescaled(call, method.factor)
     edit = method.fused
     reason = unfit(call, edit)
     if edit is None or reason is not None:

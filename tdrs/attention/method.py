@@ -105,6 +105,12 @@ class Method:
         return not self.reads_whole_map and not self.last_row_only
 
     @property
+    def factor(self) -> float | None:
+        """The factor by which the edit multiplies all logits, if it does nothing else. A GPU then runs PyTorch's own
+        attention with another scale."""
+        return None
+
+    @property
     def fused(self) -> FusedEdit | None:
         """These settings for the fused kernels of a GPU; None if these do not serve them. It describes the same edit as
         `edit`."""

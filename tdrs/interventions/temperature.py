@@ -33,9 +33,13 @@ class Temperature(Method):
         return self.tau != 1
 
     @property
+    def factor(self) -> float:
+        return 1 / self.tau
+
+    @property
     def fused(self) -> FusedEdit | None:
         return FusedEdit(
-            functions=functions_in("tdrs.interventions.pointwise_tile", "TEMPERATURE"), numbers=(1 / self.tau,)
+            functions=functions_in("tdrs.interventions.pointwise_tile", "TEMPERATURE"), numbers=(self.factor,)
         )
 
     def edit(self, block: Block, statistics: object) -> torch.Tensor:

@@ -220,7 +220,7 @@ OTHERS: dict[str, Callable[[], float]] = {
     "bfloat16": lambda: deviation(make(65, width=64), strong(), dtype=torch.bfloat16),
     "|A|_min": lambda: smallest_error(make(65, padding=BOTH, width=64)),
     "|A|_min, cache": lambda: smallest_error(make(33, past=32, width=64)),
-    "temperature, 257 rows": lambda: deviation(make(257, heads=1), POINTWISE["temperature"], own=True),
+    "vaf, 257 rows": lambda: deviation(make(257, heads=1), POINTWISE["vaf"], own=True),
     "NaN in padding": lambda: poisoned(make(37, padding=BOTH)),
     "NaN in padding, cache": lambda: poisoned(make(5, past=35, padding=((33, 0), (0, 3)))),
 }

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from tdrs import TDRS, Temperature, backbones, benchmarks, intervene
+from tdrs import TDRS, VAF, backbones, benchmarks, intervene
 from tdrs.attention.call import Call
 from tdrs.attention.core import fused
 from tdrs.configuration import choice
@@ -162,7 +162,7 @@ DECODED: dict[str, Callable[[], float]] = {
     "257 keys": lambda: deviation(make(1, past=256), strong()),
     "257 keys, layer, weights": lambda: deviation(make(1, past=256), strong(a_min_per="layer", gain="weights")),
     "257 keys, own |A|_min": lambda: deviation(make(1, past=256, padding=LEFT), strong(), own=True),
-    "257 keys, temperature": lambda: deviation(make(1, past=256), Temperature(), own=True),
+    "257 keys, vaf": lambda: deviation(make(1, past=256), VAF(image=1.5, system=0.4), own=True),
     "padding at both ends, decoded": lambda: deviation(make(1, past=64, padding=BOTH), TDRS(**STEEP)),
     "a part of padding": lambda: deviation(make(1, past=140, padding=((130, 0), (0, 0))), TDRS(**STEEP, scale="max")),
     "one visible key, and none": lambda: deviation(make(1, past=36, padding=EXTREME), TDRS(**STEEP)),

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import tdrs
-from tdrs import TDRS
+from tdrs import TDRS, Temperature
 from tdrs.attention import core, fused
 from tdrs.attention.call import Call
 from tdrs.attention.tally import Tally
@@ -20,7 +20,7 @@ from tdrs.evaluation import plan
 from tdrs.interventions import METHODS
 from tdrs.settings import SettingError
 from tests.conftest import tiny_llama
-from tests.interventions.calls import make
+from tests.interventions.calls import Sample, make
 
 
 def without_some_keys() -> Call:
@@ -121,6 +121,52 @@ def test_auto_runs_in_blocks_on_a_cpu_without_a_word() -> None:
             torch.testing.assert_close(core.fastest(call, TDRS()), core.blocked(call, TDRS()))
 
 
+def with_nan_in_padding(sample: Sample) -> tuple[Call, Call]:
+    """A call, and the same one with NaN in its padding."""
+    call, other = sample.call, replace(sample.call, key=sample.call.key.clone(), value=sample.call.value.clone())
+    assert call.mask is not None
+    hidden = ~call.mask.any(dim=2).transpose(-1, -2)
+    for vectors in (other.key, other.value):
+        vectors.masked_fill_(hidden[:, None, :, 0, None], torch.nan)
+    return call, other
+
+
+RESCALED: dict[str, tuple[Call, Call]] = {
+    "plain": (make(12).call,) * 2,
+    "padding on the left": with_nan_in_padding(make(12, padding="left")),
+    "padding on the right": with_nan_in_padding(make(12, padding="right")),
+    "a cache": (make(3, past=12).call,) * 2,
+    "one row": (make(1, past=12).call,) * 2,
+    "one row, padding": with_nan_in_padding(make(1, past=12, padding="left")),
+    "a sliding window": (without_some_keys(),) * 2,
+    "a hole": (with_a_hole(),) * 2,
+    "rows that are not wanted": (replace(make(12, padding="left").call, wanted=7),) * 2,
+}
+
+
+@pytest.mark.parametrize("name", RESCALED)
+def test_a_factor_of_all_logits_is_another_scale(name: str) -> None:
+    """Also where Triton does not run, and under a mask that the kernels do not serve."""
+    clean, call = RESCALED[name]
+    expected = core.reference(clean, Temperature(tau=0.3))
+    expected[:, :, : clean.wanted] = 0
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = core.fused(call, Temperature(tau=0.3))
+    torch.testing.assert_close(found, expected, atol=2e-6, rtol=1e-5)
+
+
+@pytest.mark.usefixtures("_unsaid")
+def test_a_factor_of_some_heads_or_of_capped_logits_is_not() -> None:
+    method = Temperature(tau=0.3)
+    heads = torch.tensor([True, False, False, True])[None, :, None, None]
+    for call in (replace(make(12).call, heads=heads), replace(make(12).call, softcap=2.0)):
+        with pytest.warns(UserWarning, match="runs Temperature as blocked"):
+            found = core.fused(call, method)
+        torch.testing.assert_close(found, core.reference(call, method), atol=2e-6, rtol=1e-5)
+        core._warn_once.cache_clear()
+
+
 def test_without_triton_it_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fused, "installed", lambda: False)
     with (
@@ -153,7 +199,7 @@ def test_nothing_of_ours_imports_triton_without_a_gpu() -> None:
     """transformers may import it; the kernels' modules would."""
     code = (
         "import sys, torch, tdrs; from tdrs.attention.core import EXECUTIONS\n"
-        "from tests.interventions.calls import make\n"
+        "from tests.interventions.calls import Sample, make\n"
         "[execute(make(9).call, tdrs.TDRS()) for execute in EXECUTIONS.values()]\n"
         "print([name for name in sys.modules if name.startswith('tdrs.attention.triton')])"
     )
