@@ -20,7 +20,7 @@ def machine_memory() -> int:
     found = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
     for path in CGROUPS:
         with suppress(OSError, ValueError):  # "max" is no bound
-            found.append(int(Path(path).read_text()))
+            found.append(int(Path(path).read_text(encoding="utf-8")))
     return min(found)
 
 
