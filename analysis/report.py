@@ -125,6 +125,7 @@ def study_report(
         ("backbones", ", ".join(outcome.all_named("backbone"))),
         ("data sets", ", ".join(outcome.all_named("dataset"))),
         ("batch size", str(config["batch_size"])),
+        *([("tokens at a time", str(config["batch_tokens"]))] if config.get("batch_tokens") else []),
         ("decoding", "greedy, repetition penalty 1.0"),
         ("study key", outcome.key),
     ]

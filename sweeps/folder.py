@@ -25,6 +25,7 @@ REPLACED, TRIALS = "replaced", "trials.jsonl"
 UNKNOWN = "unknown"  # the key of a study whose configuration cannot be read
 NO_TRIAL = ValueError, KeyError, TypeError, AttributeError  # of a line that is no trial; SettingError is a ValueError
 _NOT_DECISIVE = ("output", "tracking", "study", "workers", "features_gib", "dry_run")
+_ADDED = (("batch_tokens", None),)  # settings that came later, at the value that all studies had before
 
 
 def studies_folder(output: Path) -> Path:
@@ -54,7 +55,7 @@ def study_folder(output: Path, name: str) -> Path:
 
 def study_key(config: Mapping[str, Any]) -> str:
     """A hash of what a study asks, but not of where it is kept."""
-    values = {name: value for name, value in config.items() if name not in _NOT_DECISIVE}
+    values = dict(one for one in config.items() if one[0] not in _NOT_DECISIVE and one not in _ADDED)
     return hashlib.sha256(json.dumps([config["study"]["name"], values], sort_keys=True).encode()).hexdigest()[:16]
 
 

@@ -106,7 +106,8 @@ class Raced(Adaptive):
                 point = self._point(there, config, condition)
                 if point is None or any(there[part] != here[part] for part in ("backbone", "dataset")):
                     continue
-                alike = all(there[part] == here[part] for part in ("attention", "batch_size"))
+                parts = ("attention", "batch_size", "batch_tokens")  # studies of earlier versions lack the last one
+                alike = all(there.get(part) == here.get(part) for part in parts)
                 if trial.split == "tuning" and trial.status == COMPLETE and alike and trial.condition in beside:
                     values = _values(look(trial))
                     if values is not None and all(point != other for other, _ in measured):

@@ -70,7 +70,7 @@ def examine(values: Mapping[str, Any]) -> Iterator[Finding]:
     yield _files(planned)
     asked = {name: value for name, value in values.items() if name != "samples"}
     asked |= {"study": {"name": "doctor", "storage": "journal"}, "workers": {"name": "inline"}}
-    asked |= {"tracking": {"name": "none"}, "dry_run": True}
+    asked |= {"tracking": {"name": "none"}, "dry_run": True, "batch_tokens": None}
     study = Study(asked, Tracker("none", output))
     samples = planned.load()
     yield Finding("data", [_data(planned, samples), *samples.notes])

@@ -32,7 +32,9 @@ from tdrs.environment import environment
 from tdrs.interventions import Method
 from tdrs.records import Records
 from tdrs.results import Batch, Counts, Evaluation, alike, asked_of, of_rows
-from tdrs.settings import SettingError, check_choice, check_number
+from tdrs.settings import SettingError, check_choice, check_number, first_line
+
+SMALLER = "a picture of fewer tokens (backbone.image), backbone.bits=8 and a smaller dataset.gap take less"
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,7 @@ class Plan:
     split: str
     limit: int | None
     batch_size: int
+    batch_tokens: int | None
     config: Mapping[str, Any]
     notes: tuple[str, ...] = ()
 
@@ -81,6 +84,8 @@ class Plan:
             "batch_size": self.batch_size,
             "version": __version__,
         }
+        if self.batch_tokens is not None:
+            decisive["batch_tokens"] = self.batch_tokens
         return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -99,6 +104,8 @@ def plan(config: Mapping[str, Any]) -> Plan:
     check_choice("split", config["split"], benchmarks.SPLITS)
     check_choice("attention.execution", config["attention"]["execution"], list(EXECUTIONS))
     check_number("batch_size", config["batch_size"], 1, whole=True)
+    if config.get("batch_tokens") is not None:
+        check_number("batch_tokens", config["batch_tokens"], 1, whole=True)
     if config["limit"] is not None:
         check_number("limit", config["limit"], 1, whole=True)
     backbone = backbones.from_settings(config["backbone"])
@@ -126,6 +133,7 @@ def plan(config: Mapping[str, Any]) -> Plan:
         split=config["split"],
         limit=config["limit"],
         batch_size=config["batch_size"],
+        batch_tokens=config.get("batch_tokens"),
         config=config,
         notes=tuple(notes),
     )
@@ -137,24 +145,37 @@ def out_of_memory(error: BaseException) -> bool:
 
 
 def _ask(
-    backbone: Backbone, batch: Sequence[Sample], benchmark: Benchmark, size: int, then: Sequence[Sample]
+    backbone: Backbone,
+    batch: Sequence[Sample],
+    benchmark: Benchmark,
+    parts: Sequence[Sequence[int]],
+    then: Sequence[Sample],
 ) -> list[Answer] | None:
-    """The answers to a batch, asked `size` samples at a time; None if memory ran out and a smaller size is possible.
+    """The answers to a batch, asked in parts; None if memory ran out and smaller parts are possible.
 
     Args:
-        then: the next batch; empty if there is none.
+        parts: the numbers of the samples of each part.
+        then: the samples that are asked next; empty if there are none.
     """
-    answers: list[Answer] = []
-    parts = [some[first : first + size] for some in (batch, then) for first in range(0, len(some), size)]
+    answers: dict[int, Answer] = {}
+    asked = [[batch[number] for number in part] for part in parts]
     try:
-        for part, following in zip(parts, [*parts[1:], ()], strict=True):
-            if len(answers) < len(batch):
-                answers += backbone.answer(part, benchmark.real, benchmark.prompt, following)
+        for part, some, following in zip(parts, asked, [*asked[1:], then], strict=True):
+            answers |= zip(part, backbone.answer(some, benchmark.real, benchmark.prompt, following), strict=True)
     except (RuntimeError, MemoryError) as error:
-        if size == 1 or not out_of_memory(error):
+        if not out_of_memory(error):
             raise
+        if max(map(len, parts)) == 1:
+            raise type(error)(f"{first_line(error)}; with one sample at a time; {SMALLER}") from error
         return None
-    return answers
+    return [answers[number] for number in range(len(batch))]
+
+
+def _parts(backbone: Backbone, batch: Sequence[Sample], size: int, tokens: int | None) -> list[list[int]]:
+    """The numbers of a batch's samples in the parts in which they are asked."""
+    if tokens is None:
+        return [list(range(first, min(first + size, len(batch)))) for first in range(0, len(batch), size)]
+    return backbone.parts(batch, size, tokens)
 
 
 def run_batches(
@@ -166,6 +187,7 @@ def run_batches(
     execution: str = "auto",
     done: Sequence[Batch] = (),
     starts: Sequence[int] | None = None,
+    batch_tokens: int | None = None,
 ) -> Iterator[Batch]:
     """Answer the samples greedily under the intervention and score the answers, one batch after the other.
 
@@ -175,6 +197,7 @@ def run_batches(
     Args:
         done: the batches that exist already; they are skipped.
         starts: the number of the first sample of each batch that is asked; None is all batches.
+        batch_tokens: the most tokens, padding included, that are asked at a time; None is whole batches.
 
     Raises:
         FloatingPointError: the logits have a NaN.
@@ -188,8 +211,11 @@ def run_batches(
         for first, batch, then in zip(missing, batches, [*batches[1:], ()], strict=True):
             begun = time.perf_counter()
             try:
-                while (answers := _ask(backbone, batch, benchmark, size, then)) is None:
-                    size = (size + 1) // 2
+                parts = _parts(backbone, batch, size, batch_tokens)
+                following = then if batch_tokens else then[:size]  # a budget cuts what is prepared whole
+                while (answers := _ask(backbone, batch, benchmark, parts, following)) is None:
+                    size = ((max(map(len, parts)) if batch_tokens else size) + 1) // 2
+                    parts = _parts(backbone, batch, size, batch_tokens)
                     session.tally.take()
                     if torch.cuda.is_available():
                         torch.cuda.empty_cache()
@@ -230,7 +256,8 @@ def summary(benchmark: Benchmark, samples: Sequence[Sample], batches: Sequence[B
     notes += notes_of(sum((Counter(batch.over) for batch in batches), Counter()))
     smallest = min((batch.size for batch in batches), default=batch_size)
     if smallest < batch_size:
-        notes.append(f"out of memory: batches of {batch_size} were asked {smallest} samples at a time")
+        asked = f"batches of {batch_size} were asked {smallest} samples at a time"
+        notes.append(f"out of memory: {asked} (set batch_size={smallest})")
     clamped, seconds = counts.pop("clamped"), sum(batch.seconds for batch in batches)
     return Evaluation(records, metrics, notes, clamped, seconds, time.time(), diagnostics=counts)
 
@@ -350,6 +377,7 @@ def complete(
             planned.execution,
             done,
             starts,
+            planned.batch_tokens,
         )
         with closing(steps):  # type: ignore[type-var]
             for batch in steps:

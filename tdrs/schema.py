@@ -196,12 +196,15 @@ class Evaluate(Common):
 
     Args:
         tracking: where the run is logged.
+        batch_tokens: the most tokens that are asked at a time, padding included. A batch is then asked in parts of
+            similar length. None is whole batches.
         split: `tuning`, on which settings are chosen, or `held_out`, which is reported.
         limit: the most samples, a fair draw of the split; None is all.
         shard: a part of the samples, for several machines: 2/4 is the second of four. The last one makes the result.
     """
 
     tracking: dict[str, Any]
+    batch_tokens: int | None = None
     split: str = "held_out"
     limit: int | None = None
     shard: str | None = None
@@ -209,6 +212,8 @@ class Evaluate(Common):
     def __post_init__(self) -> None:
         super().__post_init__()
         build_named("tracking", TRACKING, self.tracking)
+        if self.batch_tokens is not None:
+            check_number("batch_tokens", self.batch_tokens, 1, whole=True)
         if self.limit is not None:
             check_number("limit", self.limit, 1, whole=True)
 
@@ -222,6 +227,8 @@ class Sweep(Common):
         preset: how many samples of each split.
         workers: what measures: this process, several processes, or Ray.
         tracking: where the runs are logged.
+        batch_tokens: the most tokens that are asked at a time, padding included. A batch is then asked in parts of
+            similar length. None is whole batches.
         study: the study's name and storage.
         dry_run: print the trials that would run, and an estimate of the time.
     """
@@ -230,12 +237,15 @@ class Sweep(Common):
     preset: Preset
     workers: dict[str, Any]
     tracking: dict[str, Any]
+    batch_tokens: int | None = None
     study: StudySettings = StudySettings()
     dry_run: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
         build_named("tracking", TRACKING, self.tracking)
+        if self.batch_tokens is not None:
+            check_number("batch_tokens", self.batch_tokens, 1, whole=True)
         build_named("workers", WORKERS, self.workers)
 
 

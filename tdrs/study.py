@@ -125,6 +125,7 @@ def _command(study: Kept, trial: Trial) -> str:
             name, chosen = value(given["methods"]), together(given["methods"], partial(choice, part))
         words += [f"{part}={name}", *changes(part, given, chosen)]
     words += [f"limit={value(config['preset']['held_out'])}", f"batch_size={config['batch_size']}"]
+    words += [f"batch_tokens={config['batch_tokens']}"] if config.get("batch_tokens") else []
     words += changes("attention", config["attention"], usual["attention"])
     return command("tdrs.evaluate", *words, f"output={value(str(study.output.absolute()))}")
 

@@ -161,12 +161,12 @@ def test_out_of_memory_asks_for_less_at_a_time(
     assert sizes == [8, 4, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2]
     assert [batch.start for batch in batches] == [0, 8, 16]  # the plan is as it was
     found = summary(twin(), samples, batches, 8)
-    assert "out of memory: batches of 8 were asked 2 samples at a time" in found.notes
+    assert "out of memory: batches of 8 were asked 2 samples at a time (set batch_size=2)" in found.notes
     sizes.clear()
     list(run_batches(mini_llava, twin(), samples, TDRS(), 8, done=batches[:2]))
     assert sizes == [2, 2]  # what was learned is kept
     monkeypatch.setattr(Backbone, "answer", lambda *_: (_ for _ in ()).throw(error))
-    with pytest.raises(type(error)):
+    with pytest.raises(type(error), match=r"memory; with one sample at a time; .*backbone\.image.* take less"):
         list(run_batches(mini_llava, twin(), samples, TDRS(), 8))
 
 

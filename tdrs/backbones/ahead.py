@@ -35,15 +35,15 @@ class Ahead:
         """A `with` block beside which a thread finds and does work, in order. At the end the block waits for it.
 
         If the block is left by an error, the thread stops after the thing that it is at. What was made for an earlier
-        block and not taken is let go.
+        block and not taken is let go, unless it is part of this work, too.
         """
-        self._made.clear()
+        before, self._made = self._made, {}
         if work == ():
             yield
             return
         stop = threading.Event()
         # a daemon, so that it cannot keep a process alive that is interrupted twice
-        thread = threading.Thread(target=self._make, args=(work, stop), name="next batch", daemon=True)
+        thread = threading.Thread(target=self._make, args=(work, before, stop), name="next batch", daemon=True)
         thread.start()
         try:
             yield
@@ -54,13 +54,13 @@ class Ahead:
             thread.join()
             raise
 
-    def _make(self, work: Iterable[Work], stop: threading.Event) -> None:
+    def _make(self, work: Iterable[Work], before: dict[Hashable, Any], stop: threading.Event) -> None:
         used = 0
         with suppress(Exception):  # it is raised when its batch asks for it
             for name, make in work:
                 if stop.is_set() or used > ROOM:
                     return
-                made = make()
+                made = before[name] if name in before else make()
                 if made is not None:
                     self._made[name] = made
                     used += _bytes(made)

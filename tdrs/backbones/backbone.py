@@ -20,6 +20,7 @@ from tdrs.attention.intervene import intervene, session_of, text_decoder
 from tdrs.attention.method import Method
 from tdrs.attention.second_pass import SecondPass, check_second_pass, second_pass_of
 from tdrs.attention.session import Session
+from tdrs.backbones import token_budget
 from tdrs.backbones.adapter import merge
 from tdrs.backbones.ahead import Work
 from tdrs.backbones.backbone_settings import BackboneSettings, not_loaded
@@ -170,6 +171,21 @@ class Backbone:
             yield self.prompts.work(samples)
         if self.reads_pictures:
             yield from self.images.work([sample.picture for sample in samples])
+
+    def parts(self, samples: Sequence[Sample], size: int, tokens: int) -> list[list[int]]:
+        """The numbers of a batch's samples in parts of similar length; see `token_budget.cut`.
+
+        The rows of a second pass count as tokens, too.
+        """
+        session = session_of(self.model)
+        second = session.second_pass if session else None
+        given = self._tokens(samples)
+        lengths = given["attention_mask"].sum(dim=1).tolist()
+        found = token_budget.cut(lengths, size, tokens // (1 + len(second.others if second else ())))
+        for chosen, numbers in (([samples[number] for number in numbers], numbers) for numbers in found):
+            if chosen not in self.tokens and (tensors := token_budget.part(given, samples, numbers)):
+                self.tokens.put(chosen, tensors)
+        return found
 
     @torch.inference_mode()
     def answer(

@@ -245,13 +245,15 @@ class TokenCache:
             prompt: what else decides the result; see `SecondPass.prompt`.
         """
         key = (*prompt, *asked_of(samples))
-        if key not in self._batches:
-            found = inputs(samples)
-            self._bytes += _size(found)
-            while self._batches and self._bytes > CACHED_BYTES:
-                self._bytes -= _size(self._batches.pop(next(iter(self._batches))))
-            self._batches[key] = found
-        return self._batches[key]
+        return self._batches[key] if key in self._batches else self.put(samples, inputs(samples), prompt)
+
+    def put(self, samples: Sequence[Sample], tokens: dict[str, Any], prompt: tuple[object, ...] = ()) -> dict[str, Any]:
+        """Keep the tokens of a batch, and return them."""
+        self._bytes += _size(tokens)
+        while self._batches and self._bytes > CACHED_BYTES:
+            self._bytes -= _size(self._batches.pop(next(iter(self._batches))))
+        self._batches[(*prompt, *asked_of(samples))] = tokens
+        return tokens
 
 
 def asked_of(samples: Sequence[Sample]) -> tuple[object, ...]:

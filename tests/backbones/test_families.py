@@ -22,7 +22,7 @@ from tdrs.attention.call import Call
 from tdrs.attention.core import blocked
 from tdrs.attention.method import Method
 from tdrs.attention.second_pass import PictureChange, SecondPass
-from tdrs.backbones import Backbone, BackboneSettings
+from tdrs.backbones import Backbone, BackboneSettings, token_budget
 from tdrs.backbones.two_passes import ChangedPicture
 from tdrs.benchmarks.benchmark import Picture, PictureSet, Sample
 from tdrs.evaluation import evaluate
@@ -302,6 +302,25 @@ def test_common_beginnings_change_no_answer(run: Run) -> None:
     assert [a.margin for a in shared] == pytest.approx([a.margin for a in whole], abs=2e-3)
 
 
+def parts_of_the_tensors(backbone: Backbone, some: list[Sample]) -> None:
+    """The tensors of a part of a batch are those that the processor gives for its prompts alone."""
+    whole = backbone.prompts.tokens(some)
+    for numbers in ([1], [2, 0], [0, 1, 2]):
+        expected = backbone.prompts.tokens([some[number] for number in numbers])
+        found = token_budget.part(whole, some, numbers)
+        assert found is not None
+        assert {name: value.tolist() for name, value in found.items()} == {
+            name: value.tolist() for name, value in expected.items()
+        }
+
+
+def test_a_part_of_a_batch_has_the_tensors_of_its_prompts_alone(run: Run) -> None:
+    wide = Picture.of(Image.radial_gradient("L").resize((96, 32)).convert("RGB"))
+    first, second = samples()[:2]
+    longer = replace(first, prompt=f"{first.prompt} {second.prompt}", picture=wide)
+    parts_of_the_tensors(run.backbone, [first, longer, second])
+
+
 @pytest.mark.parametrize("size", [(64, 64), (17, 31)])
 def test_image_tokens_are_as_many_as_the_embeddings(run: Run, size: tuple[int, int]) -> None:
     """And embeddings in place of pixels give the same logits."""
@@ -363,6 +382,7 @@ def several() -> list[Sample]:
 def test_several_pictures_of_a_prompt(run: Run) -> None:
     """Embeddings give the logits of pixels; roles, padding, neighbours and the stages off are as for one picture."""
     backbone = run.backbone
+    parts_of_the_tensors(backbone, several())
     pixels, inputs = backbone.inputs(several()), backbone.model_inputs(several())
     mask = pixels["attention_mask"].bool()
     assert not mask.all()

@@ -248,7 +248,7 @@ def test_memory_that_runs_out_splits_a_batch(mini_llava: Backbone, monkeypatch: 
     monkeypatch.setattr(mini_llava.model, "generate", little)
     found = evaluate(mini_llava, benchmark, samples, method)
     assert [record.prediction for record in found.records] == [record.prediction for record in whole.records]
-    assert "out of memory: batches of 32 were asked 2 samples at a time" in found.notes
+    assert "out of memory: batches of 32 were asked 2 samples at a time (set batch_size=2)" in found.notes
 
 
 @pytest.mark.parametrize("half", [0, 1])

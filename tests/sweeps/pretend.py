@@ -46,6 +46,7 @@ def run_batches(
     execution: str = "auto",
     done: Sequence[Batch] = (),
     starts: Sequence[int] = (),
+    batch_tokens: int | None = None,
 ) -> Iterator[Batch]:
     for first in sorted(set(starts) - {batch.start for batch in done}):
         records = []
