@@ -17,8 +17,6 @@ from tdrs.results import alike, check_same_samples
 from tdrs.settings import SettingError
 from tdrs.sweeps.trial import Trial
 
-ROUNDS = 50  # of the two effects' estimates in turn; they settle to four digits in some ten
-
 
 class Scores:
     """The objective of points, sample by sample.
@@ -37,15 +35,20 @@ class Scores:
 
     @cached_property
     def _comparable(self) -> np.ndarray:
-        """The values; if points saw different samples, less the effects of the samples."""
+        """The values; if points saw different samples, less the effects of the samples.
+
+        Both effects are those of least squares. The normal equations are solved, for the points; estimates of the two
+        in turn would take hundreds of rounds to settle where few points saw most of the samples.
+        """
         if self._seen.all():
             return self.values
-        effects: np.ndarray = np.zeros(len(self.weights))
-        for _ in range(ROUNDS):
-            points = np.average(
-                np.where(self._seen, self.values - effects, 0), weights=self.weights, axis=1
-            ) / np.average(self._seen, weights=self.weights, axis=1)
-            effects = np.nanmean(self.values - points[:, None], axis=0)
+        weights = self._seen * self.weights
+        share = self._seen / self._seen.sum(axis=0)  # of a point in the effect of a sample
+        values = np.where(self._seen, self.values, 0)
+        excess = values - (share * values).sum(axis=0)
+        system = np.diag(weights.sum(axis=1)) - weights @ share.T
+        points = np.linalg.lstsq(system, (weights * excess).sum(axis=1), rcond=None)[0]
+        effects = np.nanmean(self.values - points[:, None], axis=0)
         return self.values - effects + np.average(effects, weights=self.weights)
 
     @cached_property

@@ -406,6 +406,16 @@ def test_points_that_saw_few_samples_are_compared_without_the_effects_of_samples
     )
 
 
+def test_sample_effects_are_found_where_one_point_alone_saw_most_samples() -> None:
+    rng = np.random.default_rng(0)
+    points, effects = rng.normal(0, 0.1, 30), np.linspace(1, 0, 640)
+    whole = points[:, None] + effects
+    values = whole.copy()
+    values[1:, 16:] = np.nan
+    scores = Scores(values, np.ones(640), np.arange(640))
+    assert scores.means == pytest.approx(whole.mean(axis=1), abs=1e-6)
+
+
 @pytest.fixture(scope="module")
 def raced(tmp_path_factory: pytest.TempPathFactory) -> StudyResults:
     """A race in which SD makes some answers right, and nothing else matters."""
