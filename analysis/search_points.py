@@ -112,7 +112,9 @@ class SearchPoints(NamedTuple):
         left = "; ".join(f"{number} {reason}" for reason, number in self.left_out.items())
         asked = len(self.history)
         text = f"{len(self.drawn)} of {asked} trials are counted"
-        return f"{text}; left out: {left}." if left else f"{text}: all are complete and different."
+        if left:
+            return f"{text}; left out: {left}."
+        return f"{text}: all are different." if self.raced else f"{text}: all are complete and different."
 
 
 def has_points(outcome: Outcome) -> bool:

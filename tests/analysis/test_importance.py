@@ -446,6 +446,7 @@ def test_a_race_says_what_matters_by_the_points_that_it_measured_in_order(raced:
     assert all(points.space.params(one)[f"{WEIGHT}.on"] is False for one in missing)  # type: ignore[index]
     assert {trial.n for trial in points.drawn} > {16}
     assert points.best.settings == raced.outcome.rows[2].settings
+    assert points._replace(left_out={}).counted.endswith("trials are counted: all are different.")  # not complete
 
     (one,) = search_importance.importance(raced.outcome, raced.records)
     assert one.parameters[0].name == SD
