@@ -7,6 +7,7 @@
     decode.py       two kernels: the rest of attention for one query row
     distance.py     the distance of position ids, and one kernel: d_max of each row
     norm.py         the mean or the largest cosine of a row
+    padding.py      where a sample's padding is, which the kernels share
     arithmetic.py   products, reciprocals and logarithms, which the kernels share
     tiles.py        the sizes of the tiles
     run.py          from a call to the output

@@ -21,6 +21,7 @@ from tdrs.attention.triton.arithmetic import LOG2_E, dot
 from tdrs.attention.triton.directions import direction
 from tdrs.attention.triton.distance import apart
 from tdrs.attention.triton.norm import row_norm
+from tdrs.attention.triton.padding import real_keys
 
 
 @triton.jit
@@ -200,9 +201,7 @@ def attend(
     i = past + r
     i_float = i.to(tl.float32)
     d = tl.arange(0, WIDE)
-    first, stop = 0, K
-    if PADDED:
-        first, stop = tl.load(bounds + 2 * b), tl.load(bounds + 2 * b + 1)
+    first, stop = real_keys(bounds, b, K, PADDED)
     real = (r < Q) & (i >= first) & (i < stop) & (r >= wanted)
     inside = (d < D)[None, :]
     query += b * q_b + h * q_h

@@ -3,6 +3,8 @@
 import triton
 import triton.language as tl
 
+from tdrs.attention.triton.padding import real_keys
+
 
 @triton.jit
 def apart(positions, i, j, i_there, j_there, p_r, p_a, M: tl.constexpr, N: tl.constexpr, AXES: tl.constexpr):
@@ -39,9 +41,7 @@ def row_spans(
     block, b = tl.program_id(0), tl.program_id(1).to(tl.int64)
     r = block * M + tl.arange(0, M)
     i = K - Q + r
-    first, stop = 0, K
-    if PADDED:
-        first, stop = tl.load(bounds + 2 * b), tl.load(bounds + 2 * b + 1)
+    first, stop = real_keys(bounds, b, K, PADDED)
     real = (r < Q) & (i >= first) & (i < stop)
     positions += b * p_b
     span = tl.zeros([M], tl.float32)

@@ -10,6 +10,7 @@ import triton.language as tl
 
 from tdrs.attention.triton.arithmetic import LOG2_E, dot
 from tdrs.attention.triton.directions import direction
+from tdrs.attention.triton.padding import real_keys
 from tdrs.attention.triton.smallest import more_weights
 
 
@@ -33,9 +34,8 @@ def _marks(keys, d, INTERPRETED: tl.constexpr):
 @triton.jit
 def shown_keys(bounds, b, K, PADDED: tl.constexpr):
     """The first key that the row sees, and the last one + 1; they are equal if the row is padding."""
-    first, stop = 0, K
+    first, stop = real_keys(bounds, b, K, PADDED)
     if PADDED:
-        first, stop = tl.load(bounds + 2 * b), tl.load(bounds + 2 * b + 1)
         stop = tl.where(stop == K, stop, first)  # the row's own key is the last one
     return first, stop
 

@@ -4,6 +4,7 @@ import triton
 import triton.language as tl
 
 from tdrs.attention.triton.arithmetic import LOG2_E, dot
+from tdrs.attention.triton.padding import real_keys
 
 
 @triton.jit
@@ -60,9 +61,7 @@ def smallest_logits(
     r = block * M + tl.arange(0, M)
     i = past + r
     d = tl.arange(0, WIDE)
-    first, stop = 0, K
-    if PADDED:
-        first, stop = tl.load(bounds + 2 * b), tl.load(bounds + 2 * b + 1)
+    first, stop = real_keys(bounds, b, K, PADDED)
     real = (r < Q) & (i >= first) & (i < stop)
     inside = (d < D)[None, :]
     x = tl.load(query + b * q_b + h * q_h + r[:, None] * q_r + d[None, :], mask=real[:, None] & inside, other=0)
