@@ -20,12 +20,14 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-from sklearn.ensemble import ExtraTreesRegressor
 
 from .trial import Settings
+
+if TYPE_CHECKING:
+    from sklearn.ensemble import ExtraTreesRegressor
 
 STARTUP = 32  # arms before settings are modelled
 TREES = 50
@@ -217,10 +219,12 @@ class Arms:
         return variance * (measured / error + expected / between), np.sqrt(variance)
 
     @cached_property
-    def forest(self) -> ExtraTreesRegressor | None:
+    def forest(self) -> "ExtraTreesRegressor | None":
         """The model of all arms; None if there are too few."""
         if len(self.all) < STARTUP:
             return None
+        from sklearn.ensemble import ExtraTreesRegressor  # takes a second, which other commands need not wait for
+
         measured, error, *_ = self.relatives
         options: dict[str, Any] = {"min_samples_leaf": 2, "max_features": 0.5, "bootstrap": True, "oob_score": True}
         forest = ExtraTreesRegressor(TREES, random_state=0, **options)
