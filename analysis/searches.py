@@ -18,7 +18,6 @@ from typing import Any, NamedTuple
 
 import matplotlib.figure
 import numpy as np
-from joblib import Parallel, delayed  # type: ignore[import-untyped]
 from tqdm import tqdm
 
 from tdrs import checked_file
@@ -92,6 +91,8 @@ def regret_curves(
         jobs: processes that share the orders; −1 is one for each core.
         policies: the searches beside the race; None is all that are available.
     """
+    from joblib import Parallel, delayed  # type: ignore[import-untyped]  # it sets an environment variable
+
     policies = available() if policies is None else policies
     seeds = tqdm(range(orders), unit="order", disable=not shows_progress())
     found = Parallel(n_jobs=jobs)(delayed(regrets_of)(table, seed, policies) for seed in seeds)
